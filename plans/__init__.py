@@ -1,0 +1,1 @@
+"""Presets for `rehrseg plan`: one JSON file each."""

@@ -1,0 +1,1 @@
+"""The `rehrseg` command, one module per subcommand."""

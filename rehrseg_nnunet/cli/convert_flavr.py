@@ -1,0 +1,81 @@
+"""Turn a published FLAVR checkpoint into initial weights for stage 1 (SelfSRTrainer).
+
+The result is for `nnUNetv2_train DATASET CONFIGURATION FOLD -tr SelfSRTrainer -pretrained_weights OUT`, which wants
+every tensor of the network: those that FLAVR does not have get the network's usual initial values, the same ones each
+time the same file is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.config import load_config
+from rehrseg_nnunet.networks.flavr_checkpoint import load_backbone, read_flavr_checkpoint
+from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, build_self_sr_network
+
+SEED = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("checkpoint", type=Path, metavar="FLAVR_4x.pth", help="published FLAVR checkpoint")
+    parser.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT.pth", help="file to write")
+    parser.add_argument("-d", dest="dataset", required=True, help="dataset name or id; must be preprocessed")
+    parser.add_argument("-c", dest="configuration", required=True, help="configuration of the plans, e.g. 3d_fullres")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert the checkpoint and say what was loaded.
+
+    Raises:
+        FileNotFoundError: no checkpoint, dataset, plans or dataset.json.
+        ValueError: the file is not a FLAVR checkpoint, or its width is not `self_sr.base_features` of the plans.
+        NotImplementedError: a 2d or cascaded configuration.
+        RuntimeError: unknown configuration (nnU-Net's message).
+    """
+    network = _fresh_network(args.dataset, args.configuration, args.plans)
+    state_dict = read_flavr_checkpoint(args.checkpoint)
+    try:
+        lines = load_backbone(network, state_dict)
+    except ValueError as error:
+        raise ValueError(f"{error}; set rehrseg.self_sr.base_features in {args.plans}, or train from scratch") from None
+    _save_atomically({"network_weights": network.state_dict()}, args.output)
+    print("\n".join((*lines, f"wrote {args.output}")))
+
+
+def _fresh_network(dataset: str, configuration: str, plans_identifier: str) -> SelfSRNetwork:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    folder = find_dataset(nnunet_folder("nnUNet_preprocessed"), dataset)
+    plans = PlansManager(_read_json(folder / f"{plans_identifier}.json"))
+    resolved = plans.get_configuration(configuration)
+    config = load_config(resolved.configuration)
+    heads = plans.get_label_manager(_read_json(folder / "dataset.json")).num_segmentation_heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return build_self_sr_network(config, len(resolved.normalization_schemes), heads)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found; run nnUNetv2_plan_and_preprocess first")
+    return json.loads(path.read_text())
+
+
+def _save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Write beside the target and rename: an interrupted command leaves no half-written weights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""nnU-Net's folders for the subcommands: one clear line when an environment variable is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def nnunet_folder(variable: str) -> Path:
+    """Folder that one of nnUNet_raw, nnUNet_preprocessed and nnUNet_results names.
+
+    Raises:
+        ValueError: the variable is not set.
+        FileNotFoundError: its folder does not exist.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise ValueError(f"environment variable {variable} must be set, e.g. export {variable}=/data/{variable}")
+    folder = Path(value)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"environment variable {variable} must name an existing folder, got {value}")
+    return folder
+
+
+def find_dataset(base: Path, name_or_id: str) -> Path:
+    """Dataset folder below one of nnU-Net's folders, by full name or by number.
+
+    Raises:
+        FileNotFoundError: no such dataset.
+        ValueError: several datasets have this number.
+    """
+    if name_or_id.startswith("Dataset"):
+        found = [base / name_or_id] if (base / name_or_id).is_dir() else []
+    else:
+        try:
+            prefix = f"Dataset{int(name_or_id):03d}_"
+        except ValueError:
+            raise ValueError(f"-d must be a number or a name like Dataset004_Hippocampus, got {name_or_id}") from None
+        found = sorted(path for path in base.iterdir() if path.is_dir() and path.name.startswith(prefix))
+    if not found:
+        raise FileNotFoundError(f"dataset {name_or_id} was not found in {base}")
+    if len(found) > 1:
+        raise ValueError(f"dataset number {name_or_id} must be unique, got {[path.name for path in found]} in {base}")
+    return found[0]

@@ -1,0 +1,53 @@
+"""The `rehrseg` command: one module per subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+COMMANDS = {
+    "trainers": "print the folder that nnUNet_extTrainer must name",
+    "plan": "write nnU-Net plans with a REHRSeg preset",
+    "predict": "predict high-resolution segmentations",
+    "simulate": "make a thick-slice dataset with known truth from an isotropic one",
+    "evaluate": "compare segmentations or images with a reference",
+    "convert-flavr": "turn the published FLAVR checkpoint into -pretrained_weights for SelfSRTrainer",
+    "demo": "run everything on a generated phantom, on a CPU, in minutes",
+}
+ERRORS = (ValueError, OSError, NotImplementedError, RuntimeError)
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Parser of all subcommands; only the chosen one's module is imported (nnU-Net takes seconds to import)."""
+    parser = argparse.ArgumentParser(prog="rehrseg", description="High-resolution segmentation from thick-slice MRI.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            _command_module(name).add_arguments(subparser)
+    return parser
+
+
+def _command_module(name: str) -> ModuleType:
+    return importlib.import_module(f"rehrseg_nnunet.cli.{name.replace('-', '_')}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; bad input gives one line on stderr and exit status 1."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        _command_module(args.command).run(args)
+    except ERRORS as error:
+        print(f"rehrseg {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

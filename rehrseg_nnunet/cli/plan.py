@@ -1,0 +1,96 @@
+"""Write nnU-Net plans with a REHRSeg preset."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.presets import apply_preset, load_preset, preset_names
+
+RESAMPLERS = ("resampling_fn_data_kwargs", "resampling_fn_seg_kwargs", "resampling_fn_probabilities_kwargs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `rehrseg plan`."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
+    parser.add_argument("-o", required=True, metavar="NAME", help="name of the new plans, for nnU-Net's -p")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
+    parser.add_argument(
+        "--preset", choices=preset_names(), default="paper", help="settings to add (default: paper)"
+    )
+    parser.add_argument(
+        "--z-spacing",
+        choices=("plans", "median"),
+        default="plans",
+        help="median: plan 3d_fullres with the median slice spacing instead of nnU-Net's 10th percentile, which makes "
+        "most cases of a mixed dataset hold copied slices (default: plans)",
+    )
+    parser.add_argument(
+        "--order-z",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="interpolation between slices where a case's spacing is not the plans': 0 nearest as in nnU-Net, 1 linear "
+        "(default: 0)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the plans and say what comes next."""
+    folder = find_dataset(nnunet_folder("nnUNet_preprocessed"), args.d)
+    if args.o == args.p:
+        raise ValueError(f"-o must be another name than the plans to start from, got {args.o}")
+    preset = load_preset(args.preset)
+    plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else _read(folder, args.p)
+    plans = apply_preset(plans, preset, plans_name=args.o)
+    preprocess = args.z_spacing == "median" or args.order_z == 1
+    if preprocess:
+        _set_order_z(plans, args.order_z)
+    _write(plans, folder / f"{args.o}.json")
+    print(f"wrote {folder / args.o}.json")
+    if preprocess:
+        print(f"next: nnUNetv2_preprocess -d {args.d} -plans_name {args.o} -c 3d_fullres")
+
+
+def _read(folder: Path, plans_name: str) -> dict[str, Any]:
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; run nnUNetv2_plan_and_preprocess for this dataset first")
+    return json.loads(file.read_text())
+
+
+def _plans_with_median_spacing(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Let nnU-Net's own planner plan 3d_fullres at the median slice spacing."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    old = _read(folder, args.p)
+    spacing = list(old["configurations"]["3d_fullres"]["spacing"])
+    spacing[0] = old["original_median_spacing_after_transp"][0]
+    plan_experiment_dataset(
+        int(folder.name[len("Dataset") :].split("_")[0]),
+        PlansManager(old).experiment_planner_class,
+        overwrite_target_spacing=tuple(spacing),
+        overwrite_plans_name=args.o,
+    )
+    return _read(folder, args.o)
+
+
+def _set_order_z(plans: dict[str, Any], order_z: int) -> None:
+    """Own preprocessed data: they differ from those of the plans this started from."""
+    for name, configuration in plans["configurations"].items():
+        if "data_identifier" in configuration:
+            configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
+        for key in RESAMPLERS:
+            if key in configuration:
+                configuration[key] = {**configuration[key], "order_z": order_z}
+
+
+def _write(plans: dict[str, Any], file: Path) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(plans, indent=4))
+    os.replace(partial, file)

@@ -1,0 +1,152 @@
+"""Predict high-resolution segmentations with a network that REHRSegTrainer trained."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rehrseg_nnunet.cli.trainers import ensure_trainer_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from rehrseg_nnunet.inference.hr_predictor import HRPredictor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of nnUNetv2_predict, and `--grid`."""
+    _add_model_options(parser)
+    _add_run_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-i", required=True, metavar="FOLDER", help="images, named as nnU-Net wants them (case_0000.nii.gz, ...)")
+    add("-o", required=True, metavar="FOLDER", help="where to write; made if it does not exist")
+    add(
+        "--grid", default="hr", metavar="hr|native|FILE|FOLDER",
+        help="grid of the output: hr, r slices for every input slice; native, the input's own; or that of a file, or "
+        "of each case's file in a folder (default: hr)",
+    )
+    add("-d", required=True, metavar="DATASET", help="number or name of the dataset the network was trained on")
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans name (default: nnUNetPlans)")
+    add("-tr", default="REHRSegTrainer", metavar="TRAINER", help="trainer class (default: REHRSegTrainer)")
+    add("-c", required=True, metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
+    add(
+        "-f", nargs="+", default=(0, 1, 2, 3, 4), metavar="FOLD",
+        help="folds whose networks are averaged: numbers or all (default: 0 1 2 3 4)",
+    )
+    add("-chk", default="checkpoint_final.pth", metavar="NAME", help="checkpoint (default: checkpoint_final.pth)")
+    add(
+        "-prev_stage_predictions", metavar="FOLDER",
+        help="refused: only cascades have a previous stage, and REHRSeg does not support them",
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-step_size", type=float, default=0.5, help="step of the sliding window, share of the patch (default: 0.5)")
+    add("--disable_tta", action="store_true", help="do not average over mirrored inputs: faster, less accurate")
+    add("--verbose", action="store_true", help="print more")
+    add("--save_probabilities", action="store_true", help="write class probabilities as npz, e.g. for ensembling")
+    add("--continue_prediction", action="store_true", help="keep the cases that are already there")
+    for flag, variable, role in (
+        ("-npp", "nnUNet_npp", "preprocessing"),
+        ("-nps", "nnUNet_nps", "exporting segmentations"),
+    ):
+        add(
+            flag, type=int, default=os.environ.get(variable) or 3, metavar="N",
+            help=f"processes for {role}; 0 for both -npp and -nps works in one process (default: ${variable} or 3)",
+        )
+    add("-num_parts", type=int, default=1, metavar="N", help="split the cases over this many calls (default: 1)")
+    add("-part_id", type=int, default=0, metavar="I", help="which of these calls this is, from 0 (default: 0)")
+    add(
+        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
+    )
+    add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
+    add("--not_on_device", action="store_true", help="keep the results in CPU memory: for cases too large for the GPU")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict every case of a folder.
+
+    Raises:
+        ValueError: impossible options, or a network without an HR head.
+        NotImplementedError: predictions of a previous stage.
+        FileNotFoundError: missing model, input folder or reference grid.
+    """
+    _check(args)
+    ensure_trainer_path()
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    model = Path(get_output_folder(args.d, args.tr, args.p, args.c))
+    if not model.is_dir():
+        raise FileNotFoundError(f"{model} must hold a trained model; train it with nnUNetv2_train ... -tr {args.tr}")
+    predictor = _predictor(args)
+    folds = [fold if fold == "all" else int(fold) for fold in args.f]
+    predictor.initialize_from_trained_model_folder(str(model), folds, checkpoint_name=args.chk)
+    Path(args.o).mkdir(parents=True, exist_ok=True)
+    if args.npp == 0:
+        predictor.predict_from_files_sequential(
+            args.i, args.o, save_probabilities=args.save_probabilities, overwrite=not args.continue_prediction
+        )
+        return
+    predictor.predict_from_files(
+        args.i, args.o, save_probabilities=args.save_probabilities, overwrite=not args.continue_prediction,
+        num_processes_preprocessing=args.npp, num_processes_segmentation_export=args.nps,
+        num_parts=args.num_parts, part_id=args.part_id,
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.prev_stage_predictions is not None:
+        raise NotImplementedError(
+            "-prev_stage_predictions belongs to cascades, which REHRSeg does not support: the previous stage's "
+            "segmentation has thick slices; use a 3d_fullres configuration"
+        )
+    if not Path(args.i).is_dir():
+        raise FileNotFoundError(f"-i must be an existing folder, got {args.i}")
+    if not 0 <= args.part_id < args.num_parts:
+        raise ValueError(f"-part_id must be from 0 to -num_parts - 1, got {args.part_id} of {args.num_parts}")
+    if not 0 < args.step_size <= 1:
+        raise ValueError(f"-step_size must be above 0 and at most 1, got {args.step_size}")
+    if min(args.npp, args.nps) < 0 or (args.npp == 0) != (args.nps == 0):
+        raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
+    if args.npp == 0 and args.num_parts > 1:
+        raise ValueError(f"-num_parts must be 1 with -npp 0 -nps 0, got {args.num_parts}")
+    for fold in args.f:
+        if fold != "all" and not str(fold).isdigit():
+            raise ValueError(f"-f must be numbers or all, got {fold}")
+
+
+def _predictor(args: argparse.Namespace) -> HRPredictor:
+    from rehrseg_nnunet.inference.hr_predictor import HRPredictor
+    from rehrseg_nnunet.inference.output_grid import parse_grid
+
+    return HRPredictor(
+        tile_step_size=args.step_size,
+        use_mirroring=not args.disable_tta,
+        perform_everything_on_device=not args.not_on_device,
+        device=_device(args.device),
+        verbose=args.verbose,
+        verbose_preprocessing=args.verbose,
+        allow_tqdm=not args.disable_progress_bar,
+        grid=parse_grid(args.grid),
+    )
+
+
+def _device(name: str) -> torch.device:
+    """The device, with PyTorch's threads set as nnUNetv2_predict sets them: all on a CPU, one beside a GPU."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("-device must be available, got cuda without a CUDA GPU; use -device cpu")
+    if name == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    elif name == "cuda":
+        torch.set_num_threads(1)
+        torch.set_num_interop_threads(1)
+    return torch.device(name)

@@ -1,0 +1,1 @@
+"""Cases on disk, loaders and transforms of both stages."""

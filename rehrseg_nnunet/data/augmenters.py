@@ -1,0 +1,57 @@
+"""Start nnU-Net's background workers around a loader."""
+
+from __future__ import annotations
+
+import secrets
+
+import torch
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+WAIT_TIME_S = 0.002
+
+
+def start_augmenter(
+    loader: SlimDataLoaderBase,
+    *,
+    device: torch.device,
+    validation: bool = False,
+    num_processes: int | None = None,
+    num_cached: int | None = None,
+) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
+    """Wrap a loader as nnU-Net does and draw its first batch, which starts the workers.
+
+    Args:
+        loader: endless loader; it must be picklable.
+        device: training device; batches are pinned for cuda.
+        validation: take nnU-Net's smaller share of workers and cached batches.
+        num_processes: workers; 0 loads in this process; None takes nnU-Net's `get_allowed_n_proc_DA()`, half of it for
+            validation.
+        num_cached: batches kept ready; None takes nnU-Net's rule.
+
+    Raises:
+        ValueError: negative num_processes.
+    """
+    if num_processes is None:
+        allowed = get_allowed_n_proc_DA()
+        num_processes = max(1, allowed // 2) if validation and allowed > 0 else allowed
+    if num_processes < 0:
+        raise ValueError(f"num_processes must be at least 0, got {num_processes}")
+    if num_processes == 0:
+        augmenter = SingleThreadedAugmenter(loader, None)
+    else:
+        cached = max(3 if validation else 6, num_processes // 2) if num_cached is None else num_cached
+        augmenter = NonDetMultiThreadedAugmenter(
+            data_loader=loader,
+            transform=None,
+            num_processes=num_processes,
+            num_cached=cached,
+            # without seeds forked workers share torch's generator state and draw the same augmentations
+            seeds=[secrets.randbits(32) for _ in range(num_processes)],
+            pin_memory=device.type == "cuda",
+            wait_time=WAIT_TIME_S,
+        )
+    next(augmenter)
+    return augmenter

@@ -1,0 +1,92 @@
+"""Interpolated cases: every preprocessed LR case brought to near-isotropic spacing, stored beside nnU-Net's own data.
+
+They depend on the preprocessed data only, so all folds share them: `<preprocessed>/<data_identifier>_rehrseg_r<r>`.
+
+Convention:
+    Axis 0 is the slice axis; D slices become r*D over the same field of view. Images by cubic B-spline, labels by
+    signed distances, for every value that occurs (nnU-Net's -1 and the ignore label too).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from tqdm import tqdm
+
+from rehrseg_nnunet.data.hr_cases import foreground_locations, save_hr_case
+from rehrseg_nnunet.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slice_profile import interpolate
+
+SOURCE = "rehrseg_source"
+
+
+def interpolated_folder(preprocessed_folder: str | Path, factor: int) -> Path:
+    """Where the interpolated cases of a preprocessed configuration are."""
+    folder = Path(preprocessed_folder)
+    return folder.with_name(f"{folder.name}_rehrseg_r{factor}")
+
+
+def write_interpolated_cases(
+    dataset: nnUNetBaseDataset,
+    identifiers: Iterable[str],
+    *,
+    factor: int,
+    spacing_mm: Sequence[float],
+    label_manager: LabelManager,
+    patch_size: Sequence[int],
+) -> Path:
+    """Interpolate the cases that are not there yet, with a progress bar.
+
+    Args:
+        dataset: nnU-Net's dataset of the preprocessed LR cases.
+        identifiers: cases that are needed.
+        factor: r.
+        spacing_mm: spacing of the LR cases (c, a_y, a_x), mm.
+        label_manager: nnU-Net's.
+        patch_size: HR voxels (D, H, W) that training reads at a time.
+
+    Returns:
+        The folder. A case whose preprocessed file changed since is written anew; another process may write the same
+        cases at the same time (the last complete one stays).
+    """
+    source_folder = Path(dataset.source_folder)
+    folder = interpolated_folder(source_folder, factor)
+    folder.mkdir(exist_ok=True)
+    missing = [i for i in identifiers if _stored_source(folder / f"{i}.pkl") != _source_state(source_folder, i)]
+    for identifier in tqdm(missing, desc="interpolating cases", disable=not missing):
+        image, labels, _, properties = dataset.load_case(identifier)
+        image, labels = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:])
+        fine = interpolate_labels(labels[0], factor, 0, spacing_mm=spacing_mm)[None]
+        save_hr_case(
+            folder,
+            identifier,
+            interpolate(torch.from_numpy(image), factor, 1, order=3).numpy(),
+            fine,
+            {
+                **properties,
+                "class_locations": foreground_locations(fine, label_manager),
+                SOURCE: _source_state(source_folder, identifier),
+            },
+            patch_size=patch_size,
+        )
+    return folder
+
+
+def _source_state(folder: Path, identifier: str) -> dict[str, Any]:
+    """What tells that a preprocessed case was written anew: size and time of its files."""
+    files = sorted(folder.glob(f"{identifier}.*")) + sorted(folder.glob(f"{identifier}_seg.*"))
+    return {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".npy"}
+
+
+def _stored_source(properties_file: Path) -> dict[str, Any] | None:
+    if not properties_file.is_file():
+        return None
+    with properties_file.open("rb") as stream:
+        return pickle.load(stream).get(SOURCE)

@@ -1,0 +1,334 @@
+"""Pseudo-HR cases on disk: what stage 1 writes and stage 2 trains on.
+
+Beside each other in a stage-1 fold folder lie:
+
+    pseudo_hr/         nnU-Net's blosc2 cases, nothing else (its dataset class takes every file inside for a case)
+    pseudo_hr.json     the manifest's header: factor, plans, fold, hash of the network weights that made the cases
+    pseudo_hr_cases/   one small json per complete case: the manifest's entries
+
+One entry per file, so that several processes (DDP ranks) can write different cases without a lock. A case is written
+into a temporary folder, its files are moved into place, and its entry is written last: a kill at any time leaves no
+half case that counts. An entry names the header it was written under, so entries of other weights never count.
+
+Convention:
+    Data (C + 1, r*D, H, W) float32: image channels as preprocessed by nnU-Net, U in [0, 1] last. Labels (1, r*D, H, W)
+    with nnU-Net's -1 kept, int8, or int16 for labels above 127. Properties are the LR case's, with the class locations
+    of the HR labels and `rehrseg_factor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import blosc2
+import numpy as np
+import torch
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
+
+
+class PseudoHRManifest(BaseModel):
+    """Header of the manifest: what the cases were made from.
+
+    Attributes:
+        version: format of the folder.
+        factor: r.
+        dataset_name: nnU-Net's dataset name.
+        plans_name: plans identifier.
+        configuration: configuration of the plans.
+        fold: fold, or "all".
+        trainer: stage-1 trainer's class name; informative, two trainers with the same weights make the same cases.
+        weights_sha256: `hash_weights` of the stage-1 network.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = FORMAT_VERSION
+    factor: int = Field(ge=2)
+    dataset_name: str
+    plans_name: str
+    configuration: str
+    fold: int | Literal["all"]
+    trainer: str
+    weights_sha256: str
+
+    def differences(self, other: PseudoHRManifest) -> list[str]:
+        """Fields that make cases of `other` unusable, as "field: own value, not other's value"."""
+        mine, theirs = self.model_dump(exclude={"trainer"}), other.model_dump(exclude={"trainer"})
+        return [f"{key} {mine[key]!r}, not {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+    def fingerprint(self) -> str:
+        """Hash over all fields that `differences` compares."""
+        return hashlib.sha256(self.model_dump_json(exclude={"trainer"}).encode()).hexdigest()
+
+
+class PseudoHRCase(BaseModel):
+    """Entry of one complete case.
+
+    Attributes:
+        fingerprint: of the manifest header that the case was written under.
+        shape: (C + 1, r*D, H, W).
+        bytes_by_file: size of each of the case's files.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    shape: tuple[int, int, int, int]
+    bytes_by_file: dict[str, int]
+
+
+class PseudoHRStore:
+    """The pseudo-HR cases of one stage-1 fold folder.
+
+    Args:
+        fold_folder: nnU-Net's output folder of the fold.
+    """
+
+    def __init__(self, fold_folder: str | os.PathLike[str]):
+        self.fold_folder = Path(fold_folder)
+        self.folder = self.fold_folder / "pseudo_hr"
+        self.manifest_file = self.fold_folder / "pseudo_hr.json"
+        self.entries_folder = self.fold_folder / "pseudo_hr_cases"
+        self.manifest: PseudoHRManifest | None = None
+
+    def open_or_create(self, manifest: PseudoHRManifest) -> None:
+        """Make the store ready for writing cases of `manifest`; complete cases of the same header are kept.
+
+        Cases of another header are deleted (logged). With several processes call it in one first, then (after a
+        barrier) in the others.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.entries_folder.mkdir(exist_ok=True)
+        self.manifest = manifest
+        stale = [i for i in self._entry_identifiers() if self._entry(i) is None]
+        if stale:
+            logger.warning("%s: discarding %d cases that were made from something else", self.folder, len(stale))
+        for identifier in stale:
+            self._discard(identifier)
+        if self._read_manifest() != manifest:
+            _write_atomically(self.manifest_file, manifest.model_dump_json(indent=2))
+
+    def complete_cases(self) -> list[str]:
+        """Sorted identifiers of the cases that `is_complete`."""
+        return sorted(i for i in self._entry_identifiers() if self.is_complete(i))
+
+    def is_complete(self, identifier: str) -> bool:
+        """Whether the case was written under this manifest and all of its files have their size."""
+        entry = self._entry(identifier)
+        return entry is not None and not self._damage(entry)
+
+    def write_case(
+        self,
+        identifier: str,
+        image: np.ndarray,
+        uncertainty: np.ndarray,
+        labels: np.ndarray,
+        properties: Mapping[str, Any],
+        *,
+        label_manager: LabelManager,
+        hr_patch_size: Sequence[int],
+    ) -> None:
+        """Write one case; it counts once this returns.
+
+        Args:
+            identifier: nnU-Net's case identifier.
+            image: (C, r*D, H, W) HR image.
+            uncertainty: (r*D, H, W) or (1, r*D, H, W), any finite range; `robust_min_max` is applied.
+            labels: (1, r*D, H, W) HR labels, -1 outside nnU-Net's nonzero mask.
+            properties: the LR case's properties.
+            label_manager: nnU-Net's, for the class locations.
+            hr_patch_size: patch size in HR voxels that will be read, for the chunks.
+
+        Raises:
+            ValueError: shapes that do not match, an uncertainty that is not finite, or the store was not opened.
+        """
+        manifest = self._opened()
+        _check_shapes(image, uncertainty, labels, manifest.factor)
+        data = np.concatenate([image, robust_min_max(uncertainty).reshape(1, *image.shape[1:])], dtype=np.float32)
+        seg = labels.astype(np.int16 if labels.max(initial=0) > np.iinfo(np.int8).max else np.int8)
+        locations = hr_class_locations(seg, label_manager)
+        saved = {**properties, "class_locations": locations, "rehrseg_factor": manifest.factor}
+        self._entry_file(identifier).unlink(missing_ok=True)
+        sizes = self._save_and_move(identifier, data, seg, saved, hr_patch_size)
+        entry = PseudoHRCase(fingerprint=manifest.fingerprint(), shape=data.shape, bytes_by_file=sizes)
+        _write_atomically(self._entry_file(identifier), entry.model_dump_json())
+
+    def _save_and_move(
+        self, identifier: str, data: np.ndarray, seg: np.ndarray, properties: dict[str, Any], patch_size: Sequence[int]
+    ) -> dict[str, int]:
+        """Save a case in a folder of its own, then move its files; returns their sizes in bytes."""
+        temporary = self.fold_folder / f"pseudo_hr_tmp_{identifier}"  # the same name again after a kill
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _save_blosc2(data, seg, properties, str(temporary / identifier), patch_size)
+        names = [identifier + suffix for suffix in _SUFFIXES]
+        sizes = {name: (temporary / name).stat().st_size for name in names}
+        for name in names:
+            os.replace(temporary / name, self.folder / name)
+        temporary.rmdir()
+        return sizes
+
+    def verify(self, identifiers: Iterable[str], expected: PseudoHRManifest, *, remedy: str) -> None:
+        """Check that the cases are there, whole, and made from what stage 2 expects; then the store is open.
+
+        Args:
+            identifiers: cases that will be read.
+            expected: header that stage 2 needs; its `trainer` is not compared.
+            remedy: what the user has to run, the end of every message.
+
+        Raises:
+            FileNotFoundError: manifest or case missing.
+            ValueError: unreadable manifest, another header, or damaged files.
+        """
+        if not self.manifest_file.is_file():
+            raise FileNotFoundError(f"{self.manifest_file} does not exist: no pseudo-HR cases were written; {remedy}")
+        manifest = self._read_manifest()
+        if manifest is None:
+            raise ValueError(f"{self.manifest_file} is no manifest of pseudo-HR cases; {remedy}")
+        if differences := manifest.differences(expected):
+            raise ValueError(f"{self.manifest_file} has {', '.join(differences)}; {remedy}")
+        self.manifest = manifest
+        for identifier in identifiers:
+            entry = self._entry(identifier)
+            if entry is None:
+                raise FileNotFoundError(f"{self.folder / identifier}.b2nd: the case was not written; {remedy}")
+            if problem := self._damage(entry) or self._wrong_shape(identifier, entry):
+                raise ValueError(f"{problem}; {remedy}")
+
+    def _damage(self, entry: PseudoHRCase) -> str | None:
+        for name, expected in entry.bytes_by_file.items():
+            file = self.folder / name
+            if not file.is_file():
+                return f"{file} is missing"
+            if (found := file.stat().st_size) != expected:
+                return f"{file} must have {expected} bytes, got {found}"
+        return None
+
+    def _wrong_shape(self, identifier: str, entry: PseudoHRCase) -> str | None:
+        for suffix, expected in ((".b2nd", entry.shape), ("_seg.b2nd", (1, *entry.shape[1:]))):
+            file = self.folder / (identifier + suffix)
+            try:
+                found = blosc2.open(urlpath=str(file), mode="r").shape
+            except (RuntimeError, ValueError) as error:
+                return f"{file} cannot be read ({error})"
+            if tuple(found) != expected:
+                return f"{file} must have shape {expected}, got {tuple(found)}"
+        return None
+
+    def _opened(self) -> PseudoHRManifest:
+        if self.manifest is None:
+            raise ValueError(f"the store {self.folder} must be opened with open_or_create or verify first")
+        return self.manifest
+
+    def _entry_file(self, identifier: str) -> Path:
+        return self.entries_folder / f"{identifier}.json"
+
+    def _entry_identifiers(self) -> list[str]:
+        return sorted(file.name.removesuffix(".json") for file in self.entries_folder.glob("*.json"))
+
+    def _entry(self, identifier: str) -> PseudoHRCase | None:
+        """The case's entry, None if there is none of this manifest."""
+        entry = _read_model(PseudoHRCase, self._entry_file(identifier))
+        return entry if entry is not None and entry.fingerprint == self._opened().fingerprint() else None
+
+    def _read_manifest(self) -> PseudoHRManifest | None:
+        return _read_model(PseudoHRManifest, self.manifest_file)
+
+    def _discard(self, identifier: str) -> None:
+        self._entry_file(identifier).unlink(missing_ok=True)  # first: what has no entry does not count
+        for suffix in _SUFFIXES:
+            (self.folder / (identifier + suffix)).unlink(missing_ok=True)
+
+
+def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of network weights: names, dtypes, shapes and values, whatever their order, device or file.
+
+    Raises:
+        ValueError: an entry that is no tensor.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"state_dict must hold tensors only, got {type(tensor).__name__} for {name}")
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def robust_min_max(uncertainty: np.ndarray, *, percentiles: tuple[float, float] = (0.5, 99.5)) -> np.ndarray:
+    """Scale a map to [0, 1] between two percentiles and clip; a constant map becomes 0 (no voxel is less certain).
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    if not np.isfinite(uncertainty).all():
+        raise ValueError("uncertainty must be finite, got nan or inf")
+    low, high = (float(p) for p in np.percentile(uncertainty, percentiles))
+    if high <= low:
+        return np.zeros(uncertainty.shape, dtype=np.float32)
+    return np.clip((uncertainty - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def hr_class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any, Any]:
+    """Class locations of a label map (1, r*D, H, W), collected for what nnU-Net's preprocessor collects them."""
+    foreground = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
+    collected = list(foreground)
+    if label_manager.has_ignore_label:
+        collected.append([-1, *label_manager.all_labels])
+    return DefaultPreprocessor._sample_foreground_locations(labels, collected)
+
+
+def _check_shapes(image: np.ndarray, uncertainty: np.ndarray, labels: np.ndarray, factor: int) -> None:
+    grid = image.shape[1:]
+    if uncertainty.shape not in (grid, (1, *grid)):
+        raise ValueError(f"uncertainty must have shape {grid}, got {uncertainty.shape}")
+    if labels.shape != (1, *grid):
+        raise ValueError(f"labels must have shape {(1, *grid)}, got {labels.shape}")
+    if grid[0] % factor:
+        raise ValueError(f"the number of slices must be a multiple of factor {factor}, got {grid[0]}")
+
+
+def _save_blosc2(
+    data: np.ndarray, seg: np.ndarray, properties: dict[str, Any], truncated_name: str, patch_size: Sequence[int]
+) -> None:
+    blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
+    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
+    nnUNetDatasetBlosc2.save_case(
+        data,
+        seg,
+        properties,
+        truncated_name,
+        chunks=chunks,
+        blocks=blocks,
+        chunks_seg=chunks_seg,
+        blocks_seg=blocks_seg,
+    )
+
+
+def _read_model(model: type[BaseModel], file: Path) -> Any:
+    """A json file as a model, None where it is missing or no such thing."""
+    try:
+        return model.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, file)

@@ -1,0 +1,76 @@
+"""Figures by which a person judges a super-resolved case at a glance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PLANES = ("in plane", "through plane (y)", "through plane (x)")
+
+
+def central_planes(volume: np.ndarray, centre: tuple[int, int, int]) -> list[np.ndarray]:
+    """The three planes (y, x), (z, x) and (z, y) of a volume (D, H, W) through a voxel."""
+    z, y, x = centre
+    return [volume[z], volume[:, y], volume[:, :, x]]
+
+
+def label_centre(labels: np.ndarray) -> tuple[int, int, int]:
+    """Centroid voxel of the foreground of (D, H, W), the volume's middle where there is none."""
+    voxels = np.argwhere(labels > 0)
+    centre = voxels.mean(axis=0) if len(voxels) else (np.array(labels.shape) - 1) / 2
+    return tuple(int(round(c)) for c in centre)
+
+
+def save_case_figure(
+    file: Path, images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], uncertainty: np.ndarray
+) -> None:
+    """Write a PNG: one row per plane, one column per image, then U; label outlines over the images.
+
+    Args:
+        file: PNG to write; complete or not at all.
+        images: title to (r*D, H, W) image, all on the HR grid.
+        labels: the same titles to (r*D, H, W) label maps.
+        uncertainty: (r*D, H, W).
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    reference = next(iter(images.values()))
+    low, high = np.percentile(reference, (0.5, 99.5))
+    centre = label_centre(next(iter(labels.values())))
+    columns = len(images) + 1
+    shapes = [plane.shape for plane in central_planes(reference, centre)]
+    figure, axes = plt.subplots(
+        3, columns, figsize=(3 * columns, 9), squeeze=False, height_ratios=[s[0] / s[1] for s in shapes]
+    )
+    for column, title in enumerate(images):
+        planes = zip(central_planes(images[title], centre), central_planes(labels[title], centre), strict=True)
+        for row, (plane, outline) in enumerate(planes):
+            axes[row, column].imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            _outline(axes[row, column], outline)
+        axes[0, column].set_title(title)
+    for row, plane in enumerate(central_planes(uncertainty, centre)):
+        axes[row, -1].imshow(plane, cmap="magma", interpolation="nearest")
+        axes[row, 0].set_ylabel(PLANES[row])
+    axes[0, -1].set_title("uncertainty U")
+    for axis in axes.ravel():
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.tight_layout()
+    partial = file.with_name(f".{file.name}")
+    figure.savefig(partial, dpi=100, format="png")
+    plt.close(figure)
+    os.replace(partial, file)
+
+
+def _outline(axis: Any, labels: np.ndarray) -> None:
+    for value in np.unique(labels[labels > 0]):
+        mask = labels == value
+        if mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=1.0)

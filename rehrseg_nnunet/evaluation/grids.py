@@ -1,0 +1,143 @@
+"""Do two files hold values at the same physical points?
+
+*Convention* A grid maps array indices (i, j, k), in the order of the array that nnU-Net's readers return (slowest axis
+first), to the physical position of the voxel's centre in mm, in LPS coordinates. The map is affine, so two grids of
+one shape coincide everywhere if they do at the eight corner voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TOLERANCE_MM = 1e-3
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The voxel grid of a volume.
+
+    Attributes:
+        shape: number of voxels along the three array axes.
+        affine: (4, 4) matrix from array indices (i, j, k, 1) to LPS positions in mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel spacing along the three array axes."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def corners_mm(self) -> np.ndarray:
+        """(8, 3) positions of the corner voxels' centres."""
+        indices = np.array(list(itertools.product(*((0, size - 1) for size in self.shape))), dtype=np.float64)
+        return indices @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def __str__(self) -> str:
+        def numbers(values: Any) -> str:
+            return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+        return (
+            f"shape {self.shape}, spacing {numbers(self.spacing_mm)} mm (slowest axis first), "
+            f"origin {numbers(self.affine[:3, 3])} mm"
+        )
+
+
+def grid_from_properties(properties: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
+    """Grid of an array that one of nnU-Net's readers returned, from the geometry that the reader found in the header.
+
+    Formats without geometry (tif, png) have only a spacing; their origin is taken as 0 and their axes as aligned.
+
+    Args:
+        properties: the dictionary that the reader returned beside the array.
+        shape: the array's shape without its channel axis; 2D images come with a first axis of length 1.
+
+    Raises:
+        ValueError: the array is not a volume.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"shape must have 3 axes, got {tuple(shape)}")
+    if "sitk_stuff" in properties:
+        affine = _sitk_affine(properties["sitk_stuff"])
+    elif "nibabel_stuff" in properties:
+        stuff = properties["nibabel_stuff"]
+        affine = _RAS_TO_LPS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)
+    else:
+        return Grid((shape[0], shape[1], shape[2]), np.diag([*map(float, properties["spacing"]), 1.0]))
+    # Files store the fastest axis first, arrays the slowest.
+    return Grid((shape[0], shape[1], shape[2]), affine[:, [2, 1, 0, 3]])
+
+
+def _sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:
+    spacing = np.asarray(geometry["spacing"], dtype=np.float64)
+    dimension = len(spacing)
+    if dimension not in (2, 3):
+        raise ValueError(f"a file must hold a 2D or 3D image, got {dimension} dimensions")
+    affine = np.eye(4)
+    affine[:dimension, :dimension] = np.reshape(geometry["direction"], (dimension, dimension)) * spacing
+    affine[:dimension, 3] = geometry["origin"]
+    return affine
+
+
+def corner_distance_mm(grid: Grid, reference: Grid) -> float:
+    """Largest distance between corresponding corner voxels of two grids, in mm."""
+    return float(np.linalg.norm(grid.corners_mm - reference.corners_mm, axis=1).max())
+
+
+def to_reference_order(array: np.ndarray, grid: Grid, reference: Grid) -> tuple[np.ndarray, Grid]:
+    """Permute and flip the axes of an array so that they run as the reference's do. No value is interpolated.
+
+    Args:
+        array: volume of shape ``grid.shape``.
+        grid: its grid.
+        reference: the grid whose axes to follow.
+
+    Returns:
+        The array (a view) and its grid after the move; both unchanged where the axes cannot be paired one to one.
+    """
+    # Column j says along which axes of the reference one step along axis j leads.
+    steps = np.linalg.solve(reference.affine[:3, :3] / reference.spacing_mm, grid.affine[:3, :3] / grid.spacing_mm)
+    order = np.abs(steps).argmax(axis=1)
+    if sorted(order) != [0, 1, 2]:
+        return array, grid
+    flipped = [axis for axis in range(3) if steps[axis, order[axis]] < 0]
+    shape = tuple(grid.shape[axis] for axis in order)
+    affine = grid.affine[:, [*order, 3]]
+    for axis in flipped:
+        affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
+        affine[:3, axis] *= -1
+    return np.flip(array.transpose(order), axis=flipped), Grid(shape, affine)
+
+
+def onto_reference(array: np.ndarray, grid: Grid, reference: Grid, *, file: str, reference_file: str) -> np.ndarray:
+    """The array's values in the order of the reference's voxels, if both have the same physical points.
+
+    Axes that are stored in another order or direction are permuted and flipped, which is exact.
+
+    Args:
+        array: volume of shape ``grid.shape``.
+        grid: its grid.
+        reference: the grid to compare with.
+        file: name of the array's file, for the message.
+        reference_file: name of the reference's file, for the message.
+
+    Raises:
+        ValueError: the grids' points differ; the message has both grids and the distance.
+    """
+    moved, moved_grid = to_reference_order(array, grid, reference)
+    distance = corner_distance_mm(moved_grid, reference)
+    if moved_grid.shape == reference.shape and distance <= TOLERANCE_MM:
+        return moved
+    raise ValueError(
+        f"{file} must have the voxels of {reference_file} at the same physical points, got {grid} instead of "
+        f"{reference}: corner voxels are up to {distance:.4g} mm apart ({TOLERANCE_MM:g} mm is allowed). "
+        f"`rehrseg predict --grid {reference_file}` writes a prediction on the reference's grid"
+    )

@@ -1,0 +1,294 @@
+"""How good the self-SR is: PSNR, SSIM, label Dice and whether U ranks the error, beside plain interpolation.
+
+Two comparisons: validation cases whose in-plane axis was degraded and restored (needs nothing but LR data), and, where
+`imagesTrHR` and `labelsTrHR` lie beside `imagesTr` (`rehrseg simulate` keeps them), the true HR volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from scipy.stats import spearmanr
+
+from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels
+from rehrseg_nnunet.evaluation.figures import save_case_figure
+from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim
+from rehrseg_nnunet.evaluation.tables import format_table
+from rehrseg_nnunet.inference.pseudo_hr_export import super_resolve_case
+from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
+from rehrseg_nnunet.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slice_profile import degrade, degrade_labels, interpolate
+
+Row = dict[str, float]
+NEAREST, SIGNED_DISTANCE, SELF_SR = "B-spline + nearest", "B-spline + signed distance", "self-SR"
+MIN_R_SQUARED = 0.999
+
+
+def restoration_scores(
+    network: SelfSRNetwork,
+    lr: tuple[np.ndarray, np.ndarray],
+    truth: tuple[np.ndarray, np.ndarray],
+    label_manager: LabelManager,
+    *,
+    spacing_mm: Sequence[float],
+) -> dict[str, Row]:
+    """Restore one LR case in three ways and compare with the truth.
+
+    Args:
+        network: trained.
+        lr: image (C, D, H, W) and labels (1, D, H, W).
+        truth: image (C, r*D, H, W) and labels (1, r*D, H, W).
+        label_manager: nnU-Net's.
+        spacing_mm: LR spacing, for the signed distances.
+
+    Returns:
+        For each method: psnr (dB), ssim (both over all channels, data range: the true channel's max - min), dice (mean
+        over the classes or regions that occur) and for the self-SR `spearman` of U with the image error.
+    """
+    image, labels = lr
+    groups = head_labels(label_manager)
+    r = network.factor
+    spline = interpolate(torch.from_numpy(image.astype(np.float32)), r, 1).numpy()
+    distance = interpolate_labels(labels[0], r, 0, spacing_mm=spacing_mm)[None]
+    hr = super_resolve_case(network, image, labels, label_manager)
+    error = np.abs(hr.image - truth[0]).mean(axis=0)
+    return {
+        NEAREST: _scores(spline, np.repeat(labels, r, axis=1), truth, groups, label_manager),
+        SIGNED_DISTANCE: _scores(spline, distance, truth, groups, label_manager),
+        SELF_SR: {
+            **_scores(hr.image, hr.labels, truth, groups, label_manager),
+            "spearman": float(spearmanr(hr.uncertainty.ravel(), error.ravel()).statistic),
+        },
+    }
+
+
+def _scores(
+    image: np.ndarray,
+    labels: np.ndarray,
+    truth: tuple[np.ndarray, np.ndarray],
+    groups: Sequence[LabelGroup],
+    label_manager: LabelManager,
+) -> Row:
+    true_image, true_labels = truth
+    valid = true_labels != label_manager.ignore_label if label_manager.has_ignore_label else None
+    ranges = [float(np.ptp(channel)) for channel in true_image]
+    channels = list(zip(true_image, image, ranges, strict=True))
+    overlaps = [
+        dice(np.isin(true_labels, group), np.isin(labels, group), valid=valid) for group in groups if group != (0,)
+    ]
+    present = [overlap for overlap in overlaps if not np.isnan(overlap)]
+    return {
+        "psnr": float(np.mean([psnr(t, i, data_range=span) for t, i, span in channels])),
+        "ssim": float(np.mean([ssim(t, i, data_range=span) for t, i, span in channels])),
+        "dice": float(np.mean(present)) if present else float("nan"),
+    }
+
+
+def simulated_case(
+    image: np.ndarray, labels: np.ndarray, factor: int, axis: int, *, label_profile: str
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Degrade a near-isotropic case along an in-plane axis.
+
+    Args:
+        image: (C, Z, Y, X).
+        labels: (1, Z, Y, X).
+        factor: r.
+        axis: 1 (y) or 2 (x): the axis that plays the slice axis.
+        label_profile: mode of `degrade_labels`.
+
+    Returns:
+        (image, labels) of the thick-slice case and of the truth, slice axis first, cropped to a multiple of r.
+    """
+    slices = image.shape[1 + axis] // factor * factor
+    true_image = np.ascontiguousarray(np.moveaxis(image, 1 + axis, 1)[:, :slices])
+    true_labels = np.ascontiguousarray(np.moveaxis(labels, 1 + axis, 1)[:, :slices])
+    lr_image = degrade(torch.from_numpy(true_image.astype(np.float32)), factor, 1).numpy()
+    lr_labels = degrade_labels(torch.from_numpy(true_labels.astype(np.int16)), factor, 1, mode=label_profile).numpy()
+    return (lr_image, lr_labels), (true_image, true_labels)
+
+
+def true_hr_case(
+    raw_folder: Path,
+    identifier: str,
+    lr_image: np.ndarray,
+    properties: Mapping[str, Any],
+    *,
+    plans_manager: PlansManager,
+    dataset_json: Mapping[str, Any],
+    factor: int,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The true HR volumes of a case in the frame of its preprocessed LR image, or None where they cannot be had.
+
+    The files are transposed and cropped as nnU-Net did with the LR case; intensities go through the linear map that
+    took the raw LR image to the preprocessed one. None: no HR files, or the case was resampled, or its normalisation
+    is not linear (e.g. clipped CT).
+
+    Args:
+        raw_folder: dataset folder in nnUNet_raw.
+        identifier: case.
+        lr_image: (C, D, H, W) preprocessed.
+        properties: the preprocessed case's.
+        plans_manager: nnU-Net's.
+        dataset_json: nnU-Net's.
+        factor: r.
+    """
+    ending = dataset_json["file_ending"]
+    channels = [f"{identifier}_{c:04d}{ending}" for c in range(lr_image.shape[0])]
+    hr_files = [raw_folder / "imagesTrHR" / name for name in channels]
+    label_file = raw_folder / "labelsTrHR" / f"{identifier}{ending}"
+    if not all(file.is_file() for file in (*hr_files, label_file)):
+        return None
+    if tuple(properties["shape_after_cropping_and_before_resampling"]) != lr_image.shape[1:]:
+        return None
+    reader = plans_manager.image_reader_writer_class()
+    raw_lr = reader.read_images([str(raw_folder / "imagesTr" / name) for name in channels])[0]
+    box = properties["bbox_used_for_cropping"]
+    hr_box = [[edge * factor for edge in box[0]], *box[1:]]
+    order = [0, *(1 + axis for axis in plans_manager.transpose_forward)]
+
+    def framed(volume: np.ndarray, box: Sequence[Sequence[int]]) -> np.ndarray:
+        return volume.transpose(order)[(slice(None), *(slice(*edges) for edges in box))]
+
+    maps = [_linear_map(raw, done) for raw, done in zip(framed(raw_lr, box), lr_image, strict=True)]
+    if any(linear is None for linear in maps):
+        return None
+    image = framed(reader.read_images([str(file) for file in hr_files])[0], hr_box)
+    labels = framed(reader.read_seg(str(label_file))[0], hr_box)
+    scaled = np.stack([scale * channel + shift for channel, (scale, shift) in zip(image, maps, strict=True)])
+    return scaled.astype(np.float32), labels.astype(np.int16)
+
+
+def _linear_map(raw: np.ndarray, preprocessed: np.ndarray) -> tuple[float, float] | None:
+    """(scale, shift) with preprocessed = scale * raw + shift, None if that does not explain the image."""
+    x, y = raw.ravel().astype(np.float64), preprocessed.ravel().astype(np.float64)
+    if np.ptp(x) == 0 or np.corrcoef(x, y)[0, 1] ** 2 < MIN_R_SQUARED:
+        return None
+    scale, shift = np.polyfit(x, y, 1)
+    return float(scale), float(shift)
+
+
+def mean_scores(cases: Sequence[Mapping[str, Row]]) -> dict[str, Row]:
+    """Mean over cases of every method's scores, nan left out."""
+    result: dict[str, Row] = {}
+    for method in cases[0] if cases else ():
+        keys = cases[0][method]
+        result[method] = {key: float(np.nanmean([case[method][key] for case in cases])) for key in keys}
+    return result
+
+
+@dataclass(frozen=True)
+class SelfSRReport:
+    """Mean scores over the validation cases.
+
+    Attributes:
+        comparisons: comparison name to method to scores.
+        cases: comparison name to number of cases (and axes).
+    """
+
+    comparisons: dict[str, dict[str, Row]]
+    cases: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """Aligned text, one row per comparison and method."""
+        rows = [
+            {
+                "self-SR against": f"{comparison} (n={self.cases[comparison]})",
+                "method": method,
+                **{key: f"{value:.4f}" for key, value in scores.items()},
+            }
+            for comparison, methods in self.comparisons.items()
+            for method, scores in methods.items()
+        ]
+        return format_table([{key: row.get(key, "") for key in rows[-1]} for row in rows]) if rows else "no cases"
+
+
+def report_self_sr(
+    network: SelfSRNetwork,
+    dataset: nnUNetBaseDataset,
+    interpolated: nnUNetBaseDataset,
+    *,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: Mapping[str, Any],
+    raw_folder: Path | None,
+    figure_folder: Path,
+    label_profile: str,
+    figures: int = 3,
+) -> SelfSRReport:
+    """Score the validation cases and draw a few of them.
+
+    Args:
+        network: trained.
+        dataset: preprocessed LR validation cases.
+        interpolated: the same cases interpolated to near-isotropic spacing.
+        plans_manager: nnU-Net's.
+        configuration_manager: nnU-Net's.
+        dataset_json: nnU-Net's.
+        raw_folder: dataset folder in nnUNet_raw, or None where it is not known.
+        figure_folder: where `pseudo_hr_<case>.png` are written.
+        label_profile: mode of `degrade_labels`.
+        figures: number of cases drawn.
+    """
+    label_manager = plans_manager.get_label_manager(dataset_json)
+    spacing = list(configuration_manager.spacing)
+    scores: dict[str, list[dict[str, Row]]] = {}
+    for number, identifier in enumerate(sorted(dataset.identifiers)):
+        lr = _load(dataset, identifier)
+        fine = _load(interpolated, identifier)
+        for name, axis, in_plane in (("simulated along y", 1, spacing[1]), ("simulated along x", 2, spacing[2])):
+            if fine[0].shape[1 + axis] < network.factor:
+                continue
+            simulated, truth = simulated_case(*fine, network.factor, axis, label_profile=label_profile)
+            simulated_spacing = (in_plane * network.factor, spacing[0] / network.factor, spacing[3 - axis])
+            row = restoration_scores(network, simulated, truth, label_manager, spacing_mm=simulated_spacing)
+            scores.setdefault(name, []).append(row)
+        if raw_folder is not None:
+            truth = true_hr_case(
+                raw_folder,
+                identifier,
+                lr[0],
+                dataset.load_case(identifier)[3],
+                plans_manager=plans_manager,
+                dataset_json=dataset_json,
+                factor=network.factor,
+            )
+            if truth is not None:
+                row = restoration_scores(network, lr, truth, label_manager, spacing_mm=spacing)
+                scores.setdefault("true HR", []).append(row)
+        if number < figures:
+            _draw(network, lr, fine, figure_folder / f"pseudo_hr_{identifier}.png", label_manager)
+    return SelfSRReport(
+        comparisons={name: mean_scores(rows) for name, rows in scores.items()},
+        cases={name: len(rows) for name, rows in scores.items()},
+    )
+
+
+def _load(dataset: nnUNetBaseDataset, identifier: str) -> tuple[np.ndarray, np.ndarray]:
+    image, labels, _, _ = dataset.load_case(identifier)
+    return np.asarray(image[:], dtype=np.float32), np.asarray(labels[:]).astype(np.int16)
+
+
+def _draw(
+    network: SelfSRNetwork,
+    lr: tuple[np.ndarray, np.ndarray],
+    fine: tuple[np.ndarray, np.ndarray],
+    file: Path,
+    label_manager: LabelManager,
+) -> None:
+    hr = super_resolve_case(network, *lr, label_manager)
+    thick = [np.repeat(volume[0], network.factor, axis=0) for volume in lr]
+    images = {"LR": thick[0], "B-spline": fine[0][0], "pseudo-HR": hr.image[0]}
+    labels = {"LR": thick[1], "B-spline": fine[1][0], "pseudo-HR": hr.labels[0]}
+    save_case_figure(file, images, labels, hr.uncertainty[0])

@@ -1,0 +1,142 @@
+"""Grids of thick-slice (LR) and thin-slice (HR) volumes: the factor r, slice positions and file geometry.
+
+Convention:
+    The through-plane axis of a preprocessed nnU-Net case is array axis 0 (z), because nnU-Net transposes the axis with
+    the largest target spacing to the front. An HR volume covers exactly the field of view of its LR volume: LR slices
+    0..D-1 become HR slices 0..r*D-1, and HR slice j has its centre at LR coordinate (j + 1/2)/r - 1/2 (half-pixel
+    convention). LR slice k is centred at HR coordinate r*k + (r - 1)/2. Coordinates count voxel centres from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MIN_ANISOTROPY = 1.5
+MAX_IN_PLANE_RATIO = 1.5
+
+
+def check_thick_slices(spacing_mm: Sequence[float]) -> None:
+    """Refuse target spacings that are not thick slices along axis 0.
+
+    Args:
+        spacing_mm: (c, a_y, a_x) of a preprocessed case, mm.
+
+    Raises:
+        NotImplementedError: 2D spacing.
+        ValueError: slices are not at least 1.5 times the larger in-plane spacing, or there are two thick axes.
+    """
+    if len(spacing_mm) != 3:
+        raise NotImplementedError(
+            "REHRSeg needs a 3d configuration (it resolves the slice axis); 2d configurations are not supported"
+        )
+    c, *in_plane = spacing_mm
+    shown = " x ".join(f"{s:.4g}" for s in spacing_mm)
+    remedy = "if your scans do have thick slices, plan again with nnUNetv2_plan_experiment -overwrite_target_spacing"
+    if c / max(in_plane) < MIN_ANISOTROPY:
+        raise ValueError(
+            f"spacing must have slices at least {MIN_ANISOTROPY} times as thick as the pixels along its first axis, "
+            f"got {shown} mm; REHRSeg has nothing to resolve there; {remedy}"
+        )
+    if max(in_plane) / min(in_plane) > MAX_IN_PLANE_RATIO:
+        raise ValueError(
+            f"spacing must have in-plane spacings within a ratio of {MAX_IN_PLANE_RATIO}, got {shown} mm "
+            f"(two thick axes); {remedy}"
+        )
+
+
+def sr_factor(spacing_mm: Sequence[float]) -> int:
+    """Return r = max(2, round(c / sqrt(a_y a_x))), the integer factor that brings slices closest to isotropic.
+
+    Args:
+        spacing_mm: (c, a_y, a_x), mm.
+    """
+    c, a_y, a_x = spacing_mm
+    return max(2, math.floor(c / math.sqrt(a_y * a_x) + 0.5))
+
+
+def hr_slice_positions(lr_slices: int, factor: int) -> np.ndarray:
+    """Centres of the r*D HR slices in LR slice coordinates, shape (factor * lr_slices,), float64."""
+    return (np.arange(lr_slices * factor) + 0.5) / factor - 0.5
+
+
+def lr_slice_positions(lr_slices: int, factor: int) -> np.ndarray:
+    """Centres of the D LR slices in HR slice coordinates, shape (lr_slices,), float64."""
+    return np.arange(lr_slices) * factor + (factor - 1) / 2
+
+
+def scale_affine(affine: np.ndarray, axis: int, scale: float) -> np.ndarray:
+    """Affine of a grid whose voxels along one axis are `scale` times as long, over the same field of view.
+
+    Args:
+        affine: (4, 4), voxel index to mm.
+        axis: index axis (column of the affine) that is rescaled.
+        scale: 1/r from LR to HR, r from HR to LR. The origin moves by (scale - 1)/2 old voxels along that axis.
+    """
+    scaled = np.array(affine, dtype=np.float64)
+    scaled[:3, 3] += affine[:3, axis] * (scale - 1) / 2
+    scaled[:3, axis] *= scale
+    return scaled
+
+
+def scale_slice_geometry(properties: dict[str, Any], axis: int, scale: float) -> dict[str, Any]:
+    """File geometry for nnU-Net's readers and writers after the slices along one axis were split or merged.
+
+    Args:
+        properties: what `read_images` of an nnU-Net reader returned: `spacing` in array order and `sitk_stuff` or
+            `nibabel_stuff`. Other entries are kept.
+        axis: array axis (0, 1, 2) of the array that the reader returned.
+        scale: new slice spacing over the old one: 1/r from LR to HR, r from HR to LR.
+
+    Returns:
+        A copy of `properties` with new `spacing`, origin and affines; the field of view is unchanged.
+
+    Raises:
+        NotImplementedError: the reader keeps no 3D geometry that this function knows.
+    """
+    scaled = dict(properties)
+    spacing = [float(s) for s in properties["spacing"]]
+    spacing[axis] *= scale
+    scaled["spacing"] = spacing
+    index_axis = 2 - axis  # arrays are (z, y, x), file indices (i, j, k) = (x, y, z)
+    if "sitk_stuff" in properties:
+        scaled["sitk_stuff"] = _scale_sitk(properties["sitk_stuff"], index_axis, scale)
+    elif "nibabel_stuff" in properties:
+        scaled["nibabel_stuff"] = _scale_nibabel(properties["nibabel_stuff"], index_axis, scale)
+    else:
+        raise NotImplementedError(
+            f"properties must come from one of nnU-Net's SimpleITK or nibabel readers, got keys {sorted(properties)}"
+        )
+    return scaled
+
+
+def _scale_sitk(sitk_stuff: dict[str, Any], index_axis: int, scale: float) -> dict[str, Any]:
+    spacing = np.array(sitk_stuff["spacing"], dtype=np.float64)
+    if len(spacing) != 3:
+        raise NotImplementedError(f"images must be 3D files, got spacing {tuple(spacing)}")
+    direction = np.array(sitk_stuff["direction"], dtype=np.float64).reshape(3, 3)
+    shift_mm = (scale - 1) / 2 * spacing[index_axis] * direction[:, index_axis]
+    spacing[index_axis] *= scale
+    return {
+        **sitk_stuff,
+        "spacing": tuple(spacing.tolist()),
+        "origin": tuple((np.array(sitk_stuff["origin"]) + shift_mm).tolist()),
+    }
+
+
+def _scale_nibabel(nibabel_stuff: dict[str, Any], index_axis: int, scale: float) -> dict[str, Any]:
+    original = np.array(nibabel_stuff["original_affine"], dtype=np.float64)
+    if "reoriented_affine" not in nibabel_stuff:
+        return {**nibabel_stuff, "original_affine": scale_affine(original, index_axis, scale)}
+    # the reorienting reader returns arrays in RAS order: find the same physical axis in the file's own order
+    from nibabel.orientations import io_orientation
+
+    file_axis = int(np.flatnonzero(io_orientation(original)[:, 0] == index_axis)[0])
+    return {
+        **nibabel_stuff,
+        "original_affine": scale_affine(original, file_axis, scale),
+        "reoriented_affine": scale_affine(np.array(nibabel_stuff["reoriented_affine"]), index_axis, scale),
+    }

@@ -1,0 +1,1 @@
+"""Applying trained networks: super-resolution of cases, the distillation teacher, HR prediction."""

@@ -1,0 +1,211 @@
+"""HR segmentation of LR cases: nnU-Net's predictor with another network output and another output grid.
+
+Convention:
+    The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
+    channel k*r + p holding phase p of class k, and are unfolded at the end: HR slice r*d + p is phase p of LR slice d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache, partial
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from rehrseg_nnunet.config import load_config
+from rehrseg_nnunet.inference.output_grid import HRGrid, OutputGrid, Resize, hr_properties
+from rehrseg_nnunet.networks.hr_head import has_hr_head, hr_factor, output_mode
+
+__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_configuration", "hr_properties", "unfold_phases"]
+
+
+def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
+    """(B, K, r*D, H, W) to (B, K*r, D, H, W)."""
+    return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
+
+
+def unfold_phases(folded: torch.Tensor, factor: int) -> torch.Tensor:
+    """(K*r, D, H, W) to (K, r*D, H, W)."""
+    return folded.unflatten(0, (-1, factor)).movedim(1, 2).flatten(1, 2)
+
+
+class HRConfigurationManager(ConfigurationManager):
+    """A configuration for exporting HR predictions, and for preprocessing the LR cases they come from.
+
+    `spacing` is that of the HR grid and resampling along z is linear. The patch size stays the LR network's. The
+    preprocessor works with the LR configuration and returns the properties of the output grid, so that nnU-Net's
+    own functions, which know one configuration, need no change. Instances travel to worker processes.
+
+    Args:
+        lr: the plans' configuration; it is copied, not changed.
+        factor: r.
+        grid: where predictions are written.
+        has_regions: region-based training (sigmoid, not softmax); only other grids than `HRGrid` need it.
+    """
+
+    def __init__(
+        self, lr: ConfigurationManager, *, factor: int, grid: OutputGrid | None = None, has_regions: bool = False
+    ) -> None:
+        configuration = deepcopy(lr.configuration)
+        slices, *in_plane = configuration["spacing"]
+        configuration["spacing"] = [slices / factor, *in_plane]
+        for kind in ("data", "seg", "probabilities"):
+            key = f"resampling_fn_{kind}_kwargs"
+            configuration[key] = _linear_along_z(configuration[key])
+        super().__init__(configuration)
+        self.lr = lr
+        self.factor = factor
+        self.grid = HRGrid() if grid is None else grid
+        self.has_regions = has_regions
+
+    @property
+    def resampling_fn_probabilities(self) -> Resize:
+        """nnU-Net's function inside the grid's."""
+        return partial(self.grid.resample, super().resampling_fn_probabilities, has_regions=self.has_regions)
+
+    @property
+    def preprocessor_class(self) -> type:
+        """The LR configuration's preprocessor, returning the output grid's properties."""
+        return _hr_preprocessor_class(self.lr.preprocessor_class)
+
+
+def _linear_along_z(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Options of one of nnU-Net's resampling functions with interpolation between slices switched to linear."""
+    linear = {"order_z": 1, "aniso_axis_mode": "linear"}
+    return {key: linear.get(key, value) for key, value in kwargs.items()}
+
+
+def hr_configuration(configuration_manager: ConfigurationManager, factor: int) -> HRConfigurationManager:
+    """Configuration for nnU-Net's export functions, to be used with HR logits and `hr_properties`.
+
+    Args:
+        configuration_manager: the plans' configuration.
+        factor: r.
+    """
+    return HRConfigurationManager(configuration_manager, factor=factor)
+
+
+@cache
+def _hr_preprocessor_class(base: type) -> type:
+    class HRPreprocessor(base):
+        """Preprocess an LR case, describe the grid its prediction goes to."""
+
+        def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
+            data, seg, properties = super().run_case(
+                image_files, seg_file, plans_manager, configuration_manager.lr, dataset_json
+            )
+            return data, seg, _export_properties(properties, plans_manager, configuration_manager, image_files[0])
+
+        def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
+            is_hr = isinstance(configuration_manager, HRConfigurationManager)
+            lr = configuration_manager.lr if is_hr else configuration_manager
+            data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
+            if is_hr:  # not so when run_case calls
+                prepared = _export_properties(prepared, plans_manager, configuration_manager, None)
+            return data, seg, prepared
+
+    return HRPreprocessor
+
+
+def _export_properties(
+    properties: dict[str, Any], plans_manager: PlansManager, configuration: HRConfigurationManager,
+    image_file: str | None,
+) -> dict[str, Any]:
+    return configuration.grid.properties(
+        properties, plans_manager, factor=configuration.factor, image_file=image_file
+    )
+
+
+class _FoldedHeads:
+    """A label manager whose heads count r phases each: nnU-Net's sliding window asks it for the output channels."""
+
+    def __init__(self, label_manager: Any, factor: int) -> None:
+        self._label_manager = label_manager
+        self.num_segmentation_heads = label_manager.num_segmentation_heads * factor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._label_manager, name)
+
+
+class HRPredictor(nnUNetPredictor):
+    """`nnUNetPredictor` that predicts with the HR head; every prediction method returns or writes HR results.
+
+    Args:
+        *args: of nnUNetPredictor.
+        grid: where segmentations and probabilities are written; logits are always on the HR grid.
+        **kwargs: of nnUNetPredictor.
+    """
+
+    def __init__(self, *args: Any, grid: OutputGrid | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.grid: OutputGrid = HRGrid() if grid is None else grid
+        self.factor: int | None = None
+
+    def initialize_from_trained_model_folder(self, model_training_output_dir: str, *args: Any, **kwargs: Any) -> None:
+        """See nnUNetPredictor.
+
+        Raises:
+            ValueError: the model's network has no HR head.
+        """
+        super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
+        self._switch_to_hr(model_training_output_dir)
+
+    def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """See nnUNetPredictor; takes the plans' own configuration.
+
+        Raises:
+            ValueError: the network has no HR head.
+        """
+        super().manual_initialization(*args, **kwargs)
+        self._switch_to_hr("network")
+
+    def _switch_to_hr(self, source: str) -> None:
+        if not has_hr_head(self.network):
+            raise ValueError(
+                f"{source} was not trained by REHRSegTrainer but by {self.trainer_name}, whose network has no HR head; "
+                f"use nnUNetv2_predict for it"
+            )
+        factor = load_config(self.configuration_manager.configuration).factor
+        if hr_factor(self.network) != factor:
+            raise ValueError(f"network must have the plans' factor {factor}, got {hr_factor(self.network)}")
+        self.factor = factor
+        self.configuration_manager = HRConfigurationManager(
+            self.configuration_manager, factor=factor, grid=self.grid, has_regions=self.label_manager.has_regions
+        )
+
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """HR logits of a preprocessed LR case.
+
+        Args:
+            input_image: (C, D, H, W).
+
+        Returns:
+            (K, r*D, H, W) float16.
+        """
+        with output_mode(self.network, "hr"), self._folded_heads():
+            folded = super().predict_sliding_window_return_logits(input_image)
+        return unfold_phases(folded, self.factor)
+
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        return fold_phases(super()._internal_maybe_mirror_and_predict(x), self.factor)
+
+    @contextmanager
+    def _folded_heads(self) -> Iterator[None]:
+        label_manager = self.label_manager
+        self.label_manager = _FoldedHeads(label_manager, self.factor)
+        try:
+            yield
+        finally:
+            self.label_manager = label_manager
+
+    def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list | None, list]:
+        inputs, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
+        missing = self.grid.missing([files[0] for files in inputs])
+        if missing:
+            raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+        return inputs, outputs, previous

@@ -1,0 +1,86 @@
+"""Apply the self-SR network to a whole thick-slice case, and its encoder as the teacher of stage 2.
+
+Convention:
+    Axis 0 of a case is the slice axis. Window k holds LR slices k - 1 .. k + 2, edge slices repeated, and yields the r
+    HR slices from r*k + floor(r/2) on; the windows k = -1 .. D - 1 cover the r*D HR slices of the field of view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, SelfSROutput
+
+
+def windows_of(volume: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """The 4-slice windows k = first .. last - 1 of a volume, edge slices repeated.
+
+    Args:
+        volume: (C, D, H, W).
+        first: first k, at least -1.
+        last: end of the range, at most D.
+
+    Returns:
+        (last - first, C, 4, H, W).
+    """
+    index = torch.arange(first, last)[:, None] + torch.tensor([-1, 0, 1, 2])
+    index = index.clamp(0, volume.shape[1] - 1).to(volume.device)
+    return volume[:, index].movedim(0, 1)
+
+
+@torch.no_grad()
+def super_resolve(
+    network: SelfSRNetwork,
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    windows_per_batch: int = 4,
+) -> SelfSROutput:
+    """Super-resolve a case along its slice axis.
+
+    Args:
+        network: trained; its mode and device are left as they are.
+        image: (C, D, H, W) float, normalised as for training.
+        labels: (K, D, H, W) float label channels, see `rehrseg_nnunet.data.label_channels`.
+        windows_per_batch: windows computed at a time.
+
+    Returns:
+        image (C, r*D, H, W), label logits (K, r*D, H, W) and uncertainty (1, r*D, H, W), float32 on the CPU.
+    """
+    device = next(network.parameters()).device
+    volume = torch.cat([image, labels])
+    slices, r = volume.shape[1], network.factor
+    parts = [
+        [tensor.float().cpu() for tensor in network(windows_of(volume, *k).to(device))]
+        for k in _batches(-1, slices, windows_per_batch)
+    ]
+    lead = r - r // 2  # HR slices of window -1 that lie before the volume
+    joined = (torch.cat(tensors) for tensors in zip(*parts, strict=True))  # each (D + 1, C, r, H, W)
+    whole = (tensor.movedim(0, 1).flatten(1, 2) for tensor in joined)
+    return SelfSROutput(*(tensor[:, lead : lead + r * slices].contiguous() for tensor in whole))
+
+
+def _batches(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((k, min(k + size, last)) for k in range(first, last, size))
+
+
+def teacher_features(network: SelfSRNetwork, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Layer-1 features of LR patches for the structural distillation (paper section 3.5).
+
+    The encoder sees 4-slice windows as in training (its gates are means over a window, so one pass over all slices
+    would be another function); each slice's features come from the window in which it is the second one.
+
+    Args:
+        network: trained stage-1 network, on the patches' device.
+        image: (B, C, D, H, W).
+        labels: (B, K, D, H, W) label channels.
+
+    Returns:
+        (B, base_features, D, ceil(H/2), ceil(W/2)), without gradient.
+    """
+    with torch.no_grad():
+        windows = torch.cat([windows_of(volume, 0, volume.shape[1]) for volume in torch.cat([image, labels], dim=1)])
+        features = network.layer1_features(windows)[:, :, 1]
+    return features.unflatten(0, (image.shape[0], -1)).transpose(1, 2)

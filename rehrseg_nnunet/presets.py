@@ -1,0 +1,80 @@
+"""Presets: JSON files that add a `rehrseg` block, and if need be a narrower network, to nnU-Net plans."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from pydantic import Field, PositiveFloat, ValidationError
+
+from rehrseg_nnunet.config import BLOCK, RehrsegConfig, StrictModel, describe_errors, load_config
+
+
+class Preset(StrictModel):
+    """One preset file.
+
+    Attributes:
+        description: what it is for.
+        network_width: factor on every stage's features of the planned U-Net (1 keeps nnU-Net's network).
+        rehrseg: the block.
+    """
+
+    description: str
+    network_width: PositiveFloat = 1.0
+    rehrseg: RehrsegConfig = Field(default_factory=RehrsegConfig)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(entry.name[:-5] for entry in files("rehrseg_nnunet.plans").iterdir() if entry.name.endswith(".json"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read and validate a preset by name.
+
+    Raises:
+        ValueError: no such preset, or an invalid file (the keys are named).
+    """
+    if name not in preset_names():
+        raise ValueError(f"preset must be one of {preset_names()}, got {name!r}")
+    content = json.loads(files("rehrseg_nnunet.plans").joinpath(f"{name}.json").read_text())
+    try:
+        return Preset.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(describe_errors(error, f"{name}.json")) from None
+
+
+def apply_preset(plans: Mapping[str, Any], preset: Preset, *, plans_name: str) -> dict[str, Any]:
+    """Plans with the preset in every 3d configuration that has thick slices.
+
+    Args:
+        plans: nnU-Net plans as loaded from JSON; not changed.
+        preset: what to add.
+        plans_name: name of the new plans; `data_identifier` is kept, so preprocessed data are shared.
+
+    Raises:
+        ValueError: no configuration is thick-sliced.
+    """
+    result = copy.deepcopy(dict(plans))
+    result["plans_name"] = plans_name
+    refusals = []
+    for name, configuration in result["configurations"].items():
+        if "inherits_from" in configuration:
+            continue  # gets the block from its parent
+        try:
+            load_config({**configuration, BLOCK: {}})
+        except (ValueError, NotImplementedError) as error:
+            refusals.append(f"{name}: {error}")
+            continue
+        configuration[BLOCK] = preset.rehrseg.model_dump(mode="json", exclude_unset=True)
+        _scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
+    if len(refusals) == sum("inherits_from" not in c for c in result["configurations"].values()):
+        raise ValueError(f"plans must have a thick-slice 3d configuration, got {'; '.join(refusals)}")
+    return result
+
+
+def _scale_width(arch_kwargs: dict[str, Any], width: float) -> None:
+    arch_kwargs["features_per_stage"] = [max(4, round(f * width)) for f in arch_kwargs["features_per_stage"]]

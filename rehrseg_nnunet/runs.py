@@ -1,0 +1,123 @@
+"""Where nnU-Net keeps the runs that stage 2 builds on, and how to load them.
+
+Convention:
+    A run is a fold folder `<results>/<dataset>/<trainer>__<plans>__<configuration>/fold_<fold>`. Trainers of a length
+    suffix (`_10epochs`) look for runs of the same suffix first, then for those of the base class.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rehrseg_nnunet.config import RehrsegConfig
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, hash_weights
+from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, build_self_sr_network
+
+SELF_SR_VARIABLE = "REHRSEG_SELF_SR"
+LENGTH_SUFFIX = re.compile(r"_\d+epochs?$")
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+
+
+def candidate_trainers(base: str, trainer: str) -> list[str]:
+    """Trainer names to look for, best first: `base` with the length suffix of `trainer`, then `base`."""
+    suffix = LENGTH_SUFFIX.search(trainer)
+    return [base + suffix.group(), base] if suffix else [base]
+
+
+def sibling_run(own_fold_folder: str | Path, trainer: str) -> Path:
+    """Fold folder of another trainer: same dataset, plans, configuration and fold."""
+    own = Path(own_fold_folder)
+    _, plans_and_configuration = own.parent.name.split("__", 1)
+    return own.parent.with_name(f"{trainer}__{plans_and_configuration}") / own.name
+
+
+def find_finished_run(own_fold_folder: str | Path, trainers: Sequence[str]) -> Path | None:
+    """First of several trainers' sibling runs that has a final checkpoint, None if there is none."""
+    runs = (sibling_run(own_fold_folder, trainer) for trainer in trainers)
+    return next((run for run in runs if (run / FINAL_CHECKPOINT).is_file()), None)
+
+
+def find_self_sr_run(own_fold_folder: str | Path, trainers: Sequence[str], *, remedy: str) -> Path:
+    """The stage-1 run to build on: the one that REHRSEG_SELF_SR names, else the sibling run.
+
+    Raises:
+        FileNotFoundError: there is none; the message ends with `remedy`.
+    """
+    override = os.environ.get(SELF_SR_VARIABLE)
+    if override:
+        run = Path(override)
+        if not (run / FINAL_CHECKPOINT).is_file():
+            raise FileNotFoundError(
+                f"{SELF_SR_VARIABLE} must name a finished stage-1 fold folder, but {run / FINAL_CHECKPOINT} is missing"
+            )
+        return run
+    run = find_finished_run(own_fold_folder, trainers)
+    if run is None:
+        missing = sibling_run(own_fold_folder, trainers[-1]) / FINAL_CHECKPOINT
+        raise FileNotFoundError(f"{missing} is missing: stage 1 of this fold is not finished; {remedy}")
+    return run
+
+
+def load_self_sr(
+    run: Path, config: RehrsegConfig, *, image_channels: int, label_channels: int, remedy: str
+) -> SelfSRNetwork:
+    """The trained stage-1 network of a run, in evaluation mode, without gradients, on the CPU.
+
+    Raises:
+        ValueError: the checkpoint is unreadable or belongs to a network of other sizes; names what differs.
+    """
+    file = run / FINAL_CHECKPOINT
+    network = build_self_sr_network(config, image_channels, label_channels)
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
+    except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} must be an nnU-Net checkpoint, got an unreadable file ({error}); {remedy}") from None
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{file} must fit the plans (factor {config.factor}, {image_channels} image and {label_channels} label "
+            f"channels, base_features {config.self_sr.base_features}), but {key} is {found.get(key, 'missing')} and "
+            f"not {expected.get(key, 'expected')}; {remedy}"
+        )
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
+
+
+def expected_manifest(
+    run: Path,
+    network: SelfSRNetwork,
+    *,
+    factor: int,
+    dataset_name: str,
+    plans_name: str,
+    configuration: str,
+    fold: int | str,
+) -> PseudoHRManifest:
+    """Header that the pseudo-HR cases of a stage-1 run must have.
+
+    A run chosen through REHRSEG_SELF_SR may be of other plans, another configuration or fold; that is the user's
+    decision, so its own are expected.
+    """
+    header = PseudoHRManifest(
+        factor=factor,
+        dataset_name=dataset_name,
+        plans_name=plans_name,
+        configuration=configuration,
+        fold=fold,
+        trainer=run.parent.name.split("__")[0],
+        weights_sha256=hash_weights(network.state_dict()),
+    )
+    if not os.environ.get(SELF_SR_VARIABLE):
+        return header
+    _, plans_name, configuration = run.parent.name.split("__")
+    fold_name = run.name.removeprefix("fold_")
+    chosen = {"plans_name": plans_name, "configuration": configuration}
+    return header.model_copy(update={**chosen, "fold": "all" if fold_name == "all" else int(fold_name)})

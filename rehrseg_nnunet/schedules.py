@@ -1,0 +1,58 @@
+"""Learning rate of stage 1: one cycle per training phase, as a closed form of the step (nnU-Net steps per epoch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+WARM_UP = 0.3
+START_OVER_PEAK = 1 / 25
+END_OVER_PEAK = 1e-3
+
+
+def one_cycle(progress: float, peak: float) -> float:
+    """Cosine rise from peak/25 over the first 30 % and cosine fall to peak/1000 after it.
+
+    Args:
+        progress: 0 (first step) to 1 (end).
+        peak: largest learning rate.
+    """
+    if progress < WARM_UP:
+        start, stop, part = peak * START_OVER_PEAK, peak, progress / WARM_UP
+    else:
+        start, stop, part = peak, peak * END_OVER_PEAK, (progress - WARM_UP) / (1 - WARM_UP)
+    return stop + (start - stop) * (1 + math.cos(math.pi * part)) / 2
+
+
+class PhasedOneCycle:
+    """Sets an optimiser's learning rate from epoch and step alone, so that a resumed run goes on where it was.
+
+    Args:
+        optimizer: its parameter groups all get the same rate; momenta stay as they are.
+        peak: largest learning rate of every phase.
+        phase_epochs: epochs of each phase, in order; phases of 0 epochs are skipped.
+        steps_per_epoch: steps.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, peak: float, phase_epochs: Sequence[int], steps_per_epoch: int
+    ):
+        self.optimizer = optimizer
+        self.peak = peak
+        self.phase_epochs = [epochs for epochs in phase_epochs if epochs > 0]
+        self.steps_per_epoch = steps_per_epoch
+
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """Learning rate of a step; after the last phase that of its end."""
+        for epochs in self.phase_epochs:
+            if epoch < epochs:
+                return one_cycle((epoch * self.steps_per_epoch + step) / (epochs * self.steps_per_epoch), self.peak)
+            epoch -= epochs
+        return one_cycle(1.0, self.peak)
+
+    def step(self, epoch: int, step: int = 0) -> None:
+        """Set the learning rate of a step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(epoch, step)

@@ -1,0 +1,159 @@
+import argparse
+
+import pytest
+
+from rehrseg_nnunet.cli import predict
+from rehrseg_nnunet.cli.predict import add_arguments, run
+from rehrseg_nnunet.inference.output_grid import HRGrid, NativeGrid, ReferenceGrid
+
+REQUIRED = ["-d", "1", "-c", "3d_fullres"]
+
+
+def own_parser():
+    parser = argparse.ArgumentParser(prog="rehrseg predict")
+    add_arguments(parser)
+    return parser
+
+
+@pytest.fixture
+def nnunet_parser(monkeypatch):
+    from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+
+    class CaughtError(Exception):
+        pass
+
+    caught = []
+
+    def catch(parser, *args, **kwargs):
+        caught.append(parser)
+        raise CaughtError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", catch)
+        with pytest.raises(CaughtError):
+            predict_entry_point()
+    return caught[0]
+
+
+def options(parser):
+    return {action.option_strings[-1]: action for action in parser._actions if action.dest != "help"}
+
+
+def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeypatch):
+    monkeypatch.delenv("nnUNet_npp", raising=False)
+    monkeypatch.delenv("nnUNet_nps", raising=False)
+    own, stock = options(own_parser()), options(nnunet_parser)
+    assert set(own) - set(stock) == {"--grid"}
+    for flag, action in stock.items():
+        mine = own[flag]
+        assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
+            action.dest, action.nargs, action.required, type(action)
+        ), flag
+        assert mine.type in (action.type, None), flag
+        if flag != "-tr":
+            assert mine.default == action.default, flag
+        assert mine.help != action.help or action.help is None
+    assert own["-tr"].default == "REHRSegTrainer"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("2", 2), ("", 3)])
+def test_workers_from_the_environment(monkeypatch, value, expected):
+    monkeypatch.setenv("nnUNet_npp", value)
+    assert own_parser().parse_args(["-i", "a", "-o", "b", *REQUIRED]).npp == expected
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run the command on an existing model folder with a predictor that notes what it is asked."""
+    asked = {}
+
+    class Predictor:
+        def __init__(self, **kwargs):
+            asked["init"] = kwargs
+
+        def initialize_from_trained_model_folder(self, folder, folds, **kwargs):
+            asked["model"] = (folder, folds, kwargs)
+
+        def predict_from_files(self, *args, **kwargs):
+            asked["workers"] = (args, kwargs)
+
+        def predict_from_files_sequential(self, *args, **kwargs):
+            asked["sequential"] = (args, kwargs)
+
+    model = tmp_path / "results" / "Dataset001_Tiny" / "REHRSegTrainer__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    (tmp_path / "in").mkdir()
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setattr("rehrseg_nnunet.inference.hr_predictor.HRPredictor", Predictor)
+    monkeypatch.setattr(predict, "ensure_trainer_path", lambda: asked.setdefault("trainer path", True))
+
+    def run_with(*flags):
+        base = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *REQUIRED, "-device", "cpu"]
+        run(own_parser().parse_args([*base, *flags]))
+        return asked
+
+    run_with.model = model
+    run_with.asked = asked
+    return run_with
+
+
+def test_passes_everything_on(call, tmp_path):
+    asked = call(
+        "-f", "0", "all", "-step_size", "0.7", "--disable_tta", "--save_probabilities", "--continue_prediction",
+        "-chk", "checkpoint_best.pth", "-npp", "1", "-nps", "2", "-num_parts", "3", "-part_id", "2",
+        "--disable_progress_bar", "--not_on_device",
+    )
+    assert asked["trainer path"]
+    assert asked["model"] == (str(call.model), [0, "all"], {"checkpoint_name": "checkpoint_best.pth"})
+    init = asked["init"]
+    assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
+    assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", HRGrid())
+    args, kwargs = asked["workers"]
+    assert args == (str(tmp_path / "in"), str(tmp_path / "out"))
+    assert kwargs == {
+        "save_probabilities": True, "overwrite": False, "num_processes_preprocessing": 1,
+        "num_processes_segmentation_export": 2, "num_parts": 3, "part_id": 2,
+    }
+    assert "sequential" not in asked
+    assert (tmp_path / "out").is_dir()
+
+
+def test_without_workers(call):
+    asked = call("-npp", "0", "-nps", "0")
+    assert asked["sequential"][1] == {"save_probabilities": False, "overwrite": True}
+    assert asked["model"][1] == [0, 1, 2, 3, 4]
+    assert asked["init"]["use_mirroring"]
+    assert "workers" not in asked
+
+
+def test_grids(call, tmp_path):
+    assert call("--grid", "native")["init"]["grid"] == NativeGrid()
+    assert call("--grid", str(tmp_path / "in"))["init"]["grid"] == ReferenceGrid(tmp_path / "in")
+    with pytest.raises(FileNotFoundError, match="--grid must be"):
+        call("--grid", str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["-prev_stage_predictions", "x"], NotImplementedError, "cascades"),
+        (["-num_parts", "2", "-part_id", "2"], ValueError, "-part_id must be"),
+        (["-step_size", "1.5"], ValueError, "-step_size must be"),
+        (["-npp", "0"], ValueError, "both 0 or both positive"),
+        (["-npp", "0", "-nps", "0", "-num_parts", "2"], ValueError, "-num_parts must be 1"),
+        (["-f", "x"], ValueError, "-f must be"),
+        (["-tr", "OtherTrainer"], FileNotFoundError, "nnUNetv2_train .* -tr OtherTrainer"),
+        (["-i", "/none/such"], FileNotFoundError, "-i must be"),
+    ],
+)
+def test_refuses(call, flags, error, message):
+    with pytest.raises(error, match=message):
+        call(*flags)
+    assert "model" not in call.asked
+
+
+def test_refuses_a_missing_gpu(call, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="-device must be available"):
+        call("-device", "cuda")

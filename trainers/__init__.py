@@ -1,0 +1,1 @@
+"""nnU-Net trainers of REHRSeg; nnUNet_extTrainer names this folder."""

@@ -1,0 +1,225 @@
+"""Stage 2: segmentation with an HR head, guided by the self-SR (paper sections 3.3 to 3.6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from rehrseg_nnunet.config import load_config
+from rehrseg_nnunet.data.augmenters import start_augmenter
+from rehrseg_nnunet.data.hr_loader import HRPatchLoader, initial_lr_patch_size
+from rehrseg_nnunet.data.hr_transforms import build_training_transforms
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.inference.hr_validation import predict_hr_validation
+from rehrseg_nnunet.inference.teacher import SelfSRTeacher
+from rehrseg_nnunet.losses.segmentation import REHRSegLoss, UncertaintyWeightedLoss
+from rehrseg_nnunet.losses.self_sr import build_label_loss
+from rehrseg_nnunet.networks.hr_head import add_hr_head, output_mode, set_output_mode
+from rehrseg_nnunet.runs import (
+    FINAL_CHECKPOINT,
+    candidate_trainers,
+    expected_manifest,
+    find_finished_run,
+    find_self_sr_run,
+    load_self_sr,
+)
+from rehrseg_nnunet.training_start import BaselineStart
+
+
+class REHRSegTrainer(BaselineStart, nnUNetTrainer):
+    """nnU-Net with an HR head, trained on pseudo-HR cases; validation is nnU-Net's own, on the real thick slices.
+
+    Settings: `segmentation` of the plans' `rehrseg` block. Needs stage 1 (SelfSRTrainer) of the same dataset, plans,
+    configuration and fold, which is checked when training starts. Raises at construction for 2d, cascaded and
+    isotropic configurations, before anything is written.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.learning_rate_from_trained = self.config.segmentation.learning_rate_from_trained
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The plans' network; it returns what the stock network returns until its output mode is changed."""
+        config = load_config(configuration_manager.configuration)
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return add_hr_head(
+            network,
+            factor=config.factor,
+            teacher_channels=config.self_sr.base_features,
+            config=config.segmentation.hr_head,
+        )
+
+    def _build_loss(self) -> nn.Module:
+        settings = self.config.segmentation
+        stock = super()._build_loss()
+        hr_loss = build_label_loss(
+            self.label_manager,
+            batch_dice=self.configuration_manager.batch_dice,
+            ddp=self.is_ddp,
+            ignore_index=self.label_manager.ignore_label,
+        )
+        lr_loss = UncertaintyWeightedLoss(
+            getattr(stock, "weight_factors", None),
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            dice=hr_loss.dc if settings.lr_dice_weight > 0 else None,
+            dice_weight=settings.lr_dice_weight,
+        )
+        return REHRSegLoss(
+            lr_loss,
+            hr_loss,
+            stock,
+            teacher=None,  # comes with stage 1, when training starts
+            distillation_weight=settings.distillation_weight,
+            per_slice=settings.affinity_per_slice,
+            pool=settings.affinity_pool,
+        )
+
+    def baseline_checkpoint(self) -> Path | None:
+        """The fold's finished nnUNetTrainer run, of the same length if there is one."""
+        run = find_finished_run(self.output_folder, candidate_trainers("nnUNetTrainer", type(self).__name__))
+        return None if run is None else run / FINAL_CHECKPOINT
+
+    def on_train_start(self) -> None:
+        """Check stage 1, choose the starting weights, then as in nnU-Net."""
+        remedy = (
+            f"run: nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
+            f"-tr SelfSRTrainer -p {self.plans_manager.plans_name}"
+        )
+        run = find_self_sr_run(
+            self.output_folder, candidate_trainers("SelfSRTrainer", type(self).__name__), remedy=remedy
+        )
+        if not self.was_initialized:
+            self.initialize()
+        network = load_self_sr(
+            run,
+            self.config,
+            image_channels=self.num_input_channels,
+            label_channels=self.label_manager.num_segmentation_heads,
+            remedy=remedy,
+        )
+        self.pseudo_hr = PseudoHRStore(run)
+        expected = expected_manifest(
+            run,
+            network,
+            factor=self.config.factor,
+            dataset_name=self.plans_manager.dataset_name,
+            plans_name=self.plans_manager.plans_name,
+            configuration=self.configuration_name,
+            fold=self.fold,
+        )
+        self.pseudo_hr.verify(self.do_split()[0], expected, remedy=f"{remedy} --val")
+        self.print_to_log_file(f"stage 1: {run}")
+        if self.config.segmentation.distillation_weight > 0:
+            self.loss.teacher = SelfSRTeacher(network.to(self.device), self.label_manager)
+        self.start_from_trained()
+        super().on_train_start()
+
+    def get_dataloaders(self) -> tuple:
+        """Training patches from pseudo-HR cases at every phase; validation patches are nnU-Net's."""
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        tr_keys, val_keys = self.do_split()
+        stock_cases = self.dataset_class(self.preprocessed_dataset_folder, tr_keys)
+        train = HRPatchLoader(
+            nnUNetDatasetBlosc2(str(self.pseudo_hr.folder), tr_keys),
+            self.batch_size,
+            initial_lr_patch_size(
+                patch_size, self.config.factor, rotation=rotation, dummy_2d=dummy_2d,
+                stock_initial_patch_size=initial_patch_size,
+            ),
+            patch_size,
+            self.label_manager,
+            factor=self.config.factor,
+            lr_dataset=stock_cases,
+            true_lr_probability=self.config.segmentation.true_lr_probability,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=self._training_transforms(rotation, dummy_2d, mirror_axes),
+        )
+        val = nnUNetDataLoader(
+            self.dataset_class(self.preprocessed_dataset_folder, val_keys),
+            self.batch_size,
+            patch_size,
+            patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=self.get_validation_transforms(
+                self._get_deep_supervision_scales(), regions=self._regions, ignore_label=self.label_manager.ignore_label
+            ),
+        )
+        return (
+            start_augmenter(train, device=self.device),
+            start_augmenter(val, device=self.device, validation=True),
+        )
+
+    @property
+    def _regions(self) -> list | None:
+        return self.label_manager.foreground_regions if self.label_manager.has_regions else None
+
+    def _training_transforms(self, rotation, dummy_2d: bool, mirror_axes: tuple[int, ...]):
+        stock = self.get_training_transforms(
+            self.configuration_manager.patch_size,
+            rotation,
+            None,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+        )
+        return build_training_transforms(
+            stock,
+            factor=self.config.factor,
+            highest_label=max([*self.label_manager.all_labels, self.label_manager.ignore_label or 0]),
+            regions=self._regions,
+            ignore_label=self.label_manager.ignore_label,
+            deep_supervision_scales=self._get_deep_supervision_scales(),
+            label_profile=self.config.self_sr.label_profile,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net, with the HR head on."""
+        super().on_train_epoch_start()
+        set_output_mode(self.network, "training")
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As in nnU-Net; the terms of the last step's loss are printed."""
+        super().on_train_epoch_end(train_outputs)
+        terms = ", ".join(f"{name} {float(value):.4f}" for name, value in self.loss.components.items())
+        self.print_to_log_file(f"loss terms of the last step: {terms}")
+
+    def on_validation_epoch_start(self) -> None:
+        """As in nnU-Net, with the stock network's output."""
+        super().on_validation_epoch_start()
+        set_output_mode(self.network, "lr")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation on the thick slices, then the HR predictions of the same cases in `validation_hr`."""
+        with output_mode(self.network, "lr"):
+            super().perform_actual_validation(save_probabilities)
+        predict_hr_validation(self)
