@@ -101,10 +101,7 @@ def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = 
     if mode != "centre":
         raise ValueError(f"mode must be 'centre' or 'majority', got {mode!r}")
     groups = labels.movedim(axis, -1).unflatten(-1, (slices // factor, factor))
-    if factor % 2:
-        centre = groups[..., factor // 2]
-    else:
-        centre = _vote_outwards(groups, factor)
+    centre = groups[..., factor // 2] if factor % 2 else _vote_outwards(groups, factor)
     return centre.movedim(-1, axis).contiguous()
 
 

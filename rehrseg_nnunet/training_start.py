@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
 from rehrseg_nnunet.data.pseudo_hr import hash_weights
@@ -41,9 +40,11 @@ class BaselineStart:
             self.initial_lr = self.lr_scheduler.initial_lr = float(logged[0])
 
     def start_from_trained(self) -> None:
-        """Choose the starting weights; call it before training, after `initialize`."""
+        """Choose the starting weights; call it before training."""
         if self._resumed:
             return
+        if self._initial_hash is None:
+            self.initialize()
         if hash_weights(unwrap(self.network).state_dict()) != self._initial_hash:
             source = "-pretrained_weights"
         else:
@@ -62,7 +63,19 @@ class BaselineStart:
 
 
 def load_baseline(network: nn.Module, checkpoint: Path) -> None:
-    """Load a baseline of the same plans, its segmentation layers too (nnU-Net's function leaves those out)."""
+    """Load a baseline of the same plans with its segmentation layers; an HR head keeps its fresh weights.
+
+    Raises:
+        ValueError: the checkpoint belongs to another network.
+    """
     weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
-    load_pretrained_weights(network, str(checkpoint), verbose=False)
-    unwrap(network).load_state_dict(weights, strict=False)
+    own = unwrap(network)
+    shapes = {key: value.shape for key, value in own.state_dict().items()}
+    differing = [key for key, value in weights.items() if shapes.get(key) != value.shape]
+    missing = [key for key in shapes if key not in weights and ".seg_layers." not in key]
+    if differing or missing:
+        raise ValueError(
+            f"{checkpoint} must be of the same plans as this training, but {(differing + missing)[0]} differs; train "
+            "the baseline again or remove it"
+        )
+    own.load_state_dict(weights, strict=False)

@@ -3,7 +3,7 @@ import copy
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
@@ -112,6 +112,7 @@ def test_there_and_back_is_the_identity(tmp_path_factory, reader, axis, geometry
             np.testing.assert_array_equal(properties[kind][key], value)
 
 
+@settings(deadline=None)
 @given(
     axis=st.integers(0, 2), scale=st.floats(0.1, 10), index=st.floats(-5, 5),
     entries=st.lists(st.floats(-5, 5), min_size=12, max_size=12),
@@ -128,6 +129,7 @@ def test_scale_affine_keeps_faces(axis, scale, index, entries):
     )
 
 
+@settings(deadline=None)
 @given(slices=st.integers(1, 9), factor=st.integers(2, 7))
 def test_slice_positions_are_inverse_maps(slices, factor):
     hr = hr_slice_positions(slices, factor)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -38,6 +39,8 @@ class SelfSRTrainer(nnUNetTrainer):
     configurations, before anything is written.
     """
 
+    length: int | None = None
+
     def __init__(
         self,
         plans: dict,
@@ -48,7 +51,7 @@ class SelfSRTrainer(nnUNetTrainer):
     ):
         self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.config.self_sr.epochs
+        self.num_epochs = self.length or self.config.self_sr.epochs
         self.initial_lr = self.config.self_sr.learning_rate
         self.weight_decay = 0.0
 
@@ -156,7 +159,7 @@ class SelfSRTrainer(nnUNetTrainer):
         slices, *in_plane = self.configuration_manager.patch_size
         return (slices * self.config.factor, *in_plane)
 
-    def _stock_training_transforms(self):
+    def _stock_training_transforms(self) -> ComposeTransforms:
         rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         return self.get_training_transforms(
             self.configuration_manager.patch_size, rotation, None, mirror_axes, dummy_2d

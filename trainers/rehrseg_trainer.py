@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -40,6 +41,8 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
     isotropic configurations, before anything is written.
     """
 
+    length: int | None = None
+
     def __init__(
         self,
         plans: dict,
@@ -50,6 +53,7 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
     ):
         self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.length or self.num_epochs
         self.learning_rate_from_trained = self.config.segmentation.learning_rate_from_trained
 
     @staticmethod
@@ -183,7 +187,9 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
     def _regions(self) -> list | None:
         return self.label_manager.foreground_regions if self.label_manager.has_regions else None
 
-    def _training_transforms(self, rotation, dummy_2d: bool, mirror_axes: tuple[int, ...]):
+    def _training_transforms(
+        self, rotation: tuple[float, float], dummy_2d: bool, mirror_axes: tuple[int, ...]
+    ) -> ComposeTransforms:
         stock = self.get_training_transforms(
             self.configuration_manager.patch_size,
             rotation,

@@ -1,8 +1,8 @@
-"""A case whose segmentation is known, and a network that thresholds: predictions must lie where the object is, in mm."""
+"""A ball whose place in mm is known, and a network that thresholds: predictions must lie where the ball is."""
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn

@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from torch import nn
 
@@ -113,10 +113,7 @@ def test_folds_are_averaged(tiny):
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_file_has_the_inputs_field_of_view_and_the_object_in_place(tiny, case, axis, reader):
-    if reader == "NibabelIO":
-        rotation = tiny.oblique()
-    else:
-        rotation = tiny.oblique() @ np.diag([-1.0, 1.0, -1.0])
+    rotation = tiny.oblique() if reader == "NibabelIO" else tiny.oblique() @ np.diag([-1.0, 1.0, -1.0])
     path, output = case(axis=axis, rotation=rotation)
     tiny.predictor(axis=axis, reader=reader).predict_from_files_sequential([[str(path)]], [str(output)])
     source, result = sitk.ReadImage(str(path)), sitk.ReadImage(f"{output}.nii.gz")
@@ -225,7 +222,8 @@ def test_hr_properties_and_configuration_for_stored_cases(tiny):
     assert configuration.configuration["resampling_fn_probabilities_kwargs"]["order_z"] == 1
     assert lr.configuration == before
     properties = {
-        "spacing": [1.0, 1.1, 4.0], "shape_before_cropping": (7, 10, 12), "bbox_used_for_cropping": [[1, 6], [0, 9], [2, 12]],
+        "spacing": [1.0, 1.1, 4.0], "shape_before_cropping": (7, 10, 12),
+        "bbox_used_for_cropping": [[1, 6], [0, 9], [2, 12]],
         "shape_after_cropping_and_before_resampling": (5, 9, 10), "class_locations": {1: np.zeros((3, 4))},
         "sitk_stuff": {"spacing": (4.0, 1.1, 1.0), "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())},
     }

@@ -1,8 +1,9 @@
+import itertools
 import logging
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 
 from rehrseg_nnunet.inference.output_grid import (
@@ -96,7 +97,7 @@ def test_native_slices_thinner_than_the_plans_are_not_copies(tiny, folder):
     assert same_grid(source, result)
     np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.5)
     inside = probabilities[1, 22:28]  # from the middle, where symmetry makes slices equal, to the ball's end
-    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(inside[:-1], inside[1:], strict=True))
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.pairwise(inside))
 
 
 def test_reference_equal_to_the_hr_grid_changes_nothing(tiny, folder, tmp_path):
@@ -115,7 +116,7 @@ def test_reference_is_met_in_mm(tiny, folder, tmp_path, reader, axis):
     # turned, shifted, with other spacings, and reaching beyond the input
     reference = tiny.blank(
         (26, 24, 30), (0.9, 1.3, 0.8), rotation=tiny.oblique(3) @ np.diag([1.0, -1.0, -1.0]),
-        centre=tiny.CENTRE_MM + [2, 3, -1.5],
+        centre=tiny.CENTRE_MM + np.array([2, 3, -1.5]),
     )
     sitk.WriteImage(reference, str(tmp_path / "reference.nii.gz"))
     _, result, probabilities = folder(

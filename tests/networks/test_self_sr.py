@@ -73,6 +73,15 @@ def test_training_starts_near_the_interpolation_and_undecided():
     assert (uncertainty - 0.5).abs().max() < 0.07
 
 
+def test_features_do_not_fade_before_training():
+    torch.manual_seed(0)
+    network = SelfSRNetwork(1, 3, 2, base_features=8)
+    with torch.no_grad():
+        levels = network.encoder(torch.randn(2, 4, 4, 16, 16))
+        decoded = network.decoder(levels)
+    assert all(0.1 < features.std() < 10 for features in (*levels, decoded))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_whole_range_and_overshoot_are_reachable(mode):
     network = make_network(image_mode=mode)

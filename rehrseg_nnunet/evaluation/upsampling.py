@@ -1,0 +1,76 @@
+"""What thick-slice predictions give on the HR grid without any HR training: the rows REHRSeg is compared with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from rehrseg_nnunet.geometry import scale_slice_geometry
+from rehrseg_nnunet.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slice_profile import interpolate
+
+METHODS = ("nearest", "linear", "signed_distance")
+
+
+def upsample_folder(
+    source: Path,
+    target: Path,
+    *,
+    method: str,
+    factor: int,
+    axis: int,
+    reader: BaseReaderWriter,
+    label_manager: LabelManager,
+    dataset_json: Mapping[str, Any],
+) -> None:
+    """Upsample every segmentation of a folder r times along one axis, over the same field of view.
+
+    Args:
+        source: nnU-Net predictions; "linear" needs their probabilities (`--npz`, `--save_probabilities`).
+        target: folder for the HR files.
+        method: "nearest" (repeat slices), "linear" (interpolate probabilities, then decide) or "signed_distance".
+        factor: r.
+        axis: array axis of the slices in the files.
+        reader: nnU-Net's reader and writer.
+        label_manager: nnU-Net's.
+        dataset_json: nnU-Net's.
+
+    Raises:
+        ValueError: unknown method.
+        FileNotFoundError: no predictions, or no probabilities.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    ending = dataset_json["file_ending"]
+    files = sorted(source.glob(f"*{ending}"))
+    if not files:
+        raise FileNotFoundError(f"{source} has no predictions (*{ending})")
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        labels, properties = reader.read_seg(str(file))
+        if method == "nearest":
+            hr = np.repeat(labels[0], factor, axis=axis)
+        elif method == "signed_distance":
+            hr = interpolate_labels(
+                labels[0].astype(np.int16), factor, axis, spacing_mm=properties["spacing"]
+            )
+        else:
+            hr = _from_probabilities(source / f"{file.name.removesuffix(ending)}.npz", factor, axis, label_manager)
+        partial = target / f".partial_{file.name}"
+        reader.write_seg(hr, str(partial), scale_slice_geometry(properties, axis, 1 / factor))
+        os.replace(partial, target / file.name)
+
+
+def _from_probabilities(file: Path, factor: int, axis: int, label_manager: LabelManager) -> np.ndarray:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: predict with probabilities (--npz or --save_probabilities)")
+    probabilities = torch.from_numpy(np.load(file)["probabilities"].astype(np.float32))
+    hr = interpolate(probabilities, factor, 1 + axis, order=1)
+    return np.asarray(label_manager.convert_probabilities_to_segmentation(hr))
