@@ -70,11 +70,12 @@ def apply_preset(plans: Mapping[str, Any], preset: Preset, *, plans_name: str) -
             refusals.append(f"{name}: {error}")
             continue
         configuration[BLOCK] = preset.rehrseg.model_dump(mode="json", exclude_unset=True)
-        _scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
+        scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
     if len(refusals) == sum("inherits_from" not in c for c in result["configurations"].values()):
         raise ValueError(f"plans must have a thick-slice 3d configuration, got {'; '.join(refusals)}")
     return result
 
 
-def _scale_width(arch_kwargs: dict[str, Any], width: float) -> None:
+def scale_width(arch_kwargs: dict[str, Any], width: float) -> None:
+    """Make a planned U-Net narrower or wider, in place; no stage gets fewer than 4 features."""
     arch_kwargs["features_per_stage"] = [max(4, round(f * width)) for f in arch_kwargs["features_per_stage"]]

@@ -130,10 +130,11 @@ def thicken(file: Path, *, factor: int, axis: int, label_mode: str | None) -> tu
         if not torch.equal(labels.to(values.dtype), values):
             raise ValueError(f"{file} must hold integer labels")
         lr = degrade_labels(labels, factor, axis, mode=label_mode).to(values.dtype)
-    return _with_scaled_slices(lr, hr, axis, factor), hr
+    return with_scaled_slices(lr, hr, axis, factor), hr
 
 
-def _with_scaled_slices(values: torch.Tensor, reference: sitk.Image, axis: int, scale: float) -> sitk.Image:
+def with_scaled_slices(values: torch.Tensor, reference: sitk.Image, axis: int, scale: float) -> sitk.Image:
+    """Image of values whose slices along an array axis are `scale` times as long as those of the reference."""
     properties = {
         "spacing": reference.GetSpacing()[::-1],
         "sitk_stuff": {

@@ -1,0 +1,83 @@
+"""LR and HR tables of one fold: baselines upsampled in every way beside methods that predict HR themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from rehrseg_nnunet.evaluation.compare import evaluate_folders
+from rehrseg_nnunet.evaluation.tables import format_summary, write_summary
+from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
+
+UPSAMPLING_NAMES = {"nearest": "nearest", "linear": "linear probabilities", "signed_distance": "signed distance"}
+
+
+def compare_fold(
+    *,
+    raw_folder: Path,
+    fold_folders: Mapping[str, Path],
+    factor: int,
+    axis: int,
+    output_folder: Path,
+    lr_folders: Mapping[str, Path] | None = None,
+    hr_folders: Mapping[str, Path] | None = None,
+) -> tuple[str, str]:
+    """Compare the validation cases of one fold, at LR with `labelsTr` and at HR with `labelsTrHR`.
+
+    Args:
+        raw_folder: simulated dataset in nnUNet_raw.
+        fold_folders: method name to nnU-Net's fold folder. Every one gives an LR row; one with `validation_hr` gives an
+            HR row, any other three: upsampled by nearest neighbour, linear probabilities (`--npz`) and signed distance.
+        factor: r.
+        axis: array axis of the slices in the files.
+        output_folder: for upsampled files, `lr.json`, `hr.json` and their csv.
+        lr_folders: further LR rows: name to folder of LR predictions.
+        hr_folders: further HR rows: name to folder of HR predictions.
+
+    Returns:
+        The LR and the HR table as text, and the files in `output_folder`.
+    """
+    dataset_json = json.loads((raw_folder / "dataset.json").read_text())
+    output_folder.mkdir(parents=True, exist_ok=True)
+    lr_methods = {name: [fold / "validation"] for name, fold in fold_folders.items()}
+    lr_methods |= {name: [folder] for name, folder in (lr_folders or {}).items()}
+    hr_methods: dict[str, list[Path]] = {}
+    for name, fold in fold_folders.items():
+        if (fold / "validation_hr").is_dir():
+            hr_methods[name] = [fold / "validation_hr"]
+            continue
+        for method, folder in _upsample(fold, output_folder / name.replace(" ", "_"), factor, axis, dataset_json):
+            hr_methods[f"{name}, {UPSAMPLING_NAMES[method]}"] = [folder]
+    hr_methods |= {name: [folder] for name, folder in (hr_folders or {}).items()}
+    tables = []
+    for resolution, methods, labels in (("lr", lr_methods, "labelsTr"), ("hr", hr_methods, "labelsTrHR")):
+        summary = evaluate_folders(raw_folder / labels, methods, dataset_json=dataset_json, chill=True)
+        write_summary(
+            summary,
+            json_file=output_folder / f"{resolution}.json",
+            csv_file=output_folder / f"{resolution}.csv",
+        )
+        tables.append(format_summary(summary))
+    return tables[0], tables[1]
+
+
+def _upsample(
+    fold: Path, target: Path, factor: int, axis: int, dataset_json: Mapping[str, Any]
+) -> list[tuple[str, Path]]:
+    plans = PlansManager(str(fold.parent / "plans.json"))
+    for method in METHODS:
+        upsample_folder(
+            fold / "validation",
+            target / method,
+            method=method,
+            factor=factor,
+            axis=axis,
+            reader=plans.image_reader_writer_class(),
+            label_manager=plans.get_label_manager(dataset_json),
+            dataset_json=dataset_json,
+        )
+    return [(method, target / method) for method in METHODS]
