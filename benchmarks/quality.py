@@ -159,7 +159,8 @@ class Benchmark:
             hr_folders={"nnU-Net on interpolated volumes": self.on_interpolated / "validation"},
         )
         print("\nSelf-SR, mean over validation cases\n")
-        for comparison, methods in json.loads((self.self_sr / "self_sr_report.json").read_text())["comparisons"].items():
+        scored = json.loads((self.self_sr / "self_sr_report.json").read_text())
+        for comparison, methods in scored["comparisons"].items():
             for method, scores in methods.items():
                 print(f"{comparison:20}{method:28}" + "".join(f"{k} {v:8.4f}  " for k, v in scores.items()))
         print(f"\nThick slices (LR), {self._steps()}\n\n{lr}\n\nThin slices (HR), against the true labels\n\n{hr}")

@@ -114,7 +114,9 @@ def test_there_and_back_is_the_identity(tmp_path_factory, reader, axis, geometry
 
 @settings(deadline=None)
 @given(
-    axis=st.integers(0, 2), scale=st.floats(0.1, 10), index=st.floats(-5, 5),
+    axis=st.integers(0, 2),
+    scale=st.floats(0.1, 10),
+    index=st.floats(-5, 5),
     entries=st.lists(st.floats(-5, 5), min_size=12, max_size=12),
 )
 def test_scale_affine_keeps_faces(axis, scale, index, entries):
@@ -125,7 +127,8 @@ def test_scale_affine_keeps_faces(axis, scale, index, entries):
     scaled_point[axis] = (index + 0.5) / scale - 0.5
     np.testing.assert_allclose(
         nibabel.affines.apply_affine(scale_affine(affine, axis, scale), scaled_point),
-        nibabel.affines.apply_affine(affine, point), atol=1e-9,
+        nibabel.affines.apply_affine(affine, point),
+        atol=1e-9,
     )
 
 
@@ -145,7 +148,12 @@ def test_slice_positions_are_inverse_maps(slices, factor):
 @pytest.mark.parametrize(
     ("spacing", "expected"),
     [
-        ((4, 1, 1), 4), ((5, 1, 0.8), 6), ((2.4, 1, 1), 2), ((2.5, 1, 1), 3), ((1.6, 1, 1), 2), ((3, 0.5, 0.5), 6),
+        ((4, 1, 1), 4),
+        ((5, 1, 0.8), 6),
+        ((2.4, 1, 1), 2),
+        ((2.5, 1, 1), 3),
+        ((1.6, 1, 1), 2),
+        ((3, 0.5, 0.5), 6),
         ((3.5, 1, 1), 4),
     ],
 )

@@ -34,8 +34,9 @@ def naive_signed_distance(mask, spacing_mm):
 
 def test_signed_distance_equals_brute_force():
     mask = np.random.default_rng(0).random((4, 5, 6)) < 0.4
-    np.testing.assert_allclose(signed_distance(mask, (3.0, 1.0, 0.5)), naive_signed_distance(mask, (3.0, 1.0, 0.5)),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        signed_distance(mask, (3.0, 1.0, 0.5)), naive_signed_distance(mask, (3.0, 1.0, 0.5)), rtol=1e-6
+    )
 
 
 def test_signed_distance_of_empty_and_full_masks_is_finite():
@@ -73,8 +74,9 @@ def test_values_take_part_alike_whatever_their_numbers():
 def test_axis(axis):
     labels = ball((5, 12, 12), (2, 5.5, 5.5), 5, SPACING_MM)
     expected = interpolate_labels(labels, 4, 0, spacing_mm=SPACING_MM)
-    moved = interpolate_labels(np.moveaxis(labels, 0, axis), 4, axis,
-                               spacing_mm=np.insert((1.0, 1.0), axis, 4.0).tolist())
+    moved = interpolate_labels(
+        np.moveaxis(labels, 0, axis), 4, axis, spacing_mm=np.insert((1.0, 1.0), axis, 4.0).tolist()
+    )
     np.testing.assert_array_equal(np.moveaxis(moved, axis, 0), expected)
 
 

@@ -132,7 +132,12 @@ class SelfSRTrainer(nnUNetTrainer):
             "oversample_foreground_percent": self.oversample_foreground_percent,
         }
         train = SelfSRLoader(
-            self.dataset_class(folder, tr_keys), self.batch_size, axes=axes, augment=True, tone=tone, noise=noise,
+            self.dataset_class(folder, tr_keys),
+            self.batch_size,
+            axes=axes,
+            augment=True,
+            tone=tone,
+            noise=noise,
             **common,
         )
         val = SelfSRLoader(
@@ -201,8 +206,9 @@ class SelfSRTrainer(nnUNetTrainer):
         target = [t.to(self.device, non_blocking=True) for t in batch["target"]]
         output = self.network(data)
         loss = self.loss(output, target)
-        metrics = window_metrics(output, target, regions=self.label_manager.has_regions,
-                                 masked=masked_value(self.label_manager))
+        metrics = window_metrics(
+            output, target, regions=self.label_manager.has_regions, masked=masked_value(self.label_manager)
+        )
         return {"loss": loss.detach().cpu().numpy(), **metrics}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

@@ -154,7 +154,10 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
             nnUNetDatasetBlosc2(str(self.pseudo_hr.folder), tr_keys),
             self.batch_size,
             initial_lr_patch_size(
-                patch_size, self.config.factor, rotation=rotation, dummy_2d=dummy_2d,
+                patch_size,
+                self.config.factor,
+                rotation=rotation,
+                dummy_2d=dummy_2d,
                 stock_initial_patch_size=initial_patch_size,
             ),
             patch_size,

@@ -23,7 +23,8 @@ SEED = 2025
 PLANS, CONFIGURATION, FOLD = "demo", "3d_fullres", 0
 STEPS_PER_EPOCH, VALIDATION_STEPS = 25, 5
 BASELINE_EPOCHS, STAGE_2_EPOCHS = 10, 10
-ENVIRONMENT = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0"}  # worker pools take longer to start than the work
+WORKERS = "nnUNet_n_proc_DA"
+ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +88,7 @@ class Demo:
         from rehrseg_nnunet.phantom import write_phantom_dataset
         from rehrseg_nnunet.presets import apply_preset, load_preset
 
+        os.environ[WORKERS] = "1"  # nnU-Net's planner hands it to torch as a number of threads
         print(f"1/6 {CASES} phantoms, thick slices by a factor of {FACTOR}, nnU-Net's planning and preprocessing")
         write_phantom_dataset(self.source, cases=CASES, shape=SHAPE, seed=SEED)
         with self._quiet():
@@ -101,6 +103,7 @@ class Demo:
 
     def train_all(self) -> None:
         """Baseline, the same continued, stage 1 and stage 2."""
+        os.environ[WORKERS] = "0"  # for so little work, workers take longer to start than they save
         self._train("2/6 baseline", "nnUNetTrainer", epochs=BASELINE_EPOCHS)
         self._train("3/6 baseline, continued", "ContinuedBaselineTrainer", epochs=STAGE_2_EPOCHS)
         self._train("4/6 stage 1: self-super-resolution", "SelfSRTrainer", epochs=None)

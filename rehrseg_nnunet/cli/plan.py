@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
     parser.add_argument("-o", required=True, metavar="NAME", help="name of the new plans, for nnU-Net's -p")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
-    parser.add_argument(
-        "--preset", choices=preset_names(), default="paper", help="settings to add (default: paper)"
-    )
+    parser.add_argument("--preset", choices=preset_names(), default="paper", help="settings to add (default: paper)")
     parser.add_argument(
         "--z-spacing",
         choices=("plans", "median"),

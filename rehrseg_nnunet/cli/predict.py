@@ -26,7 +26,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("-i", required=True, metavar="FOLDER", help="images, named as nnU-Net wants them (case_0000.nii.gz, ...)")
     add("-o", required=True, metavar="FOLDER", help="where to write; made if it does not exist")
     add(
-        "--grid", default="hr", metavar="hr|native|FILE|FOLDER",
+        "--grid",
+        default="hr",
+        metavar="hr|native|FILE|FOLDER",
         help="grid of the output: hr, r slices for every input slice; native, the input's own; or that of a file, or "
         "of each case's file in a folder (default: hr)",
     )
@@ -35,12 +37,16 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("-tr", default="REHRSegTrainer", metavar="TRAINER", help="trainer class (default: REHRSegTrainer)")
     add("-c", required=True, metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
     add(
-        "-f", nargs="+", default=(0, 1, 2, 3, 4), metavar="FOLD",
+        "-f",
+        nargs="+",
+        default=(0, 1, 2, 3, 4),
+        metavar="FOLD",
         help="folds whose networks are averaged: numbers or all (default: 0 1 2 3 4)",
     )
     add("-chk", default="checkpoint_final.pth", metavar="NAME", help="checkpoint (default: checkpoint_final.pth)")
     add(
-        "-prev_stage_predictions", metavar="FOLDER",
+        "-prev_stage_predictions",
+        metavar="FOLDER",
         help="refused: only cascades have a previous stage, and REHRSeg does not support them",
     )
 
@@ -57,13 +63,18 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         ("-nps", "nnUNet_nps", "exporting segmentations"),
     ):
         add(
-            flag, type=int, default=os.environ.get(variable) or 3, metavar="N",
+            flag,
+            type=int,
+            default=os.environ.get(variable) or 3,
+            metavar="N",
             help=f"processes for {role}; 0 for both -npp and -nps works in one process (default: ${variable} or 3)",
         )
     add("-num_parts", type=int, default=1, metavar="N", help="split the cases over this many calls (default: 1)")
     add("-part_id", type=int, default=0, metavar="I", help="which of these calls this is, from 0 (default: 0)")
     add(
-        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        "-device",
+        choices=("cuda", "cpu", "mps"),
+        default="cuda",
         help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
     )
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
@@ -95,9 +106,14 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     predictor.predict_from_files(
-        args.i, args.o, save_probabilities=args.save_probabilities, overwrite=not args.continue_prediction,
-        num_processes_preprocessing=args.npp, num_processes_segmentation_export=args.nps,
-        num_parts=args.num_parts, part_id=args.part_id,
+        args.i,
+        args.o,
+        save_probabilities=args.save_probabilities,
+        overwrite=not args.continue_prediction,
+        num_processes_preprocessing=args.npp,
+        num_processes_segmentation_export=args.nps,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
     )
 
 

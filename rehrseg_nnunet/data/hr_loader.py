@@ -67,8 +67,11 @@ class StackedImage:
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         crop = self.case[index]
-        parts = [crop] if self.image is None else [self.image[index], crop[-1:]]
-        return np.concatenate([*parts, np.ones_like(crop[:1])])
+        stacked = np.ones((self.shape[0], *crop.shape[1:]), dtype=crop.dtype)
+        stacked[:-1] = crop
+        if self.image is not None:
+            stacked[:-2] = self.image[index]
+        return stacked
 
 
 class FirstChannel:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,22 +70,24 @@ class DegradeTransform(BasicTransform):
         """Replace `image` (C, ...) and `regression_target` (1, U) by LR ones."""
         image, segmentation = data_dict["image"], data_dict["segmentation"]
         uncertainty, inside = data_dict["regression_target"].split(1)
-        share = degrade(inside, self.factor, axis=1)
+        profile = degradation_matrix(image.shape[1] // self.factor, self.factor)
+        share = combine_slices(inside, profile)
         if is_true_acquisition(segmentation):
-            lr = slice_mean(image, self.factor) / slice_mean(inside, self.factor)
+            lr = self._mean(image) / self._mean(inside)
         else:
-            lr = degrade(image, self.factor, axis=1) / share
+            lr = combine_slices(image, profile) / share
         padding = share <= 0.5
-        lr = lr.masked_fill(padding, 0)
-        lr_uncertainty = slice_mean(uncertainty, self.factor).masked_fill(padding, 0)
+        if not self.keep_label_halo:
+            segmentation = strip_halo(segmentation, HALO_LR_SLICES * self.factor)
         return {
             **data_dict,
-            "image": strip_halo(lr, HALO_LR_SLICES),
-            "regression_target": strip_halo(lr_uncertainty, HALO_LR_SLICES),
-            "segmentation": segmentation
-            if self.keep_label_halo
-            else strip_halo(segmentation, HALO_LR_SLICES * self.factor),
+            "image": lr.masked_fill(padding, 0),
+            "regression_target": self._mean(uncertainty).masked_fill(padding, 0),
+            "segmentation": segmentation,
         }
+
+    def _mean(self, volume: torch.Tensor) -> torch.Tensor:
+        return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
 
 
 class LRLabelTransform(BasicTransform):
@@ -157,6 +160,21 @@ class PackHRTargets(BasicTransform):
 def is_true_acquisition(segmentation: torch.Tensor) -> bool:
     """Whether a sample's LR input is the true acquisition: its labels come as a second segmentation channel."""
     return segmentation.shape[0] > 1
+
+
+@lru_cache(maxsize=8)
+def degradation_matrix(lr_slices: int, factor: int) -> torch.Tensor:
+    """`degrade` as a matrix (p_z, r*D), float32, for a crop of D LR slices of which p_z are not halo.
+
+    As one matrix product over slices it takes a fraction of the time of a convolution along z, whose lines are strided.
+    """
+    matrix = degrade(torch.eye(lr_slices * factor, dtype=torch.float64), factor, axis=0)
+    return strip_halo(matrix[None], HALO_LR_SLICES)[0].float()
+
+
+def combine_slices(volume: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Apply a matrix (out, in) along z: (C, in, H, W) to (C, out, H, W)."""
+    return (matrix @ volume.flatten(2)).unflatten(2, volume.shape[2:])
 
 
 def slice_mean(volume: torch.Tensor, factor: int) -> torch.Tensor:

@@ -48,9 +48,7 @@ def _inside(mask: torch.Tensor) -> tuple[slice, ...]:
     return tuple(slice(int(v.min()), int(v.max()) + 1) for v in voxels.T) if len(voxels) else (slice(0, 0),) * 3
 
 
-def _image_metrics(
-    image: np.ndarray, uncertainty: np.ndarray, truth: np.ndarray
-) -> tuple[float, float, float] | None:
+def _image_metrics(image: np.ndarray, uncertainty: np.ndarray, truth: np.ndarray) -> tuple[float, float, float] | None:
     channels = [(t, i, float(np.ptp(t))) for t, i in zip(truth, image, strict=True) if t.size and np.ptp(t) > 0]
     if not channels:
         return None

@@ -58,9 +58,7 @@ def upsample_folder(
         if method == "nearest":
             hr = np.repeat(labels[0], factor, axis=axis)
         elif method == "signed_distance":
-            hr = interpolate_labels(
-                labels[0].astype(np.int16), factor, axis, spacing_mm=properties["spacing"]
-            )
+            hr = interpolate_labels(labels[0].astype(np.int16), factor, axis, spacing_mm=properties["spacing"])
         else:
             hr = _from_probabilities(source / f"{file.name.removesuffix(ending)}.npz", factor, axis, label_manager)
         partial = target / f".partial_{file.name}"

@@ -113,12 +113,12 @@ def _hr_preprocessor_class(base: type) -> type:
 
 
 def _export_properties(
-    properties: dict[str, Any], plans_manager: PlansManager, configuration: HRConfigurationManager,
+    properties: dict[str, Any],
+    plans_manager: PlansManager,
+    configuration: HRConfigurationManager,
     image_file: str | None,
 ) -> dict[str, Any]:
-    return configuration.grid.properties(
-        properties, plans_manager, factor=configuration.factor, image_file=image_file
-    )
+    return configuration.grid.properties(properties, plans_manager, factor=configuration.factor, image_file=image_file)
 
 
 class _FoldedHeads:

@@ -36,7 +36,10 @@ Resize: TypeAlias = Callable[[Logits, Sequence[int], Sequence[float], Sequence[f
 
 # what nnU-Net's preprocessing adds to a reader's properties
 _PREPROCESSING_KEYS = {
-    "shape_before_cropping", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling", "class_locations"
+    "shape_before_cropping",
+    "bbox_used_for_cropping",
+    "shape_after_cropping_and_before_resampling",
+    "class_locations",
 }
 _SMALLEST_PROBABILITY = 1e-7
 
@@ -50,8 +53,14 @@ class OutputGrid(Protocol):
         """Properties of the file to be written, from those of the preprocessed LR case read from `image_file`."""
 
     def resample(
-        self, resize: Resize, logits: Logits, shape: Sequence[int], current_spacing: Sequence[float],
-        new_spacing: Sequence[float], *, has_regions: bool,
+        self,
+        resize: Resize,
+        logits: Logits,
+        shape: Sequence[int],
+        current_spacing: Sequence[float],
+        new_spacing: Sequence[float],
+        *,
+        has_regions: bool,
     ) -> Logits:
         """Logits on `shape`, which is `shape_after_cropping_and_before_resampling` of `properties`."""
 
@@ -114,8 +123,14 @@ class HRGrid:
         return hr_properties(properties, plans_manager, factor)
 
     def resample(
-        self, resize: Resize, logits: Logits, shape: Sequence[int], current_spacing: Sequence[float],
-        new_spacing: Sequence[float], *, has_regions: bool,
+        self,
+        resize: Resize,
+        logits: Logits,
+        shape: Sequence[int],
+        current_spacing: Sequence[float],
+        new_spacing: Sequence[float],
+        *,
+        has_regions: bool,
     ) -> Logits:
         """Resize from r*D_p to r*D slices, as nnU-Net does, linear along z."""
         return resize(logits, shape, current_spacing, new_spacing)
@@ -142,8 +157,14 @@ class NativeGrid:
         return dict(properties)
 
     def resample(
-        self, resize: Resize, logits: Logits, shape: Sequence[int], current_spacing: Sequence[float],
-        new_spacing: Sequence[float], *, has_regions: bool,
+        self,
+        resize: Resize,
+        logits: Logits,
+        shape: Sequence[int],
+        current_spacing: Sequence[float],
+        new_spacing: Sequence[float],
+        *,
+        has_regions: bool,
     ) -> Logits:
         """Interpolate to thin slices, average to thick ones."""
         slices, *in_plane = (int(n) for n in shape)
@@ -234,8 +255,14 @@ class ReferenceGrid:
         }
 
     def resample(
-        self, resize: Resize, logits: Logits, shape: Sequence[int], current_spacing: Sequence[float],
-        new_spacing: Sequence[float], *, has_regions: bool,
+        self,
+        resize: Resize,
+        logits: Logits,
+        shape: Sequence[int],
+        current_spacing: Sequence[float],
+        new_spacing: Sequence[float],
+        *,
+        has_regions: bool,
     ) -> Logits:
         """Sample the probabilities at the reference's voxels."""
         sampled = sample_field_of_view(

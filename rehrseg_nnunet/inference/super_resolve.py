@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from rehrseg_nnunet.networks.flavr import SLICES
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, SelfSROutput
 
 
@@ -70,7 +71,8 @@ def teacher_features(network: SelfSRNetwork, image: torch.Tensor, labels: torch.
     """Layer-1 features of LR patches for the structural distillation (paper section 3.5).
 
     The encoder sees 4-slice windows as in training (its gates are means over a window, so one pass over all slices
-    would be another function); each slice's features come from the window in which it is the second one.
+    would be another function). Windows lie side by side, so that each slice is computed once; where the number of
+    slices is no multiple of 4 the last window is moved back, and below 4 slices the last slice is repeated.
 
     Args:
         network: trained stage-1 network, on the patches' device.
@@ -80,7 +82,13 @@ def teacher_features(network: SelfSRNetwork, image: torch.Tensor, labels: torch.
     Returns:
         (B, base_features, D, ceil(H/2), ceil(W/2)), without gradient.
     """
+    volumes = torch.cat([image, labels], dim=1)
+    slices = volumes.shape[2]
+    starts = torch.tensor([max(0, min(start, slices - SLICES)) for start in range(0, slices, SLICES)])
+    index = (starts[:, None] + torch.arange(SLICES)).clamp(max=slices - 1)  # (windows, 4): the slice at each place
     with torch.no_grad():
-        windows = torch.cat([windows_of(volume, 0, volume.shape[1]) for volume in torch.cat([image, labels], dim=1)])
-        features = network.layer1_features(windows)[:, :, 1]
-    return features.unflatten(0, (image.shape[0], -1)).transpose(1, 2)
+        windows = volumes[:, :, index.to(volumes.device)].movedim(2, 1).flatten(0, 1)
+        features = network.layer1_features(windows).unflatten(0, (image.shape[0], -1)).movedim(1, 2)
+    flat = index.flatten().tolist()
+    first_place = torch.tensor([flat.index(k) for k in range(slices)], device=features.device)
+    return features.flatten(2, 3)[:, :, first_place]

@@ -70,9 +70,7 @@ class HRHead(nn.Module):
         self.first = nn.Conv3d(
             in_channels, config.hidden_features, config.first_kernel, padding=config.first_kernel // 2
         )
-        self.second = nn.Conv3d(
-            config.hidden_features, heads, config.second_kernel, padding=config.second_kernel // 2
-        )
+        self.second = nn.Conv3d(config.hidden_features, heads, config.second_kernel, padding=config.second_kernel // 2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (B, C, D, H, W) to logits (B, K, r*D, H, W)."""
@@ -95,7 +93,11 @@ class HRSegLayer(nn.Conv3d):
 
     def __init__(self, layer: nn.Conv3d, *, head: HRHead, adaptor: nn.Conv3d) -> None:
         super().__init__(
-            layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
             bias=layer.bias is not None,
         )
         self.weight, self.bias = layer.weight, layer.bias

@@ -47,7 +47,10 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
     for flag, action in stock.items():
         mine = own[flag]
         assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
-            action.dest, action.nargs, action.required, type(action)
+            action.dest,
+            action.nargs,
+            action.required,
+            type(action),
         ), flag
         assert mine.type in (action.type, None), flag
         if flag != "-tr":
@@ -100,9 +103,26 @@ def call(tmp_path, monkeypatch):
 
 def test_passes_everything_on(call, tmp_path):
     asked = call(
-        "-f", "0", "all", "-step_size", "0.7", "--disable_tta", "--save_probabilities", "--continue_prediction",
-        "-chk", "checkpoint_best.pth", "-npp", "1", "-nps", "2", "-num_parts", "3", "-part_id", "2",
-        "--disable_progress_bar", "--not_on_device",
+        "-f",
+        "0",
+        "all",
+        "-step_size",
+        "0.7",
+        "--disable_tta",
+        "--save_probabilities",
+        "--continue_prediction",
+        "-chk",
+        "checkpoint_best.pth",
+        "-npp",
+        "1",
+        "-nps",
+        "2",
+        "-num_parts",
+        "3",
+        "-part_id",
+        "2",
+        "--disable_progress_bar",
+        "--not_on_device",
     )
     assert asked["trainer path"]
     assert asked["model"] == (str(call.model), [0, "all"], {"checkpoint_name": "checkpoint_best.pth"})
@@ -112,8 +132,12 @@ def test_passes_everything_on(call, tmp_path):
     args, kwargs = asked["workers"]
     assert args == (str(tmp_path / "in"), str(tmp_path / "out"))
     assert kwargs == {
-        "save_probabilities": True, "overwrite": False, "num_processes_preprocessing": 1,
-        "num_processes_segmentation_export": 2, "num_parts": 3, "part_id": 2,
+        "save_probabilities": True,
+        "overwrite": False,
+        "num_processes_preprocessing": 1,
+        "num_processes_segmentation_export": 2,
+        "num_parts": 3,
+        "part_id": 2,
     }
     assert "sequential" not in asked
     assert (tmp_path / "out").is_dir()

@@ -40,8 +40,9 @@ def pseudo_hr_case(factor=4, lr_slices=5, in_plane=(6, 7), seed=0):
 
 
 def raw_loader(data, labels, *, factor=4, patch=(3, 6, 7), initial=None, batch_size=2, **options):
-    return HRPatchLoader(memory_dataset(data, labels), batch_size, initial or patch, patch, LABELS, factor=factor,
-                         **options)
+    return HRPatchLoader(
+        memory_dataset(data, labels), batch_size, initial or patch, patch, LABELS, factor=factor, **options
+    )
 
 
 def phases_of(batch, factor):
@@ -139,8 +140,9 @@ def test_slice_window_repeats_lr_slices():
     every = slice(None)
     for first in range(12):
         for stop in range(first + 1, 13):
-            np.testing.assert_array_equal(window[every, slice(first, stop), every, every],
-                                          lr.repeat(4, axis=1)[:, first:stop])
+            np.testing.assert_array_equal(
+                window[every, slice(first, stop), every, every], lr.repeat(4, axis=1)[:, first:stop]
+            )
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5)])
@@ -165,11 +167,13 @@ def test_the_true_acquisition_covers_the_same_region():
     data, labels = pseudo_hr_case()
     lr_image = data[:1].reshape(1, 5, 4, 6, 7).mean(2) + 100
     lr_labels = labels[:, 1::4] + 10
-    cases = PhasedCases(memory_dataset(data, labels), factor=4,
-                        lr_dataset=memory_dataset(lr_image, lr_labels), true_lr_probability=1.0)
+    cases = PhasedCases(
+        memory_dataset(data, labels), factor=4, lr_dataset=memory_dataset(lr_image, lr_labels), true_lr_probability=1.0
+    )
     loader = raw_loader(data, labels, patch=(3, 4, 5), batch_size=40)
-    loader._data = SimpleNamespace(load_case=lambda i: cases.at_phase(i, (data, labels, None, {"class_locations": {}}),
-                                                                      phase=0, use_true_lr=True))
+    loader._data = SimpleNamespace(
+        load_case=lambda i: cases.at_phase(i, (data, labels, None, {"class_locations": {}}), phase=0, use_true_lr=True)
+    )
     batch = next(loader)
     assert batch["target"].shape[1] == 2
     for image, target in zip(batch["data"], batch["target"], strict=True):
@@ -189,8 +193,11 @@ def test_the_true_acquisition_covers_the_same_region():
 def test_cases_on_disk_and_pickling(tmp_path):
     data, labels = pseudo_hr_case()
     store = PseudoHRStore(tmp_path)
-    store.open_or_create(PseudoHRManifest(factor=4, dataset_name="d", plans_name="p", configuration="c", fold=0,
-                                          trainer="t", weights_sha256="0"))
+    store.open_or_create(
+        PseudoHRManifest(
+            factor=4, dataset_name="d", plans_name="p", configuration="c", fold=0, trainer="t", weights_sha256="0"
+        )
+    )
     store.write_case("case", data[:1], data[1:], labels, {}, label_manager=LABELS, hr_patch_size=(12, 6, 7))
     loader = HRPatchLoader(nnUNetDatasetBlosc2(str(store.folder)), 3, (3, 6, 7), (3, 6, 7), LABELS, factor=4)
     copied = pickle.loads(pickle.dumps(loader))
@@ -210,8 +217,9 @@ def test_cases_on_disk_and_pickling(tmp_path):
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_initial_patch_size_is_nnunets_rule_for_the_hr_patch(patch, factor):
     rotation = (-np.pi / 6, np.pi / 6)
-    size = initial_lr_patch_size(patch, factor, rotation=rotation, dummy_2d=False,
-                                 stock_initial_patch_size=(53, 80, 60))
+    size = initial_lr_patch_size(
+        patch, factor, rotation=rotation, dummy_2d=False, stock_initial_patch_size=(53, 80, 60)
+    )
     z, y, x = get_patch_size((factor * patch[0], *patch[1:]), rotation, rotation, rotation, (0.85, 1.25))
     assert size[1:] == (y, x)
     assert 0 <= factor * size[0] - z < 2 * factor
@@ -219,8 +227,9 @@ def test_initial_patch_size_is_nnunets_rule_for_the_hr_patch(patch, factor):
 
 
 def test_initial_patch_size_in_plane_is_nnunets():
-    size = initial_lr_patch_size((10, 56, 40), 4, rotation=(-np.pi, np.pi), dummy_2d=True,
-                                 stock_initial_patch_size=np.array((10, 65, 65)))
+    size = initial_lr_patch_size(
+        (10, 56, 40), 4, rotation=(-np.pi, np.pi), dummy_2d=True, stock_initial_patch_size=np.array((10, 65, 65))
+    )
     assert size == (10, 65, 65)
 
 

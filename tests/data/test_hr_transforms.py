@@ -29,14 +29,28 @@ SCALES = [[1, 1, 1], [1, 0.5, 0.5], [0.5, 0.25, 0.25]]
 
 
 def stock_transforms(patch, *, dummy_2d=True, mirror_axes=(0, 1, 2), use_mask=(False, False), **options):
-    return nnUNetTrainer.get_training_transforms(patch, (-np.pi, np.pi), options.pop("deep_supervision_scales", None),
-                                                 mirror_axes, dummy_2d, use_mask_for_norm=list(use_mask), **options)
+    return nnUNetTrainer.get_training_transforms(
+        patch,
+        (-np.pi, np.pi),
+        options.pop("deep_supervision_scales", None),
+        mirror_axes,
+        dummy_2d,
+        use_mask_for_norm=list(use_mask),
+        **options,
+    )
 
 
 def fixed(patch, *, dummy_2d, mirror_axes=(), use_mask=False, rotation=None):
     """nnU-Net's list without its intensity transforms and with a fixed or no rotation, mirroring always."""
-    spatial = SpatialTransform(patch[1:] if dummy_2d else patch, 0, False, p_rotation=float(rotation is not None),
-                               rotation=rotation or 0.0, border_mode_seg="constant", padding_value_seg=-1)
+    spatial = SpatialTransform(
+        patch[1:] if dummy_2d else patch,
+        0,
+        False,
+        p_rotation=float(rotation is not None),
+        rotation=rotation or 0.0,
+        border_mode_seg="constant",
+        padding_value_seg=-1,
+    )
     transforms = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if dummy_2d else [spatial]
     if mirror_axes:
         transforms.append(AlwaysMirror(mirror_axes))
@@ -91,8 +105,9 @@ def test_patch_equals_a_crop_of_the_degraded_volume_at_every_phase(factor, first
     patch = (3, 9, 8)
     transforms = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3)
     for phase in range(factor):
-        image, (lr_labels, hr_labels, uncertainty) = sample_at(data, labels, first, factor=factor, phase=phase,
-                                                               patch=patch, transforms=transforms)
+        image, (lr_labels, hr_labels, uncertainty) = sample_at(
+            data, labels, first, factor=factor, phase=phase, patch=patch, transforms=transforms
+        )
         slices = (data.shape[1] - phase) // factor
         shifted = slice(phase, phase + slices * factor)
         whole = torch.from_numpy(data[:, shifted])
@@ -117,10 +132,12 @@ def test_majority_labels_use_the_halo(factor):
     data, labels = volume(factor)
     labels = labels.clip(0)
     patch = (2, 9, 8)
-    transforms = build_training_transforms(fixed(patch, dummy_2d=True, mirror_axes=(0, 2)), factor=factor,
-                                           highest_label=3, label_profile="majority")
-    _, (lr_labels, hr_labels, _) = sample_at(data, labels, 2, factor=factor, phase=0, patch=patch,
-                                             transforms=transforms)
+    transforms = build_training_transforms(
+        fixed(patch, dummy_2d=True, mirror_axes=(0, 2)), factor=factor, highest_label=3, label_profile="majority"
+    )
+    _, (lr_labels, hr_labels, _) = sample_at(
+        data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms
+    )
     whole = degrade_labels(torch.from_numpy(labels), factor, 1, mode="majority")[:, 2:4]
     one_hot = torch.stack([torch.from_numpy(labels == v).double() for v in range(4)])
     top = degrade(one_hot, factor, 2).topk(2, dim=0).values
@@ -165,8 +182,9 @@ def test_all_targets_agree_under_nnunets_full_augmentation(factor, dummy_2d):
     patch = (4, 8, 6)
     transforms = build_training_transforms(stock_transforms(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3)
     initial = (4, 10, 9) if dummy_2d else (6, 10, 9)
-    loader = HRPatchLoader(memory_dataset(data, labels), 16, initial, patch, LABELS, factor=factor,
-                           transforms=transforms)
+    loader = HRPatchLoader(
+        memory_dataset(data, labels), 16, initial, patch, LABELS, factor=factor, transforms=transforms
+    )
     batch = next(loader)
     _, hr_labels, uncertainty = batch["target"]
     assert batch["data"].shape == (16, 2, 4, 8, 6)
@@ -204,8 +222,9 @@ def test_uncertainty_stays_on_its_structure(dummy_2d, rotation):
     patch = (6, 16, 16)
     stock = fixed(patch, dummy_2d=dummy_2d, mirror_axes=(0, 1), rotation=rotation)
     transforms = build_training_transforms(stock, factor=factor, highest_label=1)
-    image, (_, hr_labels, uncertainty) = sample_at(data, labels, 0, factor=factor, phase=0, patch=patch,
-                                                   transforms=transforms)
+    image, (_, hr_labels, uncertainty) = sample_at(
+        data, labels, 0, factor=factor, phase=0, patch=patch, transforms=transforms
+    )
 
     def centroid(mass, scale):
         grid = torch.stack(torch.meshgrid(*[torch.arange(n).float() for n in mass.shape], indexing="ij"))
@@ -215,6 +234,18 @@ def test_uncertainty_stays_on_its_structure(dummy_2d, rotation):
 
     assert (centroid(image[0], factor) - centroid(uncertainty[0], factor)).abs().max() < 0.4
     assert (centroid(image[0], factor) - centroid(hr_labels[0].float(), 1)).abs().max() < 0.4
+
+
+def test_padding_is_certain_background_after_rotation():
+    patch = (6, 9, 8)
+    data, labels = volume(4)
+    data[-1] = 1
+    transforms = build_training_transforms(fixed(patch, dummy_2d=False, rotation=0.4), factor=4, highest_label=3)
+    image, (*_, uncertainty) = sample_at(data, labels, 0, factor=4, phase=0, patch=patch, transforms=transforms)
+    padding = (image == 0).all(0)
+    assert padding.any()
+    assert (uncertainty[0][padding] == 0).all()
+    assert (uncertainty[0][~padding] > 0).all()
 
 
 def test_in_plane_augmentation_commutes_with_the_degradation():
@@ -252,10 +283,12 @@ def test_the_true_acquisition_arrives_unchanged_with_its_label(dummy_2d):
     rng = np.random.default_rng(9)
     lr = rng.normal(size=(2, 6, 9, 8)).astype(np.float32), rng.integers(0, 4, size=(1, 6, 9, 8)).astype(np.int8)
     for profile in ("centre", "majority"):
-        transforms = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3,
-                                               label_profile=profile)
-        image, (lr_labels, hr_labels, _) = sample_at(data, labels, 2, factor=factor, phase=0, patch=patch,
-                                                     transforms=transforms, lr=lr)
+        transforms = build_training_transforms(
+            fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3, label_profile=profile
+        )
+        image, (lr_labels, hr_labels, _) = sample_at(
+            data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms, lr=lr
+        )
         torch.testing.assert_close(image, torch.from_numpy(lr[0][:, 2:5]))
         assert torch.equal(lr_labels, torch.from_numpy(lr[1][:, 2:5]).to(lr_labels.dtype))
         assert torch.equal(hr_labels, torch.from_numpy(labels[:, 8:20]).clamp(min=0))
@@ -286,12 +319,24 @@ def test_targets_have_the_shapes_and_types_of_nnunets_loader(kind, scales):
     regions = label_manager.foreground_regions if label_manager.has_regions else None
     ends = {"regions": regions, "ignore_label": label_manager.ignore_label, "deep_supervision_scales": scales}
     data, labels = volume(factor)
-    loader = HRPatchLoader(memory_dataset(data, labels, label_manager), 2, initial, patch, label_manager, factor=factor,
-                           transforms=build_training_transforms(stock_transforms(patch), factor=factor,
-                                                                highest_label=3, **ends))
+    loader = HRPatchLoader(
+        memory_dataset(data, labels, label_manager),
+        2,
+        initial,
+        patch,
+        label_manager,
+        factor=factor,
+        transforms=build_training_transforms(stock_transforms(patch), factor=factor, highest_label=3, **ends),
+    )
     lr_case = data[:-1, ::factor], labels[:, ::factor]
-    stock = nnUNetDataLoader(memory_dataset(*lr_case, label_manager), 2, initial, patch, label_manager,
-                             transforms=stock_transforms(patch, **ends))
+    stock = nnUNetDataLoader(
+        memory_dataset(*lr_case, label_manager),
+        2,
+        initial,
+        patch,
+        label_manager,
+        transforms=stock_transforms(patch, **ends),
+    )
     mine, theirs = next(loader), next(stock)
     assert mine["data"].shape == theirs["data"].shape
     their_targets = theirs["target"] if isinstance(theirs["target"], list) else [theirs["target"]]
@@ -305,8 +350,14 @@ def test_targets_have_the_shapes_and_types_of_nnunets_loader(kind, scales):
 def test_regions_and_ignore_channel_hold_the_right_voxels():
     factor, patch = 4, (3, 9, 8)
     data, labels = volume(factor)
-    transforms = build_training_transforms(fixed(patch, dummy_2d=True), factor=factor, highest_label=3,
-                                           regions=[(1, 2), 2], ignore_label=3, deep_supervision_scales=SCALES)
+    transforms = build_training_transforms(
+        fixed(patch, dummy_2d=True),
+        factor=factor,
+        highest_label=3,
+        regions=[(1, 2), 2],
+        ignore_label=3,
+        deep_supervision_scales=SCALES,
+    )
     _, (lr, *_, hr, _) = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
     hr_map = torch.from_numpy(labels[0, 4:16])
     lr_map = degrade_labels(torch.from_numpy(labels), factor, 1)[0, 1:4]

@@ -52,8 +52,13 @@ def case_arrays(seed=0, high=3):
 def write(store, identifier, *, kind="labels", **changes):
     image, uncertainty, labels = case_arrays()
     arrays = {"image": image, "uncertainty": uncertainty, "labels": labels, **changes}
-    store.write_case(identifier, **arrays, properties={"spacing": [4.0, 1.0, 1.0], "class_locations": {1: "stale"}},
-                     label_manager=labels_of(kind), hr_patch_size=(8, 4, 4))
+    store.write_case(
+        identifier,
+        **arrays,
+        properties={"spacing": [4.0, 1.0, 1.0], "class_locations": {1: "stale"}},
+        label_manager=labels_of(kind),
+        hr_patch_size=(8, 4, 4),
+    )
     return arrays
 
 
@@ -126,8 +131,11 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    targets = {"save_case": (module, "_save_blosc2"), "replace": (module.os, "replace"),
-               "entry": (module, "_write_atomically")}
+    targets = {
+        "save_case": (module, "_save_blosc2"),
+        "replace": (module.os, "replace"),
+        "entry": (module, "_write_atomically"),
+    }
     with monkeypatch.context() as patched:
         patched.setattr(*targets[dies_at], killed)
         for identifier in ("case_1", "case_2"):

@@ -72,9 +72,13 @@ def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resamp
     others = [a for a in range(3) if a != axis]
     forward = [axis, *others]
     configuration = {
-        "data_identifier": "tiny", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": list(patch), "spacing": list(SPACING),
-        "normalization_schemes": ["NoNormalization"], "use_mask_for_norm": [False],
+        "data_identifier": "tiny",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(patch),
+        "spacing": list(SPACING),
+        "normalization_schemes": ["NoNormalization"],
+        "use_mask_for_norm": [False],
         "architecture": {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []},
         "rehrseg": {"factor": FACTOR},
     }
@@ -82,8 +86,11 @@ def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resamp
         configuration[f"resampling_fn_{kind}"] = resampling
         configuration[f"resampling_fn_{kind}_kwargs"] = {"is_seg": kind == "seg", **options}
     return {
-        "dataset_name": "Dataset001_Tiny", "plans_name": "nnUNetPlans", "image_reader_writer": reader,
-        "label_manager": "LabelManager", "transpose_forward": forward,
+        "dataset_name": "Dataset001_Tiny",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": reader,
+        "label_manager": "LabelManager",
+        "transpose_forward": forward,
         "transpose_backward": [int(a) for a in np.argsort(forward)],
         "foreground_intensity_properties_per_channel": {"0": {}},
         "configurations": {"3d_fullres": configuration},
@@ -146,9 +153,13 @@ def predictor(*, network=None, grid=None, mirror=True, gaussian=True, regions=Fa
         grid=grid, use_mirroring=mirror, use_gaussian=gaussian, device=torch.device("cpu"), allow_tqdm=False
     )
     result.manual_initialization(
-        network, manager, manager.get_configuration("3d_fullres"),
-        [network.state_dict()] if parameters is None else parameters, dataset_json(regions=regions),
-        "REHRSegTrainer", (0, 1, 2),
+        network,
+        manager,
+        manager.get_configuration("3d_fullres"),
+        [network.state_dict()] if parameters is None else parameters,
+        dataset_json(regions=regions),
+        "REHRSegTrainer",
+        (0, 1, 2),
     )
     return result
 

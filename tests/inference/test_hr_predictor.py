@@ -42,6 +42,7 @@ def case(tiny, tmp_path):
         sitk.WriteImage(tiny.ball(grid), str(path))
         (tmp_path / "out").mkdir(exist_ok=True)
         return path, tmp_path / "out" / name
+
     return write
 
 
@@ -222,9 +223,11 @@ def test_hr_properties_and_configuration_for_stored_cases(tiny):
     assert configuration.configuration["resampling_fn_probabilities_kwargs"]["order_z"] == 1
     assert lr.configuration == before
     properties = {
-        "spacing": [1.0, 1.1, 4.0], "shape_before_cropping": (7, 10, 12),
+        "spacing": [1.0, 1.1, 4.0],
+        "shape_before_cropping": (7, 10, 12),
         "bbox_used_for_cropping": [[1, 6], [0, 9], [2, 12]],
-        "shape_after_cropping_and_before_resampling": (5, 9, 10), "class_locations": {1: np.zeros((3, 4))},
+        "shape_after_cropping_and_before_resampling": (5, 9, 10),
+        "class_locations": {1: np.zeros((3, 4))},
         "sitk_stuff": {"spacing": (4.0, 1.1, 1.0), "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())},
     }
     stored = copy.deepcopy(properties)
@@ -252,8 +255,10 @@ def write_model(folder, tiny, networks):
     for fold, network in enumerate(networks):
         (folder / f"fold_{fold}").mkdir()
         checkpoint = {
-            "trainer_name": "REHRSegTrainer", "init_args": {"configuration": "3d_fullres"},
-            "network_weights": network.state_dict(), "inference_allowed_mirroring_axes": (0, 1, 2),
+            "trainer_name": "REHRSegTrainer",
+            "init_args": {"configuration": "3d_fullres"},
+            "network_weights": network.state_dict(),
+            "inference_allowed_mirroring_axes": (0, 1, 2),
         }
         torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
 
@@ -261,6 +266,7 @@ def write_model(folder, tiny, networks):
 @pytest.fixture
 def trainer(monkeypatch):
     """nnU-Net finds a trainer that builds what the test says."""
+
     def builds(make):
         class Trainer:
             @staticmethod
@@ -272,6 +278,7 @@ def trainer(monkeypatch):
         monkeypatch.setattr(
             "nnunetv2.inference.predict_from_raw_data.recursive_find_trainer_class_by_name", lambda name: Trainer
         )
+
     return builds
 
 

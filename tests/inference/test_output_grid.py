@@ -41,6 +41,7 @@ def softmax(logits):
 @pytest.fixture
 def folder(tiny, tmp_path):
     """Predict the ball on a grid and return the input and the result."""
+
     def predict(grid, *, size=(24, 22, 7), spacing=(1.1, 1.0, 4.0), rotation=None, name="ball", **kwargs):
         tmp_path.joinpath("out").mkdir(exist_ok=True)
         path, output = tmp_path / f"{name}_0000.nii.gz", tmp_path / "out" / name
@@ -48,6 +49,7 @@ def folder(tiny, tmp_path):
         predictor = tiny.predictor(grid=grid, **kwargs)
         predictor.predict_from_files_sequential([[str(path)]], [str(output)], save_probabilities=True)
         return sitk.ReadImage(str(path)), sitk.ReadImage(f"{output}.nii.gz"), np.load(f"{output}.npz")["probabilities"]
+
     return predict
 
 
@@ -80,9 +82,7 @@ def test_thick_native_slices_of_another_count():
 @pytest.mark.parametrize("slices", [9, 11, 12, 20])
 def test_thin_native_slices_interpolate_logits(slices):
     logits = random_logits(12)
-    np.testing.assert_array_equal(
-        native(logits, (slices, 4, 5)), linear_resize(logits, (slices, 4, 5), None, None)
-    )
+    np.testing.assert_array_equal(native(logits, (slices, 4, 5)), linear_resize(logits, (slices, 4, 5), None, None))
 
 
 def test_native_writes_the_inputs_grid(tiny, folder):
@@ -115,12 +115,18 @@ def test_reference_is_met_in_mm(tiny, folder, tmp_path, reader, axis):
     size, spacing = ((24, 22, 7), (1.1, 1.0, 4.0)) if axis == 0 else ((7, 22, 24), (4.0, 1.0, 1.1))
     # turned, shifted, with other spacings, and reaching beyond the input
     reference = tiny.blank(
-        (26, 24, 30), (0.9, 1.3, 0.8), rotation=tiny.oblique(3) @ np.diag([1.0, -1.0, -1.0]),
+        (26, 24, 30),
+        (0.9, 1.3, 0.8),
+        rotation=tiny.oblique(3) @ np.diag([1.0, -1.0, -1.0]),
         centre=tiny.CENTRE_MM + np.array([2, 3, -1.5]),
     )
     sitk.WriteImage(reference, str(tmp_path / "reference.nii.gz"))
     _, result, probabilities = folder(
-        ReferenceGrid(tmp_path / "reference.nii.gz"), size=size, spacing=spacing, rotation=tiny.oblique(5), axis=axis,
+        ReferenceGrid(tmp_path / "reference.nii.gz"),
+        size=size,
+        spacing=spacing,
+        rotation=tiny.oblique(5),
+        axis=axis,
         reader=reader,
     )
     assert same_grid(reference, result)

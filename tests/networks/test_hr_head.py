@@ -32,9 +32,20 @@ def stock(kind="plain", *, deep_supervision=False, strides=STRIDES, conv_op=nn.C
     }[kind]
     norm = nn.InstanceNorm3d if conv_op is nn.Conv3d else nn.InstanceNorm2d
     return cls(
-        input_channels=2, n_stages=stages, features_per_stage=[4, 6, 8, 8][:stages], conv_op=conv_op, kernel_sizes=3,
-        strides=strides, num_classes=3, n_conv_per_stage_decoder=1, conv_bias=True, norm_op=norm,
-        norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, deep_supervision=deep_supervision, **{blocks: 1},
+        input_channels=2,
+        n_stages=stages,
+        features_per_stage=[4, 6, 8, 8][:stages],
+        conv_op=conv_op,
+        kernel_sizes=3,
+        strides=strides,
+        num_classes=3,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=norm,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=deep_supervision,
+        **{blocks: 1},
     )
 
 
@@ -55,7 +66,8 @@ def count_convolutions(network, x):
     calls = []
     handles = [
         module.register_forward_hook(lambda *_: calls.append(1))
-        for module in network.modules() if isinstance(module, nn.modules.conv._ConvNd)
+        for module in network.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
     ]
     network(x)
     for handle in handles:
@@ -156,7 +168,8 @@ def test_upsampling_hits_the_hr_slice_positions():
     assert result.shape == (1, 2, 15, 2, 3)
     np.testing.assert_allclose(result[0, 1, :, 1, 2].numpy(), expected, atol=1e-6)
     reference = nn.functional.interpolate(
-        torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0)), scale_factor=(FACTOR, 1, 1),
+        torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0)),
+        scale_factor=(FACTOR, 1, 1),
         mode="trilinear",
     )
     again = upsample_slices(torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0)), FACTOR)

@@ -1,0 +1,182 @@
+"""What REHRSegTrainer costs beside nnUNetTrainer: step, memory, loader and LR prediction, as ratios from one run.
+
+    python benchmarks/cost.py -d 509 -c 3d_fullres -p nnUNetPlans --self-sr RESULTS/SelfSRTrainer__.../fold_0
+
+The dataset must be planned and preprocessed (nnU-Net's environment variables set). `--self-sr`, a stage-1 fold folder
+with pseudo-HR cases, is needed for the loader's ratio only; the teacher that a step runs has random weights of the
+plans' size, which cost the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rehrseg_nnunet.cli.trainers import ensure_trainer_path
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.evaluation.tables import format_table
+from rehrseg_nnunet.inference.teacher import SelfSRTeacher
+from rehrseg_nnunet.networks.hr_head import output_mode, set_output_mode
+from rehrseg_nnunet.networks.self_sr import build_self_sr_network
+
+WORKERS = "nnUNet_n_proc_DA"
+STOCK, OURS = "nnUNetTrainer", "REHRSegTrainer"
+
+
+def main() -> None:
+    """Measure and print a table."""
+    args = _arguments()
+    ensure_trainer_path()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(_peak_memory(args))
+        return
+    rows = [_step_row(args), _memory_row(args), _prediction_row(args)]
+    if args.self_sr:
+        rows.append(_loader_row(args))
+    print(format_table(rows))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", required=True)
+    parser.add_argument("-c", default="3d_fullres")
+    parser.add_argument("-p", default="nnUNetPlans")
+    parser.add_argument("-device", default="cpu")
+    parser.add_argument("--self-sr", type=Path)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _trainer(args: argparse.Namespace, name: str) -> Any:
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    os.environ[WORKERS] = "0"
+    with open(os.devnull, "w") as silence:
+        stdout, sys.stdout = sys.stdout, silence
+        try:
+            trainer = get_trainer_from_args(args.d, args.c, 0, name, args.p, device=torch.device(args.device))
+            trainer.print_to_log_file = lambda *_, **__: None
+            trainer.initialize()
+        finally:
+            sys.stdout = stdout
+    if name == OURS:
+        network = build_self_sr_network(
+            trainer.config, trainer.num_input_channels, trainer.label_manager.num_segmentation_heads
+        )
+        trainer.loss.teacher = SelfSRTeacher(network.eval().to(trainer.device), trainer.label_manager)
+        set_output_mode(trainer.network, "training")
+    return trainer
+
+
+def _batch(trainer: Any) -> dict[str, Any]:
+    """Random data of the shapes that the trainer's loader gives."""
+    configuration = trainer.configuration_manager
+    shape = torch.tensor(configuration.patch_size)
+    scales = trainer._get_deep_supervision_scales() or [[1, 1, 1]]
+    classes = trainer.label_manager.num_segmentation_heads
+
+    def labels(size: torch.Tensor) -> torch.Tensor:
+        return torch.randint(0, classes, (trainer.batch_size, 1, *size.tolist()), dtype=torch.int16)
+
+    target = [labels((shape * torch.tensor(scale)).round().int()) for scale in scales]
+    if hasattr(trainer, "config"):
+        hr = shape * torch.tensor([trainer.config.factor, 1, 1])
+        target += [labels(hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
+    return {"data": torch.randn(trainer.batch_size, trainer.num_input_channels, *shape.tolist()), "target": target}
+
+
+def _interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds of two functions called in turn, after two warm-ups of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 2):
+        for function, collected in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat >= 2:
+                collected.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _row(what: str, stock: float, ours: float, unit: str) -> dict[str, str]:
+    return {"": what, STOCK: f"{stock:.4g} {unit}", OURS: f"{ours:.4g} {unit}", "ratio": f"{ours / stock:.3f}"}
+
+
+def _step_row(args: argparse.Namespace) -> dict[str, str]:
+    steps = []
+    for name in (STOCK, OURS):
+        trainer = _trainer(args, name)
+        batch = _batch(trainer)
+        steps.append(lambda trainer=trainer, batch=batch: trainer.train_step(batch))
+    return _row("training step, loader excluded", *_interleaved(*steps, args.repeats), "s")
+
+
+def _memory_row(args: argparse.Namespace) -> dict[str, str]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of"]
+    peaks = [
+        float(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout.split()[-1])
+        for name in (STOCK, OURS)
+    ]
+    return _row("peak memory of training steps", *peaks, "GiB")
+
+
+def _peak_memory(args: argparse.Namespace) -> float:
+    """Peak GiB of three steps: on the device, or on the CPU what they add to the resident process."""
+    trainer = _trainer(args, args.peak_of)
+    batch = _batch(trainer)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        trainer.train_step(batch)
+    if trainer.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+
+
+def _prediction_row(args: argparse.Namespace) -> dict[str, str]:
+    stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
+    image = _batch(stock)["data"][:1].to(stock.device)
+    with output_mode(ours.network, "lr"), torch.inference_mode():
+        calls = [_convolution_calls(trainer.network.eval(), image) for trainer in (stock, ours)]
+        if calls[0] != calls[1]:
+            raise RuntimeError(f"LR prediction must take as many convolutions as stock, got {calls[1]} and {calls[0]}")
+        seconds = _interleaved(lambda: stock.network(image), lambda: ours.network(image), max(20, args.repeats))
+    return _row(f"LR prediction ({calls[0]} convolutions each)", *seconds, "s")
+
+
+def _convolution_calls(network: torch.nn.Module, image: torch.Tensor) -> int:
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda *_: calls.append(1))
+        for module in {id(m): m for m in network.modules()}.values()
+        if isinstance(module, torch.nn.modules.conv._ConvNd)
+    ]
+    network(image)
+    for hook in hooks:
+        hook.remove()
+    return len(calls)
+
+
+def _loader_row(args: argparse.Namespace) -> dict[str, str]:
+    """Seconds per training batch of the loaders with their transforms, in this process."""
+    stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
+    ours.pseudo_hr = PseudoHRStore(args.self_sr)
+    first, second = (trainer.get_dataloaders()[0] for trainer in (stock, ours))
+    return _row("loader, one batch", *_interleaved(first.__next__, second.__next__, 10 * args.repeats), "s")
+
+
+if __name__ == "__main__":
+    main()
