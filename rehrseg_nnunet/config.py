@@ -132,8 +132,12 @@ def describe_errors(error: ValidationError, where: str) -> str:
     problems = []
     for problem in error.errors():
         key = ".".join(str(part) for part in (where, *problem["loc"]))
-        unknown = problem["type"] == "extra_forbidden"
-        problems.append(f"{key}: unknown key" if unknown else f"{key}: {problem['msg']}, got {problem['input']!r}")
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key")
+        elif problem["type"] == "value_error":  # this module's own, which say what they got
+            problems.append(f"{key}: {problem['ctx']['error']}")
+        else:
+            problems.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
     return "; ".join(problems)
 
 
@@ -144,7 +148,7 @@ def parse_block(block: Mapping[str, Any]) -> RehrsegConfig:
         ValueError: names every refused key by its path.
     """
     try:
-        return RehrsegConfig.model_validate(dict(block))
+        return RehrsegConfig.model_validate(dict(block) if isinstance(block, Mapping) else block)
     except ValidationError as error:
         raise ValueError(describe_errors(error, BLOCK)) from None
 

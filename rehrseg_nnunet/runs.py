@@ -8,9 +8,11 @@ Convention:
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +22,9 @@ from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, build_self_sr_network
 
 SELF_SR_VARIABLE = "REHRSEG_SELF_SR"
 LENGTH_SUFFIX = re.compile(r"_\d+epochs?$")
+FOLD_FOLDER = re.compile(r"fold_(all|\d+)")
+# what torch.load raises for damaged files and for files of something else, and indexing for other contents
+UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.PickleError)
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
 
@@ -50,7 +55,7 @@ def find_self_sr_run(own_fold_folder: str | Path, trainers: Sequence[str], *, re
     """
     override = os.environ.get(SELF_SR_VARIABLE)
     if override:
-        run = Path(override)
+        run = Path(override).absolute()
         if not (run / FINAL_CHECKPOINT).is_file():
             raise FileNotFoundError(
                 f"{SELF_SR_VARIABLE} must name a finished stage-1 fold folder, but {run / FINAL_CHECKPOINT} is missing"
@@ -63,6 +68,20 @@ def find_self_sr_run(own_fold_folder: str | Path, trainers: Sequence[str], *, re
     return run
 
 
+def read_weights(checkpoint: Path, *, remedy: str) -> dict[str, Any]:
+    """The network's state dict in one of nnU-Net's checkpoints, on the CPU.
+
+    Raises:
+        ValueError: the file is missing, damaged or no such checkpoint; the message ends with `remedy`.
+    """
+    try:
+        return dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"])
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{checkpoint} must be an nnU-Net checkpoint, got an unreadable file ({error}); {remedy}"
+        ) from None
+
+
 def load_self_sr(
     run: Path, config: RehrsegConfig, *, image_channels: int, label_channels: int, remedy: str
 ) -> SelfSRNetwork:
@@ -73,10 +92,7 @@ def load_self_sr(
     """
     file = run / FINAL_CHECKPOINT
     network = build_self_sr_network(config, image_channels, label_channels)
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} must be an nnU-Net checkpoint, got an unreadable file ({error}); {remedy}") from None
+    weights = read_weights(file, remedy=remedy)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -105,6 +121,9 @@ def expected_manifest(
 
     A run chosen through REHRSEG_SELF_SR may be of other plans, another configuration or fold; that is the user's
     decision, so its own are expected.
+
+    Raises:
+        ValueError: the name of the chosen run does not say what it is of.
     """
     header = PseudoHRManifest(
         factor=factor,
@@ -117,7 +136,10 @@ def expected_manifest(
     )
     if not os.environ.get(SELF_SR_VARIABLE):
         return header
-    _, plans_name, configuration = run.parent.name.split("__")
-    fold_name = run.name.removeprefix("fold_")
-    chosen = {"plans_name": plans_name, "configuration": configuration}
-    return header.model_copy(update={**chosen, "fold": "all" if fold_name == "all" else int(fold_name)})
+    parts, fold_name = run.parent.name.split("__"), FOLD_FOLDER.fullmatch(run.name)
+    if len(parts) != 3 or fold_name is None:
+        raise ValueError(
+            f"{SELF_SR_VARIABLE} must name a folder <trainer>__<plans>__<configuration>/fold_<fold>, got {run}"
+        )
+    chosen_fold = "all" if fold_name[1] == "all" else int(fold_name[1])
+    return header.model_copy(update={"plans_name": parts[1], "configuration": parts[2], "fold": chosen_fold})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from rehrseg_nnunet.data.pseudo_hr import hash_weights
 from rehrseg_nnunet.networks.hr_head import unwrap
+from rehrseg_nnunet.runs import read_weights
+
+REMEDY = "train the baseline again or remove it"
 
 
 class BaselineStart:
@@ -66,16 +68,15 @@ def load_baseline(network: nn.Module, checkpoint: Path) -> None:
     """Load a baseline of the same plans with its segmentation layers; an HR head keeps its fresh weights.
 
     Raises:
-        ValueError: the checkpoint belongs to another network.
+        ValueError: the checkpoint is unreadable or belongs to another network.
     """
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+    weights = read_weights(checkpoint, remedy=REMEDY)
     own = unwrap(network)
     shapes = {key: value.shape for key, value in own.state_dict().items()}
     differing = [key for key, value in weights.items() if shapes.get(key) != value.shape]
     missing = [key for key in shapes if key not in weights and ".seg_layers." not in key]
     if differing or missing:
         raise ValueError(
-            f"{checkpoint} must be of the same plans as this training, but {(differing + missing)[0]} differs; train "
-            "the baseline again or remove it"
+            f"{checkpoint} must be of the same plans as this training, but {(differing + missing)[0]} differs; {REMEDY}"
         )
     own.load_state_dict(weights, strict=False)

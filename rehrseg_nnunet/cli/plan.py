@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.config import BLOCK
+from rehrseg_nnunet.geometry import check_thick_slices
 from rehrseg_nnunet.presets import apply_preset, load_preset, preset_names
 
 RESAMPLERS = ("resampling_fn_data_kwargs", "resampling_fn_seg_kwargs", "resampling_fn_probabilities_kwargs")
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     folder = find_dataset(nnunet_folder("nnUNet_preprocessed"), args.d)
     if args.o == args.p:
         raise ValueError(f"-o must be another name than the plans to start from, got {args.o}")
+    _check_free(folder, args.o)
     preset = load_preset(args.preset)
     plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else _read(folder, args.p)
     plans = apply_preset(plans, preset, plans_name=args.o)
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     _write(plans, folder / f"{args.o}.json")
     print(f"wrote {folder / args.o}.json")
     if preprocess:
-        print(f"next: nnUNetv2_preprocess -d {args.d} -plans_name {args.o} -c 3d_fullres")
+        print(f"next: nnUNetv2_preprocess -d {_dataset_number(folder)} -plans_name {args.o} -c 3d_fullres")
 
 
 def _read(folder: Path, plans_name: str) -> dict[str, Any]:
@@ -61,18 +64,33 @@ def _read(folder: Path, plans_name: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+def _check_free(folder: Path, plans_name: str) -> None:
+    """Plans without a REHRSeg preset are somebody else's: models and preprocessed data may belong to them."""
+    file = folder / f"{plans_name}.json"
+    if file.is_file() and not any(BLOCK in c for c in _read(folder, plans_name)["configurations"].values()):
+        raise FileExistsError(f"-o must be a new name or plans with a {BLOCK} block, but {file} has none")
+
+
+def _dataset_number(folder: Path) -> int:
+    return int(folder.name[len("Dataset") :].split("_")[0])
+
+
 def _plans_with_median_spacing(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Let nnU-Net's own planner plan 3d_fullres at the median slice spacing."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     old = _read(folder, args.p)
+    if "3d_fullres" not in old["configurations"]:
+        raise ValueError(f"-p must be plans with a 3d_fullres configuration, got {sorted(old['configurations'])}")
     spacing = list(old["configurations"]["3d_fullres"]["spacing"])
     spacing[0] = old["original_median_spacing_after_transp"][0]
+    check_thick_slices(spacing)  # before nnU-Net's planner writes a file
     plan_experiment_dataset(
-        int(folder.name[len("Dataset") :].split("_")[0]),
+        _dataset_number(folder),
         PlansManager(old).experiment_planner_class,
-        overwrite_target_spacing=tuple(spacing),
+        # the planner takes the files' axis order
+        overwrite_target_spacing=tuple(spacing[axis] for axis in old["transpose_backward"]),
         overwrite_plans_name=args.o,
     )
     return _read(folder, args.o)
@@ -80,12 +98,13 @@ def _plans_with_median_spacing(folder: Path, args: argparse.Namespace) -> dict[s
 
 def _set_order_z(plans: dict[str, Any], order_z: int) -> None:
     """Own preprocessed data: they differ from those of the plans this started from."""
+    along_z = {"order_z": order_z, "aniso_axis_mode": "linear" if order_z else "nearest-exact"}
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
         for key in RESAMPLERS:
             if key in configuration:
-                configuration[key] = {**configuration[key], "order_z": order_z}
+                configuration[key] = {k: along_z.get(k, value) for k, value in configuration[key].items()}
 
 
 def _write(plans: dict[str, Any], file: Path) -> None:

@@ -54,6 +54,7 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode
     Raises:
         ValueError: impossible factor or number, or an image that is not 3D or has fewer slices than the factor.
         FileExistsError: the number is taken.
+        NotImplementedError: a dataset whose files lie elsewhere.
     """
     if factor < 2:
         raise ValueError(f"--factor must be at least 2, got {factor}")
@@ -61,9 +62,7 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode
         raise ValueError(f"-o must be a number between 1 and 999, got {dataset_id}")
     raw = nnunet_folder("nnUNet_raw")
     folder = find_dataset(raw, source)
-    taken = sorted(path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*"))
-    if taken:
-        raise FileExistsError(f"-o must be a free number, but nnUNet_raw already has {taken[0]}")
+    _check_free(dataset_id)
     target = raw / f"Dataset{dataset_id:03d}_{folder.name.split('_', 1)[1]}_r{factor}{axis}"
     partial = raw / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -76,11 +75,22 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode
     return target
 
 
+def _check_free(dataset_id: int) -> None:
+    """nnU-Net refuses to work with a number that has several names in any of its folders."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        folder = Path(os.environ.get(variable) or os.devnull)
+        taken = sorted(path.name for path in folder.glob(f"Dataset{dataset_id:03d}_*"))
+        if taken:
+            raise FileExistsError(f"-o must be a free number, but {variable} already has {taken[0]}")
+
+
 def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: int, label_mode: str) -> None:
     try:
         dataset = json.loads((source / "dataset.json").read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{source / 'dataset.json'} is missing; {source.name} is no nnU-Net dataset") from None
+    if "dataset" in dataset:
+        raise NotImplementedError(f"{source.name} lists its files in dataset.json; they must lie in imagesTr, labelsTr")
     ending = dataset["file_ending"]
     for subfolder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         if not (source / subfolder).is_dir():
@@ -113,8 +123,11 @@ def thicken(file: Path, *, factor: int, axis: int, label_mode: str | None) -> tu
         ValueError: the file is not 3D, is a label map of non-integers, or has fewer slices than the factor.
     """
     image = sitk.ReadImage(str(file))
-    if image.GetDimension() != 3:
-        raise ValueError(f"{file} must be a 3D image, got {image.GetDimension()} dimensions")
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"{file} must be a 3D image with one value per voxel, got {image.GetDimension()} dimensions and "
+            f"{image.GetNumberOfComponentsPerPixel()} values"
+        )
     slices = image.GetSize()[2 - axis]
     if slices < factor:
         raise ValueError(f"{file} must have at least {factor} slices along the simulated axis, got {slices}")

@@ -25,6 +25,7 @@ from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import interpolate
 
 SOURCE = "rehrseg_source"
+SOURCE_SUFFIXES = (".b2nd", "_seg.b2nd", ".npz", ".pkl")  # of nnU-Net's dataset classes
 
 
 def interpolated_folder(preprocessed_folder: str | Path, factor: int) -> Path:
@@ -81,8 +82,8 @@ def write_interpolated_cases(
 
 def _source_state(folder: Path, identifier: str) -> dict[str, Any]:
     """What tells that a preprocessed case was written anew: size and time of its files."""
-    files = sorted(folder.glob(f"{identifier}.*")) + sorted(folder.glob(f"{identifier}_seg.*"))
-    return {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".npy"}
+    files = [folder / f"{identifier}{suffix}" for suffix in SOURCE_SUFFIXES]
+    return {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
 
 
 def _stored_source(properties_file: Path) -> dict[str, Any] | None:

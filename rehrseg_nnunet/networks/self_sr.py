@@ -211,8 +211,8 @@ class SelfSRNetwork(nn.Module):
     follows the decoder can be loaded (`rehrseg_nnunet.networks.flavr_checkpoint`).
 
     The head's image is bounded, the intensities of a window are not. Both modes multiply it by the range R of the
-    window's image (max - min, per sample and channel), the smallest factor with which every value of the window can be
-    reached from every other:
+    window's image (max - min, per sample and channel), the smallest factor with which a residual leads from any value
+    of the window to any other:
 
     - "residual": linear interpolation of the two middle slices + R * mixture. The interpolation lies inside the
       range, so the whole range is reachable, and what deblurring needs beyond it (R/2 from a mid-grey, R from the
