@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 
 from rehrseg_nnunet.cli.simulate import AXES, with_scaled_slices
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
-from rehrseg_nnunet.evaluation.comparison import compare_fold
+from rehrseg_nnunet.evaluation.comparison import brief_table, compare_fold
 from rehrseg_nnunet.presets import load_preset, preset_names, scale_width
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import degrade_labels, interpolate
@@ -68,7 +68,8 @@ class Benchmark:
         self.number = int(self.source_name.split("_")[0].removeprefix("Dataset"))
         stem = self.source_name.split("_", 1)[1]
         self.thick = f"Dataset{self.number + THICK_OFFSET:03d}_{stem}_r{args.factor}{args.axis}"
-        self.interpolated = f"Dataset{self.number + INTERPOLATED_OFFSET:03d}_{stem}_r{args.factor}{args.axis}_interp"
+        suffix = f"{stem}_r{args.factor}{args.axis}_interpolated"
+        self.interpolated = f"Dataset{self.number + INTERPOLATED_OFFSET:03d}_{suffix}"
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (args.work / name).mkdir(parents=True, exist_ok=True)
             os.environ[name] = str(args.work.resolve() / name)
@@ -148,9 +149,9 @@ class Benchmark:
         lr, hr = compare_fold(
             raw_folder=thick,
             fold_folders={
+                "REHRSeg": self.rehrseg,
                 "nnU-Net": self.baseline,
                 "nnU-Net, continued": self.continued,
-                "REHRSeg": self.rehrseg,
             },
             factor=self.args.factor,
             axis=AXES[self.args.axis],
@@ -163,7 +164,9 @@ class Benchmark:
         for comparison, methods in scored["comparisons"].items():
             for method, scores in methods.items():
                 print(f"{comparison:20}{method:28}" + "".join(f"{k} {v:8.4f}  " for k, v in scores.items()))
-        print(f"\nThick slices (LR), {self._steps()}\n\n{lr}\n\nThin slices (HR), against the true labels\n\n{hr}")
+        print(f"\nThick slices (LR), {self._steps()}\n\n{brief_table(lr, against='REHRSeg')}")
+        print(f"\nThin slices (HR), against the true labels\n\n{brief_table(hr, against='REHRSeg')}")
+        print(f"\np: paired two-sided Wilcoxon test against REHRSeg; everything per case is in {output}")
 
     def _steps(self) -> str:
         first, second = self.args.baseline_epochs, self.args.stage_2_epochs

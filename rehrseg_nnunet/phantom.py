@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 LABELS = {"background": 0, "tube": 1, "ellipsoid": 2}

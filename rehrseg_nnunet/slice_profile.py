@@ -14,10 +14,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
-from torch.nn import functional
 
 from rehrseg_nnunet.geometry import hr_slice_positions
 
+TIE = 1e-6  # shares closer than this are equal but for rounding, whatever the direction of the axis
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
@@ -63,17 +63,23 @@ def degrade(volume: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
     slices = volume.shape[axis]
     if slices == 0 or slices % factor:
         raise ValueError(f"the number of slices must be a multiple of factor {factor}, got {slices}")
-    weights = slice_profile(factor).to(device=volume.device, dtype=volume.dtype)
-    lines = volume.movedim(axis, -1)
-    shape = lines.shape[:-1]
-    pad = (len(weights) - factor) // 2
+    weights = slice_profile(factor)
+    thick = _blur_and_decimate(volume.movedim(axis, 0), weights, factor).movedim(0, axis)
+    inside = _blur_and_decimate(torch.ones(slices, dtype=torch.float64), weights, factor).to(volume)
+    return thick / inside.view(-1, *[1] * (volume.ndim - 1 - axis % volume.ndim))
 
-    def blur(signal: torch.Tensor) -> torch.Tensor:
-        return functional.conv1d(signal, weights[None, None], stride=factor, padding=pad)
 
-    inside = blur(torch.ones(1, 1, slices, device=volume.device, dtype=volume.dtype))
-    lr = blur(lines.reshape(-1, 1, slices)) / inside
-    return lr.reshape(*shape, -1).movedim(-1, axis)
+def _blur_and_decimate(volume: torch.Tensor, weights: torch.Tensor, factor: int) -> torch.Tensor:
+    """Strided convolution along axis 0 with zeros outside, tap by tap: no copy of the volume is made."""
+    slices, pad = volume.shape[0], (len(weights) - factor) // 2
+    thick = torch.zeros((slices // factor, *volume.shape[1:]), dtype=volume.dtype, device=volume.device)
+    for tap, weight in enumerate(weights.tolist()):
+        first = max(0, -((tap - pad) // factor))  # first thick slice whose tap lies inside the volume
+        start = first * factor + tap - pad
+        if start < slices:
+            taken = volume[start::factor][: thick.shape[0] - first]
+            thick[first : first + taken.shape[0]].add_(taken, alpha=weight)
+    return thick
 
 
 def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = "centre") -> torch.Tensor:
@@ -84,7 +90,8 @@ def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = 
         factor: r.
         axis: the slice axis.
         mode: "centre" (Eq. 1 decimates labels unblurred): the label at the LR slice's centre; for even r the two
-            central HR slices vote, ties decided by the next ones out, and at last by the smaller label.
+            central HR slices vote, ties decided by the next ones out, and at last by the smaller HR index (the smaller
+            label would wear structures away).
             "majority": the image's profile on one-hot maps, then argmax (ties: smaller label).
 
     Returns:
@@ -108,7 +115,7 @@ def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = 
 def _vote_outwards(groups: torch.Tensor, factor: int) -> torch.Tensor:
     """Label at the centre of groups (..., D, r), r even: the first pair outwards whose voters decide."""
     left, right = groups[..., factor // 2 - 1], groups[..., factor // 2]
-    result, open_ = torch.minimum(left, right), left != right
+    result, open_ = left.clone(), left != right
     left_votes, right_votes = torch.zeros_like(left), torch.zeros_like(left)
     for step in range(1, factor // 2):
         for voter in (groups[..., factor // 2 - 1 - step], groups[..., factor // 2 + step]):
@@ -128,7 +135,7 @@ def _majority(labels: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
         if best is None:
             best, result = share, torch.full_like(share, value.item(), dtype=labels.dtype)
             continue
-        better = share > best
+        better = share > best + TIE
         best = torch.where(better, share, best)
         result = torch.where(better, value.to(labels.dtype), result)
     return result

@@ -3,7 +3,7 @@ import copy
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient

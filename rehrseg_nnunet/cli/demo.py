@@ -22,7 +22,7 @@ CASES = 15
 SEED = 2025
 PLANS, CONFIGURATION, FOLD = "demo", "3d_fullres", 0
 STEPS_PER_EPOCH, VALIDATION_STEPS = 25, 5
-BASELINE_EPOCHS, STAGE_2_EPOCHS = 10, 10
+BASELINE_EPOCHS, STAGE_2_EPOCHS = 20, 12
 WORKERS = "nnUNet_n_proc_DA"
 ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1"}
 
@@ -134,7 +134,7 @@ class Demo:
 
     def tables(self) -> str:
         """LR and HR Dice and HD95 of the validation cases."""
-        from rehrseg_nnunet.evaluation.comparison import compare_fold
+        from rehrseg_nnunet.evaluation.comparison import brief_table, compare_fold
 
         print("6/6 LR and HR comparison on the validation cases")
         with self._quiet():
@@ -149,7 +149,10 @@ class Demo:
                 axis=0,
                 output_folder=self.folder / "comparison",
             )
-        return f"\nThick slices (LR)\n\n{lr}\n\nThin slices (HR), against the true HR labels\n\n{hr}"
+        return (
+            f"\nThick slices (LR)\n\n{brief_table(lr)}\n\n"
+            f"Thin slices (HR), against the true HR labels\n\n{brief_table(hr)}"
+        )
 
 
 def _count_epochs(trainer: Any, bar: tqdm) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
@@ -78,8 +78,8 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode
 def _check_free(dataset_id: int) -> None:
     """nnU-Net refuses to work with a number that has several names in any of its folders."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        folder = Path(os.environ.get(variable) or os.devnull)
-        taken = sorted(path.name for path in folder.glob(f"Dataset{dataset_id:03d}_*"))
+        folder = os.environ.get(variable)
+        taken = sorted(path.name for path in Path(folder).glob(f"Dataset{dataset_id:03d}_*")) if folder else []
         if taken:
             raise FileExistsError(f"-o must be a free number, but {variable} already has {taken[0]}")
 

@@ -51,8 +51,8 @@ class SliceWindow:
         return lr.repeat(self.repeat, axis=1)[:, offset : offset + stop - first]
 
 
-class StackedImage:
-    """A lazy (C + 2, z, y, x) view: image channels, U, and a mask that nnU-Net's zero padding makes 0 outside.
+class MarkedImage:
+    """A lazy (C + 1, z, y, x) view: image channels and U + 1, so that nnU-Net's zero padding is told from U = 0.
 
     Args:
         case: (C + 1, z, y, x) pseudo-HR data, U last.
@@ -62,16 +62,17 @@ class StackedImage:
     def __init__(self, case: SliceWindow, image: SliceWindow | None = None):
         self.case = case
         self.image = image
-        self.shape = (case.shape[0] + 1, *case.shape[1:])
+        self.shape = case.shape
         self.dtype = case.dtype
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         crop = self.case[index]
-        stacked = np.ones((self.shape[0], *crop.shape[1:]), dtype=crop.dtype)
-        stacked[:-1] = crop
+        if not crop.flags.owndata:  # a view of a numpy array; blosc2 returns new memory, large enough not to copy
+            crop = crop.copy()
+        crop[-1] += 1
         if self.image is not None:
-            stacked[:-2] = self.image[index]
-        return stacked
+            crop[:-1] = self.image[index]
+        return crop
 
 
 class FirstChannel:
@@ -112,7 +113,7 @@ class PhasedCases:
         self.lr_dataset = lr_dataset
         self.true_lr_probability = true_lr_probability
 
-    def load_case(self, identifier: str) -> tuple[StackedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
+    def load_case(self, identifier: str) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
         """Draw a phase and whether to show the true acquisition, then load."""
         case = self.dataset.load_case(identifier)
         phases = self.factor if case[0].shape[1] > self.factor else 1  # a single thick slice fits at phase 0 only
@@ -123,11 +124,11 @@ class PhasedCases:
 
     def at_phase(
         self, identifier: str, case: tuple[Any, Any, Any, dict[str, Any]], *, phase: int, use_true_lr: bool
-    ) -> tuple[StackedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
+    ) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
         """Views of a loaded case at one phase, in the order of nnU-Net's `load_case`.
 
         Returns:
-            Data (C + 2, n*r, H, W), HR labels (1, n*r, H, W), true LR labels repeated along z (n*r, H, W) or None, and
+            Data (C + 1, n*r, H, W), HR labels (1, n*r, H, W), true LR labels repeated along z (n*r, H, W) or None, and
             properties whose class locations are LR voxels of this phase.
 
         Raises:
@@ -142,14 +143,14 @@ class PhasedCases:
         locations = lr_class_locations(properties["class_locations"], self.factor, phase, slices // self.factor)
         properties = {**properties, "class_locations": locations}
         if not use_true_lr:
-            return StackedImage(hr_data), hr_labels, None, properties
+            return MarkedImage(hr_data), hr_labels, None, properties
         lr_data, lr_labels, _, _ = self.lr_dataset.load_case(identifier)
         expected = (data.shape[1] // self.factor, *data.shape[2:])
         if lr_data.shape[1:] != expected:
             raise ValueError(f"LR case {identifier} must have shape {expected}, got {tuple(lr_data.shape[1:])}")
         lr_image = SliceWindow(lr_data, start=0, slices=slices, repeat=self.factor)
         lr_map = SliceWindow(lr_labels, start=0, slices=slices, repeat=self.factor)
-        return StackedImage(hr_data, lr_image), hr_labels, FirstChannel(lr_map), properties
+        return MarkedImage(hr_data, lr_image), hr_labels, FirstChannel(lr_map), properties
 
 
 def lr_class_locations(locations: Mapping[Any, Any], factor: int, phase: int, lr_slices: int) -> dict[Any, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,15 +34,17 @@ _IN_SPACE = (SpatialTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 
 
 class TakeUncertaintyOut(BasicTransform):
-    """Move the loader's last two image channels, U and the inside mask, to `regression_target`.
+    """Move the loader's last image channel, U + 1, to `regression_target`, as U and the mask of what is not padding.
 
-    Spatial transforms and mirroring then move them with the image, and intensity transforms leave them alone.
+    Spatial transforms and mirroring then move both with the image, and intensity transforms leave them alone.
     """
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Split `image` (C + 2, z, y, x) into `image` (C, ...) and `regression_target` (2, ...)."""
-        stacked = data_dict["image"]
-        return {**data_dict, "image": stacked[:-2], "regression_target": stacked[-2:]}
+        """Split `image` (C + 1, z, y, x) into `image` (C, ...) and `regression_target` (2, ...)."""
+        marked = data_dict["image"][-1:]
+        inside = (marked > 0.5).to(marked.dtype)
+        image, targets = data_dict["image"][:-1], torch.cat((marked - inside, inside))
+        return {**data_dict, "image": image, "regression_target": targets}
 
 
 class DegradeTransform(BasicTransform):
@@ -70,12 +71,11 @@ class DegradeTransform(BasicTransform):
         """Replace `image` (C, ...) and `regression_target` (1, U) by LR ones."""
         image, segmentation = data_dict["image"], data_dict["segmentation"]
         uncertainty, inside = data_dict["regression_target"].split(1)
-        profile = degradation_matrix(image.shape[1] // self.factor, self.factor)
-        share = combine_slices(inside, profile)
+        share = self._degrade(inside)
         if is_true_acquisition(segmentation):
             lr = self._mean(image) / self._mean(inside)
         else:
-            lr = combine_slices(image, profile) / share
+            lr = self._degrade(image) / share
         padding = share <= 0.5
         if not self.keep_label_halo:
             segmentation = strip_halo(segmentation, HALO_LR_SLICES * self.factor)
@@ -85,6 +85,9 @@ class DegradeTransform(BasicTransform):
             "regression_target": self._mean(uncertainty).masked_fill(padding, 0),
             "segmentation": segmentation,
         }
+
+    def _degrade(self, volume: torch.Tensor) -> torch.Tensor:
+        return strip_halo(degrade(volume, self.factor, axis=1), HALO_LR_SLICES)
 
     def _mean(self, volume: torch.Tensor) -> torch.Tensor:
         return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
@@ -160,21 +163,6 @@ class PackHRTargets(BasicTransform):
 def is_true_acquisition(segmentation: torch.Tensor) -> bool:
     """Whether a sample's LR input is the true acquisition: its labels come as a second segmentation channel."""
     return segmentation.shape[0] > 1
-
-
-@lru_cache(maxsize=8)
-def degradation_matrix(lr_slices: int, factor: int) -> torch.Tensor:
-    """`degrade` as a matrix (p_z, r*D), float32, for a crop of D LR slices of which p_z are not halo.
-
-    As one matrix product over slices it takes a fraction of the time of a convolution along z, whose lines are strided.
-    """
-    matrix = degrade(torch.eye(lr_slices * factor, dtype=torch.float64), factor, axis=0)
-    return strip_halo(matrix[None], HALO_LR_SLICES)[0].float()
-
-
-def combine_slices(volume: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Apply a matrix (out, in) along z: (C, in, H, W) to (C, out, H, W)."""
-    return (matrix @ volume.flatten(2)).unflatten(2, volume.shape[2:])
 
 
 def slice_mean(volume: torch.Tensor, factor: int) -> torch.Tensor:

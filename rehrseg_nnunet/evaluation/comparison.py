@@ -10,7 +10,8 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
-from rehrseg_nnunet.evaluation.tables import format_summary, write_summary
+from rehrseg_nnunet.evaluation.summary import MEAN
+from rehrseg_nnunet.evaluation.tables import format_table, write_summary
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
 
 UPSAMPLING_NAMES = {"nearest": "nearest", "linear": "linear probabilities", "signed_distance": "signed distance"}
@@ -25,7 +26,7 @@ def compare_fold(
     output_folder: Path,
     lr_folders: Mapping[str, Path] | None = None,
     hr_folders: Mapping[str, Path] | None = None,
-) -> tuple[str, str]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compare the validation cases of one fold, at LR with `labelsTr` and at HR with `labelsTrHR`.
 
     Args:
@@ -39,7 +40,7 @@ def compare_fold(
         hr_folders: further HR rows: name to folder of HR predictions.
 
     Returns:
-        The LR and the HR table as text, and the files in `output_folder`.
+        The LR and the HR summary of `evaluate_folders`; both are also written to `output_folder`.
     """
     dataset_json = json.loads((raw_folder / "dataset.json").read_text())
     output_folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def compare_fold(
         for method, folder in _upsample(fold, output_folder / name.replace(" ", "_"), factor, axis, dataset_json):
             hr_methods[f"{name}, {UPSAMPLING_NAMES[method]}"] = [folder]
     hr_methods |= {name: [folder] for name, folder in (hr_folders or {}).items()}
-    tables = []
+    summaries = []
     for resolution, methods, labels in (("lr", lr_methods, "labelsTr"), ("hr", hr_methods, "labelsTrHR")):
         summary = evaluate_folders(raw_folder / labels, methods, dataset_json=dataset_json, chill=True)
         write_summary(
@@ -61,8 +62,29 @@ def compare_fold(
             json_file=output_folder / f"{resolution}.json",
             csv_file=output_folder / f"{resolution}.csv",
         )
-        tables.append(format_summary(summary))
-    return tables[0], tables[1]
+        summaries.append(summary)
+    return summaries[0], summaries[1]
+
+
+def brief_table(summary: Mapping[str, Any], *, against: str | None = None) -> str:
+    """One row per method: Dice and HD95, mean over foreground and mean ± std over cases.
+
+    Args:
+        summary: of `evaluate_folders`.
+        against: first method of the summary, to show its paired tests' p values; None leaves them out.
+    """
+    tests = {(test["name"], test["metric"]): test["p"] for test in summary["paired"]}
+    rows = []
+    for name, method in summary["methods"].items():
+        scores = method["over_cases"][MEAN]
+        row = {"": name, "n": str(scores["Dice"]["n"])}
+        for metric, title, digits in (("Dice", "Dice", 4), ("HD95", "HD95 (mm)", 2)):
+            row[title] = f"{scores[metric]['mean']:.{digits}f} ± {scores[metric]['std']:.{digits}f}"
+            if against is not None:
+                p = tests.get((name, metric))
+                row[f"p ({metric})"] = "" if p is None else f"{p:.3g}"
+        rows.append(row)
+    return format_table(rows)
 
 
 def _upsample(

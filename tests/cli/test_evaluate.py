@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from rehrseg_nnunet.cli import evaluate
 

@@ -78,10 +78,10 @@ def test_crops_are_the_volume_at_its_phase_and_padded_as_in_nnunet(factor):
     patch = (4, 6, 7)
     batch = next(raw_loader(data, labels, factor=factor, patch=patch, initial=(6, 9, 10), batch_size=20))
     size = (factor * (6 + 2 * HALO_LR_SLICES), 9, 10)
-    assert batch["data"].shape == (20, 3, *size)
+    assert batch["data"].shape == (20, 2, *size)
     assert batch["target"].shape == (20, 1, *size)
     for image, target in zip(batch["data"], batch["target"], strict=True):
-        inside = image[2] == 1
+        inside = image[1] > 0
         slices = image[0][inside].unique().long() - 1
         # whole LR slices only, all of the same phase
         assert len(slices) % factor == 0
@@ -92,7 +92,7 @@ def test_crops_are_the_volume_at_its_phase_and_padded_as_in_nnunet(factor):
         y = np.flatnonzero(inside.any(0).any(1))
         x = np.flatnonzero(inside.any(0).any(0))
         uncertainty = image[1][inside].reshape(len(slices), len(y), len(x)).numpy()
-        windows = np.lib.stride_tricks.sliding_window_view(data[1][slices], (len(slices), len(y), len(x)))
+        windows = np.lib.stride_tricks.sliding_window_view(data[1][slices] + 1, (len(slices), len(y), len(x)))
         at = np.argwhere((windows == uncertainty).all((-1, -2, -3)))
         assert len(at) == 1
         _, y0, x0 = at[0]
@@ -154,10 +154,10 @@ def test_the_true_acquisition_is_shown_at_phase_0_with_the_given_probability(pro
     shown = {True: 0, False: 0}
     at_phase_0 = 0
     for _ in range(400):
-        stacked, _, true_labels, _ = cases.load_case("case")
+        marked, _, true_labels, _ = cases.load_case("case")
         if true_labels is not None:
-            assert stacked.case.start == 0
-        at_phase_0 += stacked.case.start == 0
+            assert marked.case.start == 0
+        at_phase_0 += marked.case.start == 0
         shown[true_labels is not None] += 1
     assert shown[True] / at_phase_0 == pytest.approx(expected, abs=0.1)
 
@@ -177,14 +177,14 @@ def test_the_true_acquisition_covers_the_same_region():
     batch = next(loader)
     assert batch["target"].shape[1] == 2
     for image, target in zip(batch["data"], batch["target"], strict=True):
-        inside = image[2] == 1
+        inside = image[1] > 0
         hr_slice = ((image[0] - 100) - 2.5)[inside] / 4  # LR slice index, from mean slice index 4 k + 2.5
         assert torch.equal(hr_slice, hr_slice.round())
         hr_labels, lr_repeated = (t[inside].reshape(-1, 4, 5) for t in target)
         k = hr_slice.reshape(-1, 4, 5)[:, 0, 0].long()
         assert torch.equal(k, k[::4].repeat_interleave(4))
         uncertainty = image[1][inside].reshape(-1, 4, 5)
-        windows = np.lib.stride_tricks.sliding_window_view(data[1, 4 * k[0] : 4 * k[-1] + 4], (4, 5), axis=(1, 2))
+        windows = np.lib.stride_tricks.sliding_window_view(data[1, 4 * k[0] : 4 * k[-1] + 4] + 1, (4, 5), axis=(1, 2))
         _, y0, x0 = np.argwhere((windows == uncertainty[:, None, None].numpy()).all((-1, -2)))[0]
         np.testing.assert_array_equal(lr_repeated, lr_labels[0, k, y0 : y0 + 4, x0 : x0 + 5])
         np.testing.assert_array_equal(hr_labels, labels[0, 4 * k[0] : 4 * k[-1] + 4, y0 : y0 + 4, x0 : x0 + 5])

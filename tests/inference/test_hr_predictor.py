@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from torch import nn
 

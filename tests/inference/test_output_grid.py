@@ -3,7 +3,7 @@ import logging
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 
 from rehrseg_nnunet.inference.output_grid import (

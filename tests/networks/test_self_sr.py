@@ -7,6 +7,7 @@ from rehrseg_nnunet.geometry import lr_slice_positions
 from rehrseg_nnunet.networks import self_sr
 from rehrseg_nnunet.networks.self_sr import (
     SelfSRNetwork,
+    SliceInterpolation,
     UASRHead,
     build_self_sr_network,
     interpolate_middle,
@@ -279,3 +280,14 @@ def test_network_is_built_from_the_plans_block():
     assert network.head.attention_branch.out_channels == 7
     with pytest.raises(ValueError, match="factor must be set"):
         build_self_sr_network(RehrsegConfig(), 2, 4)
+
+
+def test_trained_interpolation_starts_linear_and_keeps_constants_whatever_its_taps():
+    interpolation = SliceInterpolation(4)
+    window = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(interpolation(window), interpolate_middle(window, 4))
+    with torch.no_grad():
+        interpolation.change.copy_(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))
+    assert not torch.allclose(interpolation(window), interpolate_middle(window, 4), atol=0.1)
+    torch.testing.assert_close(interpolation(torch.full((1, 1, 4, 2, 2), 7.0)), torch.full((1, 1, 4, 2, 2), 7.0))
+    torch.testing.assert_close(interpolation(2 * window + 3), 2 * interpolation(window) + 3, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,179 @@
+"""Interpolated cases: content, reruns and interruptions."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from rehrseg_nnunet.data import hr_cases, interpolated
+from rehrseg_nnunet.data.interpolated import interpolated_folder, write_interpolated_cases
+from rehrseg_nnunet.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slice_profile import interpolate
+
+IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
+SPACING = (3.0, 1.0, 1.0)
+FACTOR = 3
+
+
+def save(folder, identifier, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(2, 4, 6, 7)).astype(np.float32)
+    labels = np.repeat(np.repeat(rng.integers(-1, 4, size=(1, 2, 2, 1)), 2, 1), 3, 2).repeat(7, 3).astype(np.int8)
+    nnUNetDatasetBlosc2.save_case(
+        image, labels, {"spacing": list(SPACING), "class_locations": {1: "stale"}}, str(folder / identifier),
+        chunks=(1, 4, 6, 7), blocks=(1, 4, 6, 7),
+    )
+    return image, labels
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "nnUNetPlans_3d_fullres"
+    folder.mkdir()
+    for number, identifier in enumerate(("case_1", "case_10", "case_2")):
+        save(folder, identifier, number)
+    return folder
+
+
+def write(source, identifiers=("case_1",), factor=FACTOR):
+    return write_interpolated_cases(
+        nnUNetDatasetBlosc2(str(source), list(identifiers)), iter(identifiers), factor=factor, spacing_mm=SPACING,
+        label_manager=IGNORE, patch_size=(6, 6, 6),
+    )
+
+
+def times(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+def rewrite(source, identifier, seed):
+    """nnU-Net preprocesses a case again, later."""
+    result = save(source, identifier, seed)
+    for file in source.glob(f"{identifier}*"):
+        os.utime(file, ns=(2**60, 2**60))
+    return result
+
+
+def test_the_folder_lies_beside_nnunets():
+    folder = interpolated_folder("/data/Dataset009_X/nnUNetPlans_3d_fullres", 4)
+    assert folder.as_posix() == "/data/Dataset009_X/nnUNetPlans_3d_fullres_rehrseg_r4"
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_content(source, factor):
+    image, labels, _, _ = nnUNetDatasetBlosc2(str(source)).load_case("case_1")
+    folder = write(source, factor=factor)
+    assert folder == interpolated_folder(source, factor)
+    dataset = nnUNetDatasetBlosc2(str(folder))
+    assert dataset.identifiers == ["case_1"]
+    fine, fine_labels, _, properties = dataset.load_case("case_1")
+    assert fine.dtype == np.float32
+    np.testing.assert_array_equal(fine[:], interpolate(torch.from_numpy(image[:]), factor, 1).numpy())
+    expected = interpolate_labels(labels[0], factor, 0, spacing_mm=SPACING)
+    np.testing.assert_array_equal(fine_labels[:][0], expected)
+    assert set(np.unique(fine_labels[:])) == set(np.unique(labels[:]))
+    assert properties["spacing"] == list(SPACING)
+
+
+def test_minus_one_and_the_ignore_label_survive(source):
+    labels = np.full((1, 4, 6, 7), 0, dtype=np.int8)
+    labels[0, :, :2], labels[0, :, 4:] = -1, 3
+    nnUNetDatasetBlosc2.save_case(np.zeros((1, 4, 6, 7), np.float32), labels, {}, str(source / "case_1"),
+                                  chunks=(1, 4, 6, 7), blocks=(1, 4, 6, 7))
+    _, fine, _, properties = nnUNetDatasetBlosc2(str(write(source))).load_case("case_1")
+    np.testing.assert_array_equal(fine[:], labels.repeat(FACTOR, axis=1))
+    annotated = properties["class_locations"][(-1, 0, 1, 2)]
+    assert (fine[:][tuple(annotated.T)] != 3).all()
+    assert len(annotated) == (labels != 3).sum() * FACTOR
+    assert len(properties["class_locations"][1]) == 0
+
+
+def test_class_locations_are_those_of_the_interpolated_labels(source):
+    for identifier in ("case_1", "case_2"):
+        _, fine, _, properties = nnUNetDatasetBlosc2(str(write(source, [identifier]))).load_case(identifier)
+        for label in (1, 2):
+            voxels = {tuple(v) for v in properties["class_locations"][label]}
+            assert voxels == {tuple(v) for v in np.argwhere(fine[:] == label)}
+
+
+def test_a_rerun_writes_nothing(source):
+    folder = write(source, ["case_1", "case_10"])
+    before = times(folder)
+    assert write(source, ["case_1", "case_10"]) == folder
+    assert times(folder) == before
+    write(source, [])
+    assert times(folder) == before
+    write(source, ["case_2", "case_1"])
+    after = times(folder)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 9
+
+
+def test_unpacked_arrays_change_nothing(source):
+    folder = write(source)
+    before = times(folder)
+    np.save(source / "case_1.npy", np.zeros(3))
+    write(source)
+    assert times(folder) == before
+
+
+def test_only_the_changed_case_is_written_anew(source):
+    folder = write(source, ["case_1", "case_10"])
+    before = times(folder)
+    image, _ = rewrite(source, "case_1", seed=7)
+    write(source, ["case_1", "case_10"])
+    after = times(folder)
+    assert {name for name in before if before[name] != after[name]} == {f"case_1{s}" for s in hr_cases.SUFFIXES}
+    fine = nnUNetDatasetBlosc2(str(folder)).load_case("case_1")[0]
+    np.testing.assert_array_equal(fine[:], interpolate(torch.from_numpy(image), FACTOR, 1).numpy())
+
+
+def test_changes_of_cases_with_brackets_in_their_name_are_seen(source):
+    save(source, "case[1]")
+    before = times(write(source, ["case[1]"]))
+    rewrite(source, "case[1]", seed=7)
+    after = times(write(source, ["case[1]"]))
+    assert all(before[name] != after[name] for name in before)
+
+
+@pytest.mark.parametrize("where", ["while interpolating", "while saving", "while moving the first file"])
+def test_nothing_half_written_appears(source, monkeypatch, where):
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if where == "while interpolating":
+        monkeypatch.setattr(interpolated, "interpolate", fail)
+    elif where == "while saving":
+        monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", staticmethod(fail))
+    else:
+        monkeypatch.setattr(hr_cases.os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write(source)
+    monkeypatch.undo()
+    folder = interpolated_folder(source, FACTOR)
+    assert list(folder.iterdir()) == []
+    assert {path.name for path in source.parent.iterdir()} == {source.name, folder.name}
+    assert len(list(write(source).iterdir())) == 3
+
+
+@pytest.mark.parametrize("moves", [1, 2])
+def test_a_case_interrupted_between_its_files_is_written_again(source, monkeypatch, moves):
+    folder = write(source)
+    image, _ = rewrite(source, "case_1", seed=7)
+    replace, done = os.replace, []
+
+    def fail_later(*args):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(replace(*args))
+
+    monkeypatch.setattr(hr_cases.os, "replace", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        write(source)
+    monkeypatch.undo()
+    write(source)
+    fine = nnUNetDatasetBlosc2(str(folder)).load_case("case_1")[0]
+    np.testing.assert_array_equal(fine[:], interpolate(torch.from_numpy(image), FACTOR, 1).numpy())
