@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from rehrseg_nnunet.evaluation.grids import grid_from_properties
 from rehrseg_nnunet.geometry import scale_slice_geometry
+from rehrseg_nnunet.grids import grid_from_properties
 from rehrseg_nnunet.slice_profile import degrade
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,13 @@ SPACING = (3.0, 1.0, 1.0)
 FACTOR = 3
 
 
-def save(folder, identifier, seed=0):
+def save(folder, identifier, seed=0, labels=None):
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(2, 4, 6, 7)).astype(np.float32)
-    labels = np.repeat(np.repeat(rng.integers(-1, 4, size=(1, 2, 2, 1)), 2, 1), 3, 2).repeat(7, 3).astype(np.int8)
+    if labels is None:
+        labels = rng.integers(-1, 4, size=(1, 2, 2, 1)).repeat(2, 1).repeat(3, 2).repeat(7, 3).astype(np.int8)
+    for suffix in hr_cases.SUFFIXES:  # blosc2 does not overwrite; nnU-Net deletes its folder first
+        (folder / f"{identifier}{suffix}").unlink(missing_ok=True)
     nnUNetDatasetBlosc2.save_case(
         image, labels, {"spacing": list(SPACING), "class_locations": {1: "stale"}}, str(folder / identifier),
         chunks=(1, 4, 6, 7), blocks=(1, 4, 6, 7),
@@ -52,8 +55,8 @@ def times(folder):
 def rewrite(source, identifier, seed):
     """nnU-Net preprocesses a case again, later."""
     result = save(source, identifier, seed)
-    for file in source.glob(f"{identifier}*"):
-        os.utime(file, ns=(2**60, 2**60))
+    for suffix in hr_cases.SUFFIXES:
+        os.utime(source / f"{identifier}{suffix}", ns=(2**60, 2**60))
     return result
 
 
@@ -81,8 +84,7 @@ def test_content(source, factor):
 def test_minus_one_and_the_ignore_label_survive(source):
     labels = np.full((1, 4, 6, 7), 0, dtype=np.int8)
     labels[0, :, :2], labels[0, :, 4:] = -1, 3
-    nnUNetDatasetBlosc2.save_case(np.zeros((1, 4, 6, 7), np.float32), labels, {}, str(source / "case_1"),
-                                  chunks=(1, 4, 6, 7), blocks=(1, 4, 6, 7))
+    save(source, "case_1", labels=labels)
     _, fine, _, properties = nnUNetDatasetBlosc2(str(write(source))).load_case("case_1")
     np.testing.assert_array_equal(fine[:], labels.repeat(FACTOR, axis=1))
     annotated = properties["class_locations"][(-1, 0, 1, 2)]

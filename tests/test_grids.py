@@ -8,7 +8,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.spatial.transform import Rotation
 
-from rehrseg_nnunet.evaluation.grids import (
+from rehrseg_nnunet.grids import (
     Grid,
     corner_distance_mm,
     grid_from_properties,
