@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from rehrseg_nnunet.cli.main import main
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 FACTOR = 4
 THICK = "Dataset002_Phantom_r4z"
+REGIONS = "Dataset003_Regions"
 CASES = 6
 SLICES, EDGE = 16, 24
 
@@ -63,14 +66,14 @@ def _shorten(patch):
     patch.setattr(nnUNetTrainer, "initialize", short)
 
 
-def train(monkeypatch, trainer, *options, plans="tiny", configuration="3d_fullres"):
-    arguments = ["nnUNetv2_train", "2", configuration, "0", "-tr", trainer, "-p", plans, "-device", "cpu", *options]
+def train(monkeypatch, trainer, *options, plans="tiny", configuration="3d_fullres", dataset="2"):
+    arguments = ["nnUNetv2_train", dataset, configuration, "0", "-tr", trainer, "-p", plans, "-device", "cpu", *options]
     monkeypatch.setattr(sys, "argv", arguments)
     run_training_entry()
 
 
-def fold(base, trainer, plans="tiny"):
-    return base / "nnUNet_results" / THICK / f"{trainer}__{plans}__3d_fullres" / "fold_0"
+def fold(base, trainer, plans="tiny", dataset=THICK):
+    return base / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres" / "fold_0"
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +206,42 @@ def test_unsupported_configurations_are_refused_before_anything_is_written(tiny,
     with pytest.raises(ValueError, match="overwrite_target_spacing"):
         run_training_entry()
     assert sorted(results.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def regions_with_ignore(tiny):
+    """The thick-slice phantom with overlapping regions, and every case's first slice not annotated."""
+    raw = tiny / "nnUNet_raw" / REGIONS
+    shutil.copytree(tiny / "nnUNet_raw" / THICK, raw)
+    for file in raw.glob("labelsTr/*.nii.gz"):
+        image = sitk.ReadImage(str(file))
+        image[:, :, 0] = 3
+        sitk.WriteImage(image, str(file))
+    dataset = json.loads((raw / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "both": [1, 2], "ellipsoid": [2], "ignore": 3}
+    dataset["regions_class_order"] = [1, 2]
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+        extract_fingerprints([3], num_processes=1)
+        plan_experiments([3])
+        preprocess([3], configurations=["3d_fullres"], num_processes=[1])
+    assert main(["plan", "-d", "3", "--preset", "demo", "-o", "tiny"]) == 0
+    return tiny
+
+
+def test_regions_and_ignore_label(regions_with_ignore, monkeypatch):
+    for trainer in ("SelfSRTrainer", "REHRSegTrainer"):
+        train(monkeypatch, trainer, dataset="3")
+    stage_1 = fold(regions_with_ignore, "SelfSRTrainer", dataset=REGIONS)
+    stage_2 = fold(regions_with_ignore, "REHRSegTrainer", dataset=REGIONS)
+    case = next((stage_1 / "pseudo_hr").glob("*.pkl")).stem
+    labels = nnUNetDatasetBlosc2(str(stage_1 / "pseudo_hr"), [case]).load_case(case)[1][:]
+    assert (labels[0, :FACTOR] == 3).all()
+    assert not (labels[0, FACTOR:] == 3).any()
+    summary = json.loads((stage_2 / "validation" / "summary.json").read_text())
+    assert len(summary["mean"]) == 2
+    assert list((stage_2 / "validation_hr").glob("*.nii.gz"))
 
 
 def test_trainers_are_found_from_a_wheel(tmp_path):

@@ -11,9 +11,10 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import autocast, nn
 from torch import distributed as dist
-from torch import nn
 
 from rehrseg_nnunet.config import load_config
 from rehrseg_nnunet.data.augmenters import start_augmenter
@@ -204,8 +205,9 @@ class SelfSRTrainer(nnUNetTrainer):
         """Loss, label overlap for nnU-Net's pseudo Dice, PSNR, SSIM and Spearman of U with the error."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = [t.to(self.device, non_blocking=True) for t in batch["target"]]
-        output = self.network(data)
-        loss = self.loss(output, target)
+        with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
+            output = self.network(data)
+            loss = self.loss(output, target)
         metrics = window_metrics(
             output, target, regions=self.label_manager.has_regions, masked=masked_value(self.label_manager)
         )

@@ -1,0 +1,264 @@
+"""Thick-slice datasets: geometry, values, names, and nothing left behind after a refusal."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from rehrseg_nnunet.cli import simulate as module
+from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.cli.simulate import simulate, thicken
+from rehrseg_nnunet.slice_profile import degrade, degrade_labels
+
+SOURCE = "Dataset009_Tiny"
+SIZE = (9, 10, 11)  # array order z, y, x
+SPACING = (0.9, 1.1, 1.3)  # file order x, y, z
+AXES = {"z": 0, "y": 1, "x": 2}
+
+
+def oblique():
+    a, b, c = 0.3, -0.2, 0.15
+    turns = [np.eye(3) for _ in range(3)]
+    for turn, angle, (i, j) in zip(turns, (a, b, c), ((0, 1), (1, 2), (0, 2)), strict=True):
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+    return turns[0] @ turns[1] @ turns[2]
+
+
+def write(path, array, **geometry):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.get("spacing", SPACING))
+    image.SetOrigin(geometry.get("origin", (-12.0, 7.5, 30.0)))
+    image.SetDirection(geometry.get("direction", oblique()).ravel().tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def dataset(raw, *, size=SIZE, cases=("a", "b"), label_type=np.uint8, test_set=False):
+    rng = np.random.default_rng(0)
+    folder = raw / SOURCE
+    parts = ["Tr", "Ts"] if test_set else ["Tr"]
+    for part, case in itertools.product(parts, cases):
+        for channel in range(2):
+            image = rng.normal(100, 20, size=size).astype(np.int16 if channel else np.float32)
+            write(folder / f"images{part}" / f"{case}_{channel:04d}.nrrd", image)
+        if part == "Tr":
+            write(folder / "labelsTr" / f"{case}.nrrd", rng.integers(0, 3, size=size).astype(label_type))
+    content = {
+        "name": SOURCE, "channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1, "b": 2},
+        "numTraining": len(cases), "file_ending": ".nrrd", "licence": "mine",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    monkeypatch.setenv("nnUNet_raw", str(folder))
+    for other in ("nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(other, raising=False)
+    return folder
+
+
+def make(factor=2, axis="z", label_mode="centre", source="9", number=10):
+    return simulate(source, number, factor=factor, axis=axis, label_mode=label_mode)
+
+
+def read(folder, name):
+    return sitk.ReadImage(str(folder / name))
+
+
+def values(folder, name):
+    return sitk.GetArrayFromImage(read(folder, name))
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_physical_points(raw, axis, factor):
+    """LR slice k lies at HR index r*k + (r - 1)/2 along the axis, at the same index elsewhere: oblique files too."""
+    dataset(raw, cases=("a",))
+    target = make(factor, axis)
+    file_axis = 2 - AXES[axis]
+    for name in ("a_0000.nrrd", "a_0001.nrrd"):
+        lr, hr = read(target / "imagesTr", name), read(target / "imagesTrHR", name)
+        assert hr.GetSize()[file_axis] == lr.GetSize()[file_axis] * factor == SIZE[AXES[axis]] // factor * factor
+        assert lr.GetDirection() == pytest.approx(hr.GetDirection())
+        for index in itertools.product(*((0, n - 1) for n in lr.GetSize())):
+            at_hr = [float(i) for i in index]
+            at_hr[file_axis] = factor * index[file_axis] + (factor - 1) / 2
+            np.testing.assert_allclose(
+                lr.TransformIndexToPhysicalPoint(index), hr.TransformContinuousIndexToPhysicalPoint(at_hr), atol=1e-6
+            )
+    labels = read(target / "labelsTr", "a.nrrd")
+    for get in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(labels, get)() == pytest.approx(getattr(lr, get)())
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("mode", ["centre", "majority"])
+def test_values(raw, axis, mode):
+    source = dataset(raw)
+    target = make(3, axis, mode)
+    a = AXES[axis]
+    keep = tuple(slice(0, n // 3 * 3 if i == a else n) for i, n in enumerate(SIZE))
+    for case in ("a", "b"):
+        for channel in ("0000", "0001"):
+            name = f"{case}_{channel}.nrrd"
+            before = values(source / "imagesTr", name)[keep]
+            hr, lr = values(target / "imagesTrHR", name), values(target / "imagesTr", name)
+            assert hr.dtype == lr.dtype == np.float32
+            np.testing.assert_array_equal(hr, before)
+            np.testing.assert_array_equal(lr, degrade(torch.from_numpy(before.astype(np.float32)), 3, a).numpy())
+        before = values(source / "labelsTr", f"{case}.nrrd")[keep]
+        hr, lr = values(target / "labelsTrHR", f"{case}.nrrd"), values(target / "labelsTr", f"{case}.nrrd")
+        assert hr.dtype == lr.dtype == np.uint8
+        np.testing.assert_array_equal(hr, before)
+        np.testing.assert_array_equal(lr, degrade_labels(torch.from_numpy(before).int(), 3, a, mode=mode).numpy())
+
+
+def test_the_dataset_as_a_whole(raw):
+    source = dataset(raw, test_set=True)
+    target = make(4, "y")
+    assert target == raw / "Dataset010_Tiny_r4y"
+    assert {path.name for path in raw.iterdir()} == {SOURCE, target.name}
+    folders = {"imagesTr", "labelsTr", "imagesTrHR", "labelsTrHR", "imagesTs", "imagesTsHR"}
+    assert {path.name for path in target.iterdir()} == {*folders, "dataset.json"}
+    for folder in folders:
+        names = {file.name for file in (source / folder.removesuffix("HR")).iterdir()}
+        assert {file.name for file in (target / folder).iterdir()} == names
+    before, after = (json.loads((folder / "dataset.json").read_text()) for folder in (source, target))
+    assert after["name"] == target.name
+    assert "factor of 4" in after.pop("description")
+    assert {**after, "name": SOURCE} == before
+
+
+@pytest.mark.parametrize("label_type", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_label_types_are_kept(raw, label_type):
+    dataset(raw, cases=("a",), label_type=label_type)
+    target = make()
+    for folder in ("labelsTr", "labelsTrHR"):
+        labels = values(target / folder, "a.nrrd")
+        assert labels.dtype == label_type
+        assert set(np.unique(labels)) <= {0, 1, 2}
+
+
+def test_by_name_and_from_the_command_line(raw, capsys):
+    dataset(raw, cases=("a",))
+    assert main(["simulate", "-d", SOURCE, "-o", "12", "--factor", "3", "--axis", "x", "--labels", "majority"]) == 0
+    target = raw / "Dataset012_Tiny_r3x"
+    assert capsys.readouterr().out == f"wrote {target}\n"
+    assert "'majority'" in json.loads((target / "dataset.json").read_text())["description"]
+
+
+def test_a_simulated_dataset_can_be_simulated_again(raw):
+    dataset(raw, cases=("a",))
+    make(2, "z")
+    again = make(2, "x", source="10", number=11)
+    assert again.name == "Dataset011_Tiny_r2z_r2x"
+    assert values(again / "imagesTr", "a_0000.nrrd").shape == (4, 10, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"factor": 1}, ValueError, "--factor must be at least 2, got 1"),
+        ({"number": 0}, ValueError, "-o must be a number between 1 and 999, got 0"),
+        ({"number": 1000}, ValueError, "-o must be a number between 1 and 999, got 1000"),
+        ({"number": 9}, FileExistsError, "-o must be a free number, but nnUNet_raw already has Dataset009_Tiny"),
+        ({"source": "8"}, FileNotFoundError, "dataset 8 was not found"),
+        ({"factor": 10}, ValueError, r"a_0000.nrrd must have at least 10 slices along the simulated axis, got 9"),
+    ],
+)
+def test_refusals_leave_nothing_behind(raw, options, error, message):
+    dataset(raw)
+    with pytest.raises(error, match=message):
+        make(**options)
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_numbers_that_nnunet_knows_elsewhere_are_taken(raw, tmp_path, monkeypatch, variable):
+    dataset(raw)
+    (tmp_path / "other" / "Dataset010_Old").mkdir(parents=True)
+    monkeypatch.setenv(variable, str(tmp_path / "other"))
+    with pytest.raises(FileExistsError, match=f"{variable} already has Dataset010_Old"):
+        make()
+
+
+def spoil(path, array):
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=False), str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("imagesTr/b_0000.nrrd", np.zeros((6, 6), np.float32), "3D image with one value per voxel, got 2 dimensions"),
+        ("imagesTr/b_0000.nrrd", np.zeros((4, 4, 4, 4), np.float32), "3D image with one value per voxel, got 4 dim"),
+        ("labelsTr/b.nrrd", np.full(SIZE, 0.5, np.float32), "labelsTr.b.nrrd must hold integer labels"),
+        ("labelsTr/b.nrrd", np.full(SIZE, np.nan, np.float32), "labelsTr.b.nrrd must hold integer labels"),
+    ],
+)
+def test_unusable_files_are_named_and_nothing_is_left(raw, name, array, message):
+    folder = dataset(raw)
+    spoil(folder / name, array)
+    with pytest.raises(ValueError, match=message):
+        make()
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+
+
+def test_colour_images_are_refused(tmp_path):
+    image = sitk.GetImageFromArray(np.zeros((4, 4, 4, 3), np.float32), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    with pytest.raises(ValueError, match="one value per voxel, got 3 dimensions and 3 values"):
+        thicken(tmp_path / "a.nrrd", factor=2, axis=0, label_mode=None)
+
+
+def test_unreadable_files_leave_nothing_behind(raw):
+    folder = dataset(raw)
+    (folder / "imagesTr" / "b_0000.nrrd").write_bytes(b"no image")
+    assert main(["simulate", "-d", "9", "-o", "10"]) == 1
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+
+
+def test_an_interrupted_run_can_be_repeated(raw, monkeypatch):
+    dataset(raw)
+    seen = []
+
+    def stop(file, **options):
+        seen.append(file)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return thicken(file, **options)
+
+    monkeypatch.setattr(module, "thicken", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+    monkeypatch.undo()
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    (raw / ".Dataset010_Tiny_r2z.partial" / "imagesTr").mkdir(parents=True)  # a killed run leaves this
+    assert len(list((make() / "imagesTr").iterdir())) == 4
+
+
+def test_folders_that_are_no_datasets(raw):
+    folder = dataset(raw)
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "dataset": {"a": {"images": ["x"], "label": "y"}}}))
+    with pytest.raises(NotImplementedError, match=r"Dataset009_Tiny lists its files in dataset.json"):
+        make()
+    (folder / "dataset.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"dataset.json is missing; Dataset009_Tiny is no nnU-Net dataset"):
+        make()
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+
+
+def test_without_nnunets_variable(monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert main(["simulate", "-d", "9", "-o", "10"]) == 1
+    assert capsys.readouterr().err.startswith("rehrseg simulate: error: environment variable nnUNet_raw must be set")
