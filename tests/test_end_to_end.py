@@ -150,8 +150,10 @@ def test_training_goes_on_where_it_was(trained, monkeypatch):
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["logging"]["lrs"][0] == pytest.approx(0.005)
     (folder / "checkpoint_final.pth").rename(folder / "checkpoint_final.kept")
-    torch.save({**checkpoint, "current_epoch": 1, "logging": {k: v[:1] for k, v in checkpoint["logging"].items()}},
-               folder / "checkpoint_latest.pth")
+    torch.save(
+        {**checkpoint, "current_epoch": 1, "logging": {k: v[:1] for k, v in checkpoint["logging"].items()}},
+        folder / "checkpoint_latest.pth",
+    )
     train(monkeypatch, "REHRSegTrainer", "--c")
     resumed = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert resumed["logging"]["lrs"] == pytest.approx(checkpoint["logging"]["lrs"])

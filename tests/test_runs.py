@@ -128,9 +128,7 @@ def test_missing_and_additional_weights_are_named(tmp_path, missing):
         load(run)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"garbage, no checkpoint", b"PK\x03\x04 half a zip", {"weights": 1}, [1, 2]]
-)
+@pytest.mark.parametrize("content", [b"", b"garbage, no checkpoint", b"PK\x03\x04 half a zip", {"weights": 1}, [1, 2]])
 def test_unreadable_checkpoints_give_the_remedy(tmp_path, content):
     run = finish(tmp_path / "fold_0")
     file = run / "checkpoint_final.pth"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,20 @@ def save_case_figure(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
+    with plt.style.context("default"):  # nnU-Net's own plots leave seaborn's style and large fonts behind
+        figure = _case_figure(plt, images, labels, uncertainty)
+        partial = file.with_name(f".{file.name}")
+        try:
+            figure.savefig(partial, dpi=100, format="png")
+            os.replace(partial, file)
+        finally:
+            plt.close(figure)
+            partial.unlink(missing_ok=True)
+
+
+def _case_figure(
+    plt: ModuleType, images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], uncertainty: np.ndarray
+) -> Any:
     reference = next(iter(images.values()))
     low, high = np.percentile(reference, (0.5, 99.5))
     centre = label_centre(next(iter(labels.values())))
@@ -63,10 +78,7 @@ def save_case_figure(
         axis.set_xticks([])
         axis.set_yticks([])
     figure.tight_layout()
-    partial = file.with_name(f".{file.name}")
-    figure.savefig(partial, dpi=100, format="png")
-    plt.close(figure)
-    os.replace(partial, file)
+    return figure
 
 
 def _outline(axis: Any, labels: np.ndarray) -> None:

@@ -62,8 +62,11 @@ def upsample_folder(
         else:
             hr = _from_probabilities(source / f"{file.name.removesuffix(ending)}.npz", factor, axis, label_manager)
         partial = target / f".partial_{file.name}"
-        reader.write_seg(hr, str(partial), scale_slice_geometry(properties, axis, 1 / factor))
-        os.replace(partial, target / file.name)
+        try:
+            reader.write_seg(hr, str(partial), scale_slice_geometry(properties, axis, 1 / factor))
+            os.replace(partial, target / file.name)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _from_probabilities(file: Path, factor: int, axis: int, label_manager: LabelManager) -> np.ndarray:

@@ -45,7 +45,8 @@ def plans(**configurations):
         "experiment_planner_used": "ExperimentPlanner",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
-        "configurations": configurations or {
+        "configurations": configurations
+        or {
             "2d": configuration((1.0, 1.0)),
             "3d_fullres": configuration((4.0, 1.0, 1.0)),
             "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
@@ -120,7 +121,7 @@ def test_linear_interpolation_between_slices_has_data_of_its_own(folder, capsys,
 def test_the_order_does_what_it_says(folder, order):
     assert plan("--order-z", str(order)) == 0
     manager = PlansManager(str(folder / "mine.json")).get_configuration("3d_fullres")
-    ramp = np.broadcast_to(np.arange(5, dtype=np.float32)[:, None, None], (5, 4, 4))[None]
+    ramp = np.arange(5, dtype=np.float32).repeat(16).reshape(1, 5, 4, 4)
     line = manager.resampling_fn_data(ramp, (10, 4, 4), (6, 1, 1), (3, 1, 1))[0, :, 0, 0]
     linear = np.clip((np.arange(10) + 0.5) / 2 - 0.5, 0, 4)
     expected = linear if order else np.arange(5).repeat(2)
@@ -134,7 +135,7 @@ def test_nnunets_torch_resampling_is_set_too(folder):
     (folder / "torch.json").write_text(json.dumps(content))
     assert plan("-p", "torch", "--order-z", "1") == 0
     manager = PlansManager(str(folder / "mine.json")).get_configuration("3d_fullres")
-    ramp = np.broadcast_to(np.arange(5, dtype=np.float32)[:, None, None], (5, 4, 4))[None]
+    ramp = np.arange(5, dtype=np.float32).repeat(16).reshape(1, 5, 4, 4)
     line = manager.resampling_fn_data(ramp, (10, 4, 4), (6, 1, 1), (3, 1, 1))[0, :, 0, 0]
     np.testing.assert_allclose(line, np.clip((np.arange(10) + 0.5) / 2 - 0.5, 0, 4), atol=1e-5)
 
@@ -182,7 +183,9 @@ def mixed_dataset(tmp_path, slice_axis):
     (raw / "imagesTr").mkdir(parents=True)
     (raw / "labelsTr").mkdir()
     dataset = {
-        "channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1}, "numTraining": len(SPACINGS),
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "a": 1},
+        "numTraining": len(SPACINGS),
         "file_ending": ".nrrd",
     }
     for target in (raw, tmp_path / "nnUNet_preprocessed" / DATASET):
@@ -195,8 +198,10 @@ def mixed_dataset(tmp_path, slice_axis):
     spacings[:, slice_axis], shapes[:, slice_axis] = SPACINGS, 6
     intensities = dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), 1.0)
     return {
-        "spacings": spacings.tolist(), "shapes_after_crop": shapes.tolist(),
-        "foreground_intensity_properties_per_channel": {"0": intensities}, "median_relative_size_after_cropping": 1.0,
+        "spacings": spacings.tolist(),
+        "shapes_after_crop": shapes.tolist(),
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "median_relative_size_after_cropping": 1.0,
     }
 
 

@@ -49,8 +49,12 @@ def dataset(raw, *, size=SIZE, cases=("a", "b"), label_type=np.uint8, test_set=F
         if part == "Tr":
             write(folder / "labelsTr" / f"{case}.nrrd", rng.integers(0, 3, size=size).astype(label_type))
     content = {
-        "name": SOURCE, "channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1, "b": 2},
-        "numTraining": len(cases), "file_ending": ".nrrd", "licence": "mine",
+        "name": SOURCE,
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "numTraining": len(cases),
+        "file_ending": ".nrrd",
+        "licence": "mine",
     }
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder

@@ -26,8 +26,12 @@ def save(folder, identifier, seed=0, labels=None):
     for suffix in hr_cases.SUFFIXES:  # blosc2 does not overwrite; nnU-Net deletes its folder first
         (folder / f"{identifier}{suffix}").unlink(missing_ok=True)
     nnUNetDatasetBlosc2.save_case(
-        image, labels, {"spacing": list(SPACING), "class_locations": {1: "stale"}}, str(folder / identifier),
-        chunks=(1, 4, 6, 7), blocks=(1, 4, 6, 7),
+        image,
+        labels,
+        {"spacing": list(SPACING), "class_locations": {1: "stale"}},
+        str(folder / identifier),
+        chunks=(1, 4, 6, 7),
+        blocks=(1, 4, 6, 7),
     )
     return image, labels
 
@@ -43,8 +47,12 @@ def source(tmp_path):
 
 def write(source, identifiers=("case_1",), factor=FACTOR):
     return write_interpolated_cases(
-        nnUNetDatasetBlosc2(str(source), list(identifiers)), iter(identifiers), factor=factor, spacing_mm=SPACING,
-        label_manager=IGNORE, patch_size=(6, 6, 6),
+        nnUNetDatasetBlosc2(str(source), list(identifiers)),
+        iter(identifiers),
+        factor=factor,
+        spacing_mm=SPACING,
+        label_manager=IGNORE,
+        patch_size=(6, 6, 6),
     )
 
 

@@ -41,20 +41,40 @@ def memory_dataset(image, labels, manager):
     return SimpleNamespace(identifiers=["case"], load_case=lambda _: (image, labels, None, properties))
 
 
-def loader(case, *, manager=PLAIN, factor=3, patch=(8, 8), batch_size=4, axes=("x", "y"), augment=False, zoom=0.0,
-           foreground=0.0, profile="centre", **transforms):
+def loader(
+    case,
+    *,
+    manager=PLAIN,
+    factor=3,
+    patch=(8, 8),
+    batch_size=4,
+    axes=("x", "y"),
+    augment=False,
+    zoom=0.0,
+    foreground=0.0,
+    profile="centre",
+    **transforms,
+):
     config = SelfSRConfig(patch_size=patch, scaling_probability=zoom, label_profile=profile)
     return SelfSRLoader(
-        memory_dataset(*case, manager), batch_size, config=config, factor=factor, label_manager=manager, axes=axes,
-        oversample_foreground_percent=foreground, augment=augment, **transforms,
+        memory_dataset(*case, manager),
+        batch_size,
+        config=config,
+        factor=factor,
+        label_manager=manager,
+        axes=axes,
+        oversample_foreground_percent=foreground,
+        augment=augment,
+        **transforms,
     )
 
 
 @pytest.mark.parametrize(("manager", "heads"), [(PLAIN, 3), (IGNORE, 3), (REGIONS, 2)])
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_shapes_and_types(manager, heads, factor):
-    batch = next(loader(coordinate_case(manager=manager), manager=manager, factor=factor, patch=(6, 10), augment=True,
-                        zoom=1.0))
+    batch = next(
+        loader(coordinate_case(manager=manager), manager=manager, factor=factor, patch=(6, 10), augment=True, zoom=1.0)
+    )
     image, labels, mask = batch["target"]
     assert batch["data"].shape == (4, 3 + heads, 4, 6, 10)
     assert image.shape == (4, 3, factor, 6, 10)
@@ -249,7 +269,10 @@ def test_nnunets_intensity_transforms_are_found():
     tone, noise = intensity_transforms(stock)
     names = [type(transform.transform).__name__ for transform in (*tone.transforms, *noise.transforms)]
     assert names == [
-        "MultiplicativeBrightnessTransform", "ContrastTransform", "GammaTransform", "GammaTransform",
+        "MultiplicativeBrightnessTransform",
+        "ContrastTransform",
+        "GammaTransform",
+        "GammaTransform",
         "GaussianNoiseTransform",
     ]
     batch = next(loader(coordinate_case(), batch_size=30, augment=True, tone=tone, noise=noise))
@@ -275,15 +298,30 @@ def test_too_thin_volumes_are_refused():
 
 def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
     image, labels = coordinate_case()
-    save_hr_case(tmp_path / "cases", "case", image, labels,
-                 {"class_locations": foreground_locations(labels, PLAIN)}, patch_size=(8, 8, 8))
+    save_hr_case(
+        tmp_path / "cases",
+        "case",
+        image,
+        labels,
+        {"class_locations": foreground_locations(labels, PLAIN)},
+        patch_size=(8, 8, 8),
+    )
     source = SelfSRLoader(
-        nnUNetDatasetBlosc2(str(tmp_path / "cases"), ["case"]), 3, config=SelfSRConfig(patch_size=(8, 8)), factor=3,
-        label_manager=PLAIN, axes=("x", "y"), oversample_foreground_percent=0.33, augment=True,
+        nnUNetDatasetBlosc2(str(tmp_path / "cases"), ["case"]),
+        3,
+        config=SelfSRConfig(patch_size=(8, 8)),
+        factor=3,
+        label_manager=PLAIN,
+        axes=("x", "y"),
+        oversample_foreground_percent=0.33,
+        augment=True,
     )
     batches = []
-    for each in (source, pickle.loads(pickle.dumps(source)), loader((image, labels), batch_size=3, augment=True,
-                                                                    zoom=0.5, foreground=0.33)):
+    for each in (
+        source,
+        pickle.loads(pickle.dumps(source)),
+        loader((image, labels), batch_size=3, augment=True, zoom=0.5, foreground=0.33),
+    ):
         np.random.seed(5)  # noqa: NPY002
         batches.append(next(each))
     for other in batches[1:]:

@@ -101,24 +101,38 @@ def dataset(tmp_path):
     ball[1:5, 2:6, 2:6] = 1
     for number, identifier in enumerate(("a", "b", "c")):
         image = np.random.default_rng(number).normal(size=(1, 6, 8, 8)).astype(np.float32)
-        nnUNetDatasetBlosc2.save_case(image, ball[None], {"spacing": [3.0, 1.0, 1.0]}, str(folder / identifier),
-                                      chunks=(1, 6, 8, 8), blocks=(1, 6, 8, 8))
+        nnUNetDatasetBlosc2.save_case(
+            image,
+            ball[None],
+            {"spacing": [3.0, 1.0, 1.0]},
+            str(folder / identifier),
+            chunks=(1, 6, 8, 8),
+            blocks=(1, 6, 8, 8),
+        )
     return nnUNetDatasetBlosc2(str(folder))
 
 
 @pytest.fixture
 def store(tmp_path):
     store = PseudoHRStore(tmp_path)
-    store.open_or_create(PseudoHRManifest(
-        factor=FACTOR, dataset_name="Dataset009_X", plans_name="p", configuration="3d_fullres", fold=0,
-        trainer="SelfSRTrainer", weights_sha256="0" * 64,
-    ))
+    store.open_or_create(
+        PseudoHRManifest(
+            factor=FACTOR,
+            dataset_name="Dataset009_X",
+            plans_name="p",
+            configuration="3d_fullres",
+            fold=0,
+            trainer="SelfSRTrainer",
+            weights_sha256="0" * 64,
+        )
+    )
     return store
 
 
 def export(network, dataset, identifiers, store, profile="centre"):
-    return export_pseudo_hr(network, dataset, identifiers, store, label_manager=PLAIN, label_profile=profile,
-                            hr_patch_size=(9, 8, 8))
+    return export_pseudo_hr(
+        network, dataset, identifiers, store, label_manager=PLAIN, label_profile=profile, hr_patch_size=(9, 8, 8)
+    )
 
 
 def test_missing_cases_are_written_once(dataset, store):

@@ -62,9 +62,11 @@ def test_without_a_residual_it_is_linear_interpolation_at_the_hr_positions(facto
     output = super_resolve(without_image_branch(factor, image_channels=2), image, labels)
     lines = image.flatten(2).numpy()
     positions = hr_slice_positions(slices, factor)
-    expected = np.stack([
-        [np.interp(positions, np.arange(slices), line) for line in channel.T] for channel in lines
-    ]).transpose(0, 2, 1).reshape(2, factor * slices, *image.shape[2:])  # repeats the edge beyond the centres
+    expected = (
+        np.stack([[np.interp(positions, np.arange(slices), line) for line in channel.T] for channel in lines])
+        .transpose(0, 2, 1)
+        .reshape(2, factor * slices, *image.shape[2:])
+    )  # repeats the edge beyond the centres
     np.testing.assert_allclose(output.image.numpy(), expected, atol=1e-5)
     if slices > 1:
         inner = (positions >= 0) & (positions <= slices - 1)
