@@ -17,7 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # the properties come last: a case without them does not exist
 
 
-def foreground_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any, np.ndarray]:
+def hr_class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any, np.ndarray]:
     """Voxels of each class or region for nnU-Net's foreground oversampling, drawn by nnU-Net's own function.
 
     Args:
@@ -38,7 +38,8 @@ def save_hr_case(
     properties: Mapping[str, Any],
     *,
     patch_size: Sequence[int],
-) -> None:
+    scratch: Path | None = None,
+) -> dict[str, int]:
     """Write one case; under its final names only when it is complete.
 
     Args:
@@ -48,11 +49,16 @@ def save_hr_case(
         labels: (1, D, H, W) integer label map, -1 allowed.
         properties: stored beside; `class_locations` must be those of `labels`.
         patch_size: (D, H, W) that will be read at a time; sets the chunks.
+        scratch: folder to write into first, on the same disk, replaced if a killed process left it; None takes a new
+            one, for several processes that write the same case.
+
+    Returns:
+        Size of each file in bytes, by its name.
     """
     dtype = np.int16 if labels.max(initial=0) > 127 else np.int8
     blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(labels.shape, tuple(patch_size), np.dtype(dtype).itemsize)
-    partial = Path(tempfile.mkdtemp(prefix=f".{identifier}.", dir=folder.parent))
+    partial = _scratch_folder(scratch, folder, identifier)
     try:
         nnUNetDatasetBlosc2.save_case(
             data,
@@ -65,7 +71,18 @@ def save_hr_case(
             blocks_seg=blocks_seg,
         )
         folder.mkdir(exist_ok=True)
-        for suffix in SUFFIXES:
-            os.replace(partial / f"{identifier}{suffix}", folder / f"{identifier}{suffix}")
+        names = [f"{identifier}{suffix}" for suffix in SUFFIXES]
+        sizes = {name: (partial / name).stat().st_size for name in names}
+        for name in names:
+            os.replace(partial / name, folder / name)
+        return sizes
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _scratch_folder(scratch: Path | None, folder: Path, identifier: str) -> Path:
+    if scratch is None:
+        return Path(tempfile.mkdtemp(prefix=f".{identifier}.", dir=folder.parent))
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    return scratch

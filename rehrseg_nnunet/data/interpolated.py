@@ -20,7 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
-from rehrseg_nnunet.data.hr_cases import foreground_locations, save_hr_case
+from rehrseg_nnunet.data.hr_cases import hr_class_locations, save_hr_case
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import interpolate
 
@@ -72,7 +72,7 @@ def write_interpolated_cases(
             fine,
             {
                 **properties,
-                "class_locations": foreground_locations(fine, label_manager),
+                "class_locations": hr_class_locations(fine, label_manager),
                 SOURCE: _source_state(source_folder, identifier),
             },
             patch_size=patch_size,

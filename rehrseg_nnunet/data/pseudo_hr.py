@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,15 +28,14 @@ from typing import Any, Literal
 import blosc2
 import numpy as np
 import torch
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rehrseg_nnunet.data.hr_cases import SUFFIXES, hr_class_locations, save_hr_case
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
 
 
 class PseudoHRManifest(BaseModel):
@@ -159,28 +157,13 @@ class PseudoHRStore:
         manifest = self._opened()
         _check_shapes(image, uncertainty, labels, manifest.factor)
         data = np.concatenate([image, robust_min_max(uncertainty).reshape(1, *image.shape[1:])], dtype=np.float32)
-        seg = labels.astype(np.int16 if labels.max(initial=0) > np.iinfo(np.int8).max else np.int8)
-        locations = hr_class_locations(seg, label_manager)
+        locations = hr_class_locations(labels, label_manager)
         saved = {**properties, "class_locations": locations, "rehrseg_factor": manifest.factor}
         self._entry_file(identifier).unlink(missing_ok=True)
-        sizes = self._save_and_move(identifier, data, seg, saved, hr_patch_size)
+        scratch = self.fold_folder / f"pseudo_hr_tmp_{identifier}"  # the same name again after a kill
+        sizes = save_hr_case(self.folder, identifier, data, labels, saved, patch_size=hr_patch_size, scratch=scratch)
         entry = PseudoHRCase(fingerprint=manifest.fingerprint(), shape=data.shape, bytes_by_file=sizes)
         _write_atomically(self._entry_file(identifier), entry.model_dump_json())
-
-    def _save_and_move(
-        self, identifier: str, data: np.ndarray, seg: np.ndarray, properties: dict[str, Any], patch_size: Sequence[int]
-    ) -> dict[str, int]:
-        """Save a case in a folder of its own, then move its files; returns their sizes in bytes."""
-        temporary = self.fold_folder / f"pseudo_hr_tmp_{identifier}"  # the same name again after a kill
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        _save_blosc2(data, seg, properties, str(temporary / identifier), patch_size)
-        names = [identifier + suffix for suffix in _SUFFIXES]
-        sizes = {name: (temporary / name).stat().st_size for name in names}
-        for name in names:
-            os.replace(temporary / name, self.folder / name)
-        temporary.rmdir()
-        return sizes
 
     def verify(self, identifiers: Iterable[str], expected: PseudoHRManifest, *, remedy: str) -> None:
         """Check that the cases are there, whole, and made from what stage 2 expects; then the store is open.
@@ -250,7 +233,7 @@ class PseudoHRStore:
 
     def _discard(self, identifier: str) -> None:
         self._entry_file(identifier).unlink(missing_ok=True)  # first: what has no entry does not count
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             (self.folder / (identifier + suffix)).unlink(missing_ok=True)
 
 
@@ -284,15 +267,6 @@ def robust_min_max(uncertainty: np.ndarray, *, percentiles: tuple[float, float] 
     return np.clip((uncertainty - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def hr_class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any, Any]:
-    """Class locations of a label map (1, r*D, H, W), collected for what nnU-Net's preprocessor collects them."""
-    foreground = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
-    collected = list(foreground)
-    if label_manager.has_ignore_label:
-        collected.append([-1, *label_manager.all_labels])
-    return DefaultPreprocessor._sample_foreground_locations(labels, collected)
-
-
 def _check_shapes(image: np.ndarray, uncertainty: np.ndarray, labels: np.ndarray, factor: int) -> None:
     grid = image.shape[1:]
     if uncertainty.shape not in (grid, (1, *grid)):
@@ -301,23 +275,6 @@ def _check_shapes(image: np.ndarray, uncertainty: np.ndarray, labels: np.ndarray
         raise ValueError(f"labels must have shape {(1, *grid)}, got {labels.shape}")
     if grid[0] % factor:
         raise ValueError(f"the number of slices must be a multiple of factor {factor}, got {grid[0]}")
-
-
-def _save_blosc2(
-    data: np.ndarray, seg: np.ndarray, properties: dict[str, Any], truncated_name: str, patch_size: Sequence[int]
-) -> None:
-    blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
-    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
-    nnUNetDatasetBlosc2.save_case(
-        data,
-        seg,
-        properties,
-        truncated_name,
-        chunks=chunks,
-        blocks=blocks,
-        chunks_seg=chunks_seg,
-        blocks_seg=blocks_seg,
-    )
 
 
 def _read_model(model: type[BaseModel], file: Path) -> Any:

@@ -161,12 +161,15 @@ class UASRHead(nn.Module):
         """
         merged = functional.leaky_relu(self.fuse(merge_slices(features)), NEGATIVE_SLOPE)
         fused = split_slices(merged, self.factor)
-        attention = self.attention_branch(fused).softmax(dim=1)
+        # over sqrt(F), as in scaled dot-product attention: else one candidate soon takes all, and U sees a constant
+        attention = (self.attention_branch(fused) / fused.shape[1] ** 0.5).softmax(dim=1)
+        candidates = attention.shape[1]
         return SelfSROutput(
             mix_candidates(fused, attention, self.image_branch, bounded=True),
             mix_candidates(fused, attention, self.label_branch, bounded=False),
             # softmax leaves mixed precision; in float16 the sigmoid would reach 1, and lose its gradient, at 8
-            self.uncertainty(attention).to(attention.dtype).sigmoid(),
+            # Attention averages 1/N: brought to an average of 1, U's few weights train at the pace of the others.
+            self.uncertainty(candidates * attention).to(attention.dtype).sigmoid(),
         )
 
 

@@ -11,6 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from rehrseg_nnunet.data.hr_cases import hr_class_locations
 from rehrseg_nnunet.data.hr_loader import (
     HRPatchLoader,
     PhasedCases,
@@ -19,7 +20,7 @@ from rehrseg_nnunet.data.hr_loader import (
     lr_class_locations,
 )
 from rehrseg_nnunet.data.hr_transforms import HALO_LR_SLICES
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore, hr_class_locations
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 

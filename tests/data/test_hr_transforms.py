@@ -19,9 +19,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from rehrseg_nnunet.data.hr_cases import hr_class_locations
 from rehrseg_nnunet.data.hr_loader import HRPatchLoader
 from rehrseg_nnunet.data.hr_transforms import HALO_LR_SLICES, TakeUncertaintyOut, build_training_transforms, slice_mean
-from rehrseg_nnunet.data.pseudo_hr import hr_class_locations
 from rehrseg_nnunet.slice_profile import degrade, degrade_labels, half_support
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "c": 3}, None)

@@ -9,11 +9,11 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from rehrseg_nnunet.data.hr_cases import hr_class_locations
 from rehrseg_nnunet.data.pseudo_hr import (
     PseudoHRManifest,
     PseudoHRStore,
     hash_weights,
-    hr_class_locations,
     robust_min_max,
 )
 
@@ -125,6 +125,7 @@ def test_a_rerun_skips_what_is_complete(store):
 @pytest.mark.parametrize("dies_at", ["save_case", "replace", "entry"])
 def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatch, dies_at):
     import rehrseg_nnunet.data.pseudo_hr as module
+    from rehrseg_nnunet.data import hr_cases
 
     write(store, "case_1")
 
@@ -132,8 +133,8 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
         raise KeyboardInterrupt
 
     targets = {
-        "save_case": (module, "_save_blosc2"),
-        "replace": (module.os, "replace"),
+        "save_case": (module, "save_hr_case"),
+        "replace": (hr_cases.os, "replace"),
         "entry": (module, "_write_atomically"),
     }
     with monkeypatch.context() as patched:

@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.config import SelfSRConfig
-from rehrseg_nnunet.data.hr_cases import foreground_locations, save_hr_case
+from rehrseg_nnunet.data.hr_cases import hr_class_locations, save_hr_case
 from rehrseg_nnunet.data.self_sr_loader import SelfSRLoader, intensity_transforms
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
@@ -37,7 +37,7 @@ def coordinate_case(shape=SHAPE, manager=PLAIN, seed=0, lowest=-1):
 
 
 def memory_dataset(image, labels, manager):
-    properties = {"class_locations": foreground_locations(labels, manager)}
+    properties = {"class_locations": hr_class_locations(labels, manager)}
     return SimpleNamespace(identifiers=["case"], load_case=lambda _: (image, labels, None, properties))
 
 
@@ -303,7 +303,7 @@ def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
         "case",
         image,
         labels,
-        {"class_locations": foreground_locations(labels, PLAIN)},
+        {"class_locations": hr_class_locations(labels, PLAIN)},
         patch_size=(8, 8, 8),
     )
     source = SelfSRLoader(
