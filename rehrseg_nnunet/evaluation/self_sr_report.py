@@ -20,9 +20,9 @@ from scipy.stats import spearmanr
 
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels
 from rehrseg_nnunet.evaluation.figures import save_case_figure
-from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.inference.pseudo_hr_export import super_resolve_case
+from rehrseg_nnunet.metrics import dice, psnr, ssim
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import degrade, degrade_labels, interpolate

@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from scipy.stats import spearmanr
 
-from rehrseg_nnunet.evaluation.metrics import psnr, ssim
+from rehrseg_nnunet.metrics import psnr, ssim
 from rehrseg_nnunet.networks.self_sr import SelfSROutput
 
 EXTRA_METRICS = ("psnr", "ssim", "uncertainty_spearman")

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
-from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.inference.super_resolve import super_resolve
+from rehrseg_nnunet.metrics import dice
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
 from rehrseg_nnunet.slice_profile import degrade_labels
 

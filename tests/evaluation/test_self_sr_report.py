@@ -13,7 +13,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from rehrseg_nnunet.cli.simulate import simulate
-from rehrseg_nnunet.evaluation.metrics import psnr, ssim
 from rehrseg_nnunet.evaluation.self_sr_report import (
     NEAREST,
     SELF_SR,
@@ -25,6 +24,7 @@ from rehrseg_nnunet.evaluation.self_sr_report import (
     simulated_case,
     true_hr_case,
 )
+from rehrseg_nnunet.metrics import psnr, ssim
 from rehrseg_nnunet.networks.self_sr import SelfSROutput, interpolate_middle
 from rehrseg_nnunet.phantom import make_phantom
 from rehrseg_nnunet.shape_interpolation import interpolate_labels

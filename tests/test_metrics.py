@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from rehrseg_nnunet.evaluation.metrics import dice, hd95, psnr, ssim
+from rehrseg_nnunet.metrics import dice, hd95, psnr, ssim
 
 
 def ball(shape=(16, 16, 16), centre=(7, 7, 7), radius=4.0):
