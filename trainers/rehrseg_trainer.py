@@ -100,6 +100,7 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
             distillation_weight=settings.distillation_weight,
             per_slice=settings.affinity_per_slice,
             pool=settings.affinity_pool,
+            uncertainty_strength=0.99 if settings.uncertainty_weighting else 0.0,
         )
 
     def baseline_checkpoint(self) -> Path | None:

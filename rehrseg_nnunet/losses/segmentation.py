@@ -213,6 +213,7 @@ class REHRSegLoss(nn.Module):
         distillation_weight: lambda. 0: no distillation, the teacher is not called.
         per_slice: see `affinity_loss`.
         pool: see `affinity_loss`.
+        uncertainty_strength: see `uncertainty_to_weight`; 0 weights all voxels alike.
     """
 
     def __init__(
@@ -225,8 +226,10 @@ class REHRSegLoss(nn.Module):
         distillation_weight: float = 1.0,
         per_slice: bool = False,
         pool: Sequence[int] = (1, 2, 2),
+        uncertainty_strength: float = 0.99,
     ) -> None:
         super().__init__()
+        self.uncertainty_strength = uncertainty_strength
         self.lr_loss = lr_loss
         self.hr_loss = hr_loss
         self.validation_loss = validation_loss
@@ -261,8 +264,9 @@ class REHRSegLoss(nn.Module):
                 f"got {len(targets)} entries"
             )
         *lr_targets, hr_target, uncertainty = targets
+        weight = uncertainty_to_weight(uncertainty, strength=self.uncertainty_strength)
         terms = {
-            "lr": self.lr_loss(lr_outputs, lr_targets, uncertainty_to_weight(uncertainty)),
+            "lr": self.lr_loss(lr_outputs, lr_targets, weight),
             "hr": self.hr_loss(at_least_float32(outputs.hr), hr_target),
         }
         loss = terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)

@@ -345,3 +345,11 @@ def test_half_precision_outputs_give_a_finite_float32_loss():
     assert loss.item() == pytest.approx(module(outputs, targets).item(), rel=1e-2)
     gradients = torch.autograd.grad(65536 * loss, [half.hr, half.student, half.adapted])
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_strength_0_weights_all_voxels_alike():
+    outputs, targets = training_batch()
+    loss = build_loss(Teacher(), uncertainty_strength=0.0)(outputs, targets)
+    certain = [*targets[:-1], torch.zeros_like(targets[-1])]
+    torch.testing.assert_close(loss, build_loss(Teacher())(outputs, certain))
+    assert not torch.allclose(loss, build_loss(Teacher())(outputs, targets))
