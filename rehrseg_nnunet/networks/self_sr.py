@@ -161,8 +161,7 @@ class UASRHead(nn.Module):
         """
         merged = functional.leaky_relu(self.fuse(merge_slices(features)), NEGATIVE_SLOPE)
         fused = split_slices(merged, self.factor)
-        # over sqrt(F), as in scaled dot-product attention: else one candidate soon takes all, and U sees a constant
-        attention = (self.attention_branch(fused) / fused.shape[1] ** 0.5).softmax(dim=1)
+        attention = self.attention_branch(fused).softmax(dim=1)
         candidates = attention.shape[1]
         return SelfSROutput(
             mix_candidates(fused, attention, self.image_branch, bounded=True),

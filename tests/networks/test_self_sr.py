@@ -71,7 +71,7 @@ def test_training_starts_near_the_interpolation_and_undecided():
     with torch.no_grad():
         image, _, uncertainty = network(window)
     assert (image - interpolate_middle(window[:, :1], 4)).abs().max() < 0.1
-    assert (uncertainty - 0.5).abs().max() < 0.15
+    assert (uncertainty - 0.5).abs().max() < 0.3
 
 
 def test_features_do_not_fade_before_training():
@@ -170,7 +170,7 @@ def naive_head(head: UASRHead, features: torch.Tensor, candidates: int) -> list[
         def branch(conv: nn.Conv3d, part: torch.Tensor = part) -> torch.Tensor:
             return torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0, 0], part) + conv.bias.view(1, -1, 1, 1)
 
-        attention = torch.exp(branch(head.attention_branch) / part.shape[1] ** 0.5)
+        attention = torch.exp(branch(head.attention_branch))
         attention = attention / attention.sum(dim=1, keepdim=True)
         image_maps = torch.tanh(branch(head.image_branch)).chunk(candidates, dim=1)
         label_maps = branch(head.label_branch).chunk(candidates, dim=1)
