@@ -86,7 +86,10 @@ def test_a_balls_centroid_and_shape_survive_degrade_and_restore(factor):
     truth = ball(shape, centre, 9, (1, 1, 1))
     lr = degrade_labels(torch.from_numpy(truth), factor, axis=0).numpy()
     restored = interpolate_labels(lr, factor, 0, spacing_mm=(factor, 1, 1))
-    assert np.abs(centroid(restored) - centroid(truth)).max() < 0.1 * factor
+    shift = np.abs(centroid(restored) - centroid(truth))
+    assert shift[1:].max() < 0.1
+    # even factors: a boundary at a slice's very centre goes with the smaller index, see degrade_labels
+    assert shift[0] < (0.1 if factor % 2 else 0.2) * factor
     dice = 2 * (restored & truth).sum() / (restored.sum() + truth.sum())
     nearest = lr.repeat(factor, axis=0)
     assert dice > 0.93
