@@ -368,7 +368,7 @@ def test_regions_and_ignore_channel_hold_the_right_voxels():
 def test_labels_above_127_are_not_wrapped():
     factor, patch = 2, (3, 9, 8)
     data, labels = volume(factor)
-    labels = np.where(labels == 3, 300, labels).astype(np.int16)
+    labels = np.where(labels == 3, np.int16(300), labels.astype(np.int16))
     transforms = build_training_transforms(fixed(patch, dummy_2d=True), factor=factor, highest_label=300)
     _, (_, hr, _) = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
     assert torch.equal(hr, torch.from_numpy(labels[:, 2:8]).clamp(min=0))
