@@ -1,0 +1,195 @@
+"""The main path through nnU-Net's own commands on a tiny phantom, with nnU-Net's own spawned workers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from workspace import assert_same_field_of_view, log_of, workspace
+
+from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.cli.trainers import trainers_folder
+
+pytestmark = pytest.mark.slow
+
+FACTOR = 4
+CASES = 6
+ISOTROPIC, THICK, REGIONS = 1, 2, 3
+
+
+@pytest.fixture(scope="module")
+def nnunet(tmp_path_factory):
+    """A thick-slice phantom dataset, planned and preprocessed, and the plans of the isotropic one it comes from."""
+    with workspace(tmp_path_factory.mktemp("nnunet"), threads=False) as folders:
+        folders.write_phantom(ISOTROPIC, cases=CASES)
+        folders.simulate(ISOTROPIC, THICK, factor=FACTOR)
+        folders.plan(ISOTROPIC)
+        folders.prepare(THICK)
+        yield folders
+
+
+@pytest.fixture(scope="module")
+def trained(nnunet):
+    """Baseline, stage 1 and stage 2 of fold 0."""
+    for trainer in ("nnUNetTrainer", "SelfSRTrainer", "REHRSegTrainer"):
+        nnunet.train(trainer, THICK)
+    return nnunet
+
+
+def test_stage_2_before_stage_1_names_the_command(nnunet):
+    if nnunet.fold("SelfSRTrainer", THICK).exists():
+        pytest.fail("this test must run before stage 1 is trained")
+    command = f"nnUNetv2_train {nnunet.dataset(THICK)} 3d_fullres 0 -tr SelfSRTrainer -p tiny"
+    with pytest.raises(FileNotFoundError, match=command):
+        nnunet.train("REHRSegTrainer", THICK)
+
+
+def test_stage_1_writes_one_whole_pseudo_hr_case_per_training_case(trained):
+    stage_1 = trained.fold("SelfSRTrainer", THICK)
+    training = json.loads((trained.plans(THICK).parent / "splits_final.json").read_text())[0]["train"]
+    assert sorted(file.stem for file in (stage_1 / "pseudo_hr").glob("*.pkl")) == sorted(training)
+    manifest = json.loads((stage_1 / "pseudo_hr.json").read_text())
+    assert (manifest["factor"], manifest["fold"], manifest["plans_name"]) == (FACTOR, 0, "tiny")
+    report = json.loads((stage_1 / "self_sr_report.json").read_text())
+    assert set(report["comparisons"]) == {"simulated along y", "simulated along x", "true HR"}
+    assert list(stage_1.glob("pseudo_hr_*.png"))
+
+
+def test_stage_2_starts_from_the_baseline_at_the_lower_rate(trained):
+    log = log_of(trained.fold("REHRSegTrainer", THICK))
+    assert f"training starts from {trained.fold('nnUNetTrainer', THICK) / 'checkpoint_final.pth'}" in log
+    assert "initial learning rate 0.005" in log  # the demo preset's
+
+
+def test_validation_is_nnunets_own_and_the_hr_files_cover_the_same_field_of_view(trained):
+    folders = [trained.fold(trainer, THICK) for trainer in ("REHRSegTrainer", "nnUNetTrainer")]
+    summaries = [json.loads((folder / "validation" / "summary.json").read_text()) for folder in folders]
+    names = [[Path(case["prediction_file"]).name for case in s["metric_per_case"]] for s in summaries]
+    assert names[0] == names[1]
+    for file in (folders[0] / "validation").glob("*.nii.gz"):
+        hr = sitk.ReadImage(str(folders[0] / "validation_hr" / file.name))
+        assert_same_field_of_view(sitk.ReadImage(str(file)), hr, factor=FACTOR)
+
+
+def test_both_predict_commands(trained, tmp_path):
+    images = trained.raw / trained.dataset(THICK) / "imagesTr"
+    lr, hr = trained.predict(images, tmp_path / "lr", THICK), trained.predict_hr(images, tmp_path / "hr", THICK)
+    files = sorted(lr.glob("*.nii.gz"))
+    assert len(files) == CASES
+    for file in files:
+        assert_same_field_of_view(sitk.ReadImage(str(file)), sitk.ReadImage(str(hr / file.name)), factor=FACTOR)
+
+
+def test_training_goes_on_where_it_was(trained):
+    folder = trained.fold("REHRSegTrainer", THICK)
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["logging"]["lrs"][0] == pytest.approx(0.005)
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_final.kept")
+    torch.save(
+        {**checkpoint, "current_epoch": 1, "logging": {k: v[:1] for k, v in checkpoint["logging"].items()}},
+        folder / "checkpoint_latest.pth",
+    )
+    trained.train("REHRSegTrainer", THICK, "--c")
+    resumed = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    assert resumed["logging"]["lrs"] == pytest.approx(checkpoint["logging"]["lrs"])
+    assert not (folder / "checkpoint_latest.pth").exists()
+    (folder / "checkpoint_final.kept").unlink()
+
+
+def test_stage_1_export_is_not_done_twice(trained):
+    case = next((trained.fold("SelfSRTrainer", THICK) / "pseudo_hr").glob("*.pkl"))
+    before = case.stat().st_mtime_ns
+    trained.train("SelfSRTrainer", THICK, "--val")
+    assert case.stat().st_mtime_ns == before
+
+
+def test_self_sr_does_not_segment(trained, tmp_path):
+    images = trained.raw / trained.dataset(THICK) / "imagesTr"
+    with pytest.raises(NotImplementedError, match="predict with -tr REHRSegTrainer"):
+        trained.predict(images, tmp_path, THICK, trainer="SelfSRTrainer")
+
+
+def test_hr_prediction_of_a_stock_model_is_refused(trained, capsys, tmp_path):
+    images = trained.raw / trained.dataset(THICK) / "imagesTr"
+    flags = ["-i", str(images), "-o", str(tmp_path / "out"), "-d", str(THICK), "-c", "3d_fullres", "-f", "0"]
+    assert main(["predict", *flags, "-p", "tiny", "-tr", "nnUNetTrainer", "-device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "not trained by REHRSegTrainer" in error
+    assert error.count("\n") == 1
+
+
+def test_stage_1_of_another_factor_is_refused(trained):
+    with trained.changed_plans(THICK) as change:
+        change.plans["configurations"]["3d_fullres"]["rehrseg"]["factor"] = 2
+        change.write()
+        with pytest.raises(ValueError, match=r"must fit the plans \(factor 2"):
+            trained.train("REHRSegTrainer", THICK)
+
+
+@pytest.mark.parametrize("trainer", ["SelfSRTrainer", "REHRSegTrainer"])
+def test_unsupported_configurations_are_refused_before_anything_is_written(nnunet, trainer):
+    before = sorted(nnunet.results.rglob("*"))
+    with pytest.raises(NotImplementedError, match="2d"):
+        nnunet.train(trainer, THICK, plans="nnUNetPlans", configuration="2d")
+    with pytest.raises(ValueError, match="overwrite_target_spacing"):
+        nnunet.train(trainer, ISOTROPIC, plans="nnUNetPlans")
+    assert sorted(nnunet.results.rglob("*")) == before
+
+
+def test_regions_and_ignore_label(nnunet):
+    """Overlapping regions, and every case's first slice not annotated."""
+    raw = nnunet.copy_dataset(THICK, REGIONS, "Regions")
+    for file in raw.glob("labelsTr/*.nii.gz"):
+        image = sitk.ReadImage(str(file))
+        image[:, :, 0] = 3
+        sitk.WriteImage(image, str(file))
+    dataset = json.loads((raw / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "both": [1, 2], "ellipsoid": [2], "ignore": 3}
+    dataset["regions_class_order"] = [1, 2]
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+    nnunet.prepare(REGIONS)
+    stage_1, stage_2 = (nnunet.train(trainer, REGIONS) for trainer in ("SelfSRTrainer", "REHRSegTrainer"))
+    case = next((stage_1 / "pseudo_hr").glob("*.pkl")).stem
+    labels = nnUNetDatasetBlosc2(str(stage_1 / "pseudo_hr"), [case]).load_case(case)[1][:]
+    assert (labels[0, :FACTOR] == 3).all()
+    assert not (labels[0, FACTOR:] == 3).any()
+    summary = json.loads((stage_2 / "validation" / "summary.json").read_text())
+    assert len(summary["mean"]) == 2
+    assert list((stage_2 / "validation_hr").glob("*.nii.gz"))
+
+
+def test_trainers_are_found_from_a_wheel(tmp_path):
+    """Builds the wheel, installs it without dependencies and lets nnU-Net look the trainers up through it."""
+    repository = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(repository)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True)
+    code = (
+        "from rehrseg_nnunet.cli.trainers import ensure_trainer_path, trainers_folder; ensure_trainer_path();"
+        "from rehrseg_nnunet.presets import preset_names; print(trainers_folder(), preset_names());"
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"
+        "names = 'SelfSRTrainer REHRSegTrainer ContinuedBaselineTrainer REHRSegTrainer_10epochs'.split();"
+        "print([find(name).__name__ for name in names])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "nnUNet_extTrainer": ""}
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
+    ).stdout
+    assert str(site) in output
+    assert "'cpu', 'demo', 'paper'" in output
+    assert "['SelfSRTrainer', 'REHRSegTrainer', 'ContinuedBaselineTrainer', 'REHRSegTrainer_10epochs']" in output
+
+
+def test_trainer_modules_have_names_of_their_own():
+    """They become top-level modules when nnU-Net imports them, so no other package may have their names."""
+    names = [file.stem for file in trainers_folder().glob("*.py") if file.stem != "__init__"]
+    assert names
+    assert all(name.startswith("rehrseg_") for name in names)
