@@ -197,7 +197,7 @@ def log_of(folder: Path) -> str:
 
 
 def assert_same_field_of_view(lr: sitk.Image, hr: sitk.Image, *, factor: int, axis: int = 2) -> None:
-    """The HR file has r slices for each of the LR file's along `axis` (x, y, z = 0, 1, 2), over the same physical box."""
+    """The HR file has r slices for each LR slice along `axis` (x, y, z = 0, 1, 2), over the same physical box."""
     size = list(lr.GetSize())
     assert list(hr.GetSize()) == [n * factor if i == axis else n for i, n in enumerate(size)]
     for corner in np.ndindex(2, 2, 2):
