@@ -17,12 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from rehrseg_nnunet.geometry import check_thick_slices, sr_factor
 
 BLOCK = "rehrseg"
+Distillation = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
 
 
 class StrictModel(BaseModel):
     """Immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExportConfig(StrictModel):
+    """How pseudo-HR cases are made with the trained stage-1 network; none of it is in the paper.
+
+    Attributes:
+        self_ensemble: average over the 8 flips and 90-degree rotations of the plane, at 8 times the cost.
+        shape_prior_weight: how much the interpolated signed distance of each label, in pixels, adds to its logit.
+        back_projection_steps: steps that bring the image, made thick again, closer to the acquired one.
+    """
+
+    self_ensemble: bool = False
+    shape_prior_weight: float = Field(default=1.0, ge=0)
+    back_projection_steps: int = Field(default=2, ge=0)
 
 
 class SelfSRConfig(StrictModel):
@@ -42,6 +57,7 @@ class SelfSRConfig(StrictModel):
         scaling: range of in-plane zoom for augmentation.
         scaling_probability: share of windows that are zoomed.
         label_profile: how labels go to thick slices, "centre" (Eq. 1) or "majority".
+        export: how pseudo-HR cases are made.
     """
 
     base_features: PositiveInt = 64
@@ -56,6 +72,7 @@ class SelfSRConfig(StrictModel):
     scaling: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
     scaling_probability: float = Field(default=0.5, ge=0, le=1)
     label_profile: Literal["centre", "majority"] = "centre"
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _phases_fit(self) -> SelfSRConfig:
@@ -93,16 +110,20 @@ class SegmentationConfig(StrictModel):
     """Stage 2, segmentation (paper sections 3.3 to 3.6).
 
     Attributes:
+        distillation: what is distilled from stage 1: "correlation+spatial" (Eq. 9 and 10), one of the two, or what the
+            paper's Table 6 compares with, "mimic" or "ifvd".
         distillation_weight: lambda of Eq. 11; 0 trains without a teacher.
         affinity_pool: voxels aggregated to a node of the affinity graph (beta = 1 x 2 x 2).
         affinity_per_slice: one affinity graph per slice instead of one over the patch.
         uncertainty_weighting: weight the LR cross-entropy by 1 - 0.99 U (Eq. 7).
         lr_dice_weight: weight of an unweighted Dice term added to the LR loss (Eq. 11 has none).
-        true_lr_probability: share of the patches at phase 0 whose LR input is the true acquisition with its true label.
+        true_lr_probability: share of the patches whose LR input is the true acquisition with its true label; the others
+            are pseudo-HR cases made thick again at a random phase (Eq. 1).
         hr_head: the HR head's sizes.
         learning_rate_from_trained: SGD's initial learning rate when training starts from a trained network.
     """
 
+    distillation: Distillation = "correlation+spatial"
     distillation_weight: float = Field(default=1.0, ge=0)
     affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
     affinity_per_slice: bool = False
@@ -113,18 +134,57 @@ class SegmentationConfig(StrictModel):
     learning_rate_from_trained: PositiveFloat = 1e-3
 
 
+class SMOREConfig(StrictModel):
+    """SMORE, an initialisation of stage 1 that is learnt (paper section 4.4.1).
+
+    Attributes:
+        blocks: residual blocks of the 2D network.
+        features: its width.
+        batch_size: slices per step.
+        patch_size: HR pixels of a training slice, along the simulated axis and across; the first is cut to a multiple
+            of r.
+        epochs: epochs of 250 steps.
+        learning_rate: peak of the one-cycle schedule (Adam).
+    """
+
+    blocks: PositiveInt = 16
+    features: PositiveInt = 32
+    batch_size: PositiveInt = 32
+    patch_size: tuple[PositiveInt, PositiveInt] = (64, 64)
+    epochs: PositiveInt = 100
+    learning_rate: PositiveFloat = 1e-3
+
+
 class RehrsegConfig(StrictModel):
     """The whole block.
 
     Attributes:
         factor: r, HR slices per LR slice; None takes max(2, round(c / sqrt(a_y a_x))) from the plans' spacing.
+        smore: the initialisation of stage 1, where it is wanted.
         self_sr: stage 1.
         segmentation: stage 2.
     """
 
     factor: int | None = Field(default=None, ge=2)
+    smore: SMOREConfig = SMOREConfig()
     self_sr: SelfSRConfig = SelfSRConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
+
+
+def change_segmentation(config: RehrsegConfig, changes: Mapping[str, Any]) -> RehrsegConfig:
+    """The block with other settings of `segmentation`.
+
+    Args:
+        config: the block.
+        changes: values by key; not `hr_head`, as networks are built from the plans alone.
+
+    Raises:
+        ValueError: names every refused key by its path.
+    """
+    if "hr_head" in changes:
+        raise ValueError("changes must leave hr_head as it is in the plans, which the network is built from")
+    block = config.model_dump()
+    return parse_block({**block, "segmentation": {**block["segmentation"], **changes}})
 
 
 def describe_errors(error: ValidationError, where: str) -> str:
@@ -164,12 +224,12 @@ def load_config(configuration: Mapping[str, Any]) -> RehrsegConfig:
         NotImplementedError: a 2d or cascaded configuration.
         ValueError: slices that are not thick, or an invalid block.
     """
-    check_thick_slices(configuration["spacing"])
-    if configuration.get("previous_stage") is not None:
+    if configuration.get("previous_stage") is not None:  # first: no other spacing would help
         raise NotImplementedError(
             "REHRSeg does not support cascades: the previous stage's segmentation has thick slices and cannot be "
             "an input beside pseudo-HR data; train 3d_fullres instead"
         )
+    check_thick_slices(configuration["spacing"])
     config = parse_block(configuration.get(BLOCK, {}))
     if config.factor is None:
         config = config.model_copy(update={"factor": sr_factor(configuration["spacing"])})

@@ -50,6 +50,8 @@ def load_preset(name: str) -> Preset:
 def apply_preset(plans: Mapping[str, Any], preset: Preset, *, plans_name: str) -> dict[str, Any]:
     """Plans with the preset in every 3d configuration that has thick slices.
 
+    One that inherits from another such one has the preset from there; a network of its own gets the width as well.
+
     Args:
         plans: nnU-Net plans as loaded from JSON; not changed.
         preset: what to add.
@@ -60,20 +62,36 @@ def apply_preset(plans: Mapping[str, Any], preset: Preset, *, plans_name: str) -
     """
     result = copy.deepcopy(dict(plans))
     result["plans_name"] = plans_name
-    refusals = []
-    for name, configuration in result["configurations"].items():
-        if "inherits_from" in configuration:
-            continue  # gets the block from its parent
+    configurations = result["configurations"]
+    thick = _thick_configurations(plans)
+    for name, resolved in thick.items():
+        configuration = configurations[name]
+        own = configuration.get("inherits_from") not in thick
+        if own or BLOCK in configuration:
+            configuration[BLOCK] = preset.rehrseg.model_dump(mode="json", exclude_unset=True)
+        if own or "architecture" in configuration:
+            configuration["architecture"] = copy.deepcopy(resolved["architecture"])
+            scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
+    return result
+
+
+def _thick_configurations(plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configurations that REHRSeg can train, by name, with inheritance resolved."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(copy.deepcopy(dict(plans)))
+    thick, refusals = {}, []
+    for name in plans["configurations"]:
+        resolved = manager.get_configuration(name).configuration
         try:
-            load_config({**configuration, BLOCK: {}})
+            load_config({**resolved, BLOCK: {}})
         except (ValueError, NotImplementedError) as error:
             refusals.append(f"{name}: {error}")
-            continue
-        configuration[BLOCK] = preset.rehrseg.model_dump(mode="json", exclude_unset=True)
-        scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
-    if len(refusals) == sum("inherits_from" not in c for c in result["configurations"].values()):
+        else:
+            thick[name] = resolved
+    if not thick:
         raise ValueError(f"plans must have a thick-slice 3d configuration, got {'; '.join(refusals)}")
-    return result
+    return thick
 
 
 def scale_width(arch_kwargs: dict[str, Any], width: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rehrseg_nnunet.config import RehrsegConfig
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, hash_weights
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore, hash_weights
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, build_self_sr_network
 
 SELF_SR_VARIABLE = "REHRSEG_SELF_SR"
@@ -25,7 +25,7 @@ LENGTH_SUFFIX = re.compile(r"_\d+epochs?$")
 FOLD_FOLDER = re.compile(r"fold_(all|\d+)")
 # what torch.load raises for damaged files and for files of something else, and indexing for other contents
 UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.PickleError)
-FINAL_CHECKPOINT = "checkpoint_final.pth"
+FINAL_CHECKPOINT, BEST_CHECKPOINT = "checkpoint_final.pth", "checkpoint_best.pth"
 
 
 def candidate_trainers(base: str, trainer: str) -> list[str]:
@@ -68,29 +68,66 @@ def find_self_sr_run(own_fold_folder: str | Path, trainers: Sequence[str], *, re
     return run
 
 
-def read_weights(checkpoint: Path, *, remedy: str) -> dict[str, Any]:
-    """The network's state dict in one of nnU-Net's checkpoints, on the CPU.
+def read_checkpoint(checkpoint: Path, *, remedy: str) -> dict[str, Any]:
+    """One of nnU-Net's checkpoints on the CPU, its tensors mapped from the file.
 
     Raises:
         ValueError: the file is missing, damaged or no such checkpoint; the message ends with `remedy`.
     """
     try:
-        return dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"])
+        content = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        return {**content, "network_weights": dict(content["network_weights"])}
     except UNREADABLE as error:
         raise ValueError(
             f"{checkpoint} must be an nnU-Net checkpoint, got an unreadable file ({error}); {remedy}"
         ) from None
 
 
+def read_weights(checkpoint: Path, *, remedy: str) -> dict[str, Any]:
+    """The network's state dict in one of nnU-Net's checkpoints, see `read_checkpoint`."""
+    return read_checkpoint(checkpoint, remedy=remedy)["network_weights"]
+
+
+def training_command(run: Path, dataset_name: str) -> str:
+    """The `nnUNetv2_train` command of a run, without further options."""
+    trainer, _, plans_and_configuration = run.parent.name.partition("__")
+    plans, _, configuration = plans_and_configuration.rpartition("__")
+    fold = run.name.removeprefix("fold_")
+    return f"nnUNetv2_train {dataset_name} {configuration} {fold} -tr {trainer} -p {plans}"
+
+
+def exporting_checkpoint(run: Path, *, remedy: str) -> Path:
+    """The checkpoint of a stage-1 run that made its pseudo-HR cases: the best if its weights did, else the final one.
+
+    Raises:
+        ValueError: a checkpoint is unreadable; the message ends with `remedy`.
+    """
+    final, best = run / FINAL_CHECKPOINT, run / BEST_CHECKPOINT
+    manifest = PseudoHRStore(run).read_manifest()
+    if manifest is None or hash_weights(read_weights(final, remedy=remedy)) == manifest.weights_sha256:
+        return final
+    exported_best = best.is_file() and hash_weights(read_weights(best, remedy=remedy)) == manifest.weights_sha256
+    return best if exported_best else final
+
+
+def is_saved(run: Path, weights_sha256: str, *, remedy: str) -> bool:
+    """Whether a run's final or best checkpoint holds the weights with a hash, see `hash_weights`.
+
+    Raises:
+        ValueError: a checkpoint is unreadable; the message ends with `remedy`.
+    """
+    checkpoints = [file for file in (run / FINAL_CHECKPOINT, run / BEST_CHECKPOINT) if file.is_file()]
+    return any(hash_weights(read_weights(file, remedy=remedy)) == weights_sha256 for file in checkpoints)
+
+
 def load_self_sr(
-    run: Path, config: RehrsegConfig, *, image_channels: int, label_channels: int, remedy: str
+    file: Path, config: RehrsegConfig, *, image_channels: int, label_channels: int, remedy: str
 ) -> SelfSRNetwork:
-    """The trained stage-1 network of a run, in evaluation mode, without gradients, on the CPU.
+    """The trained stage-1 network of a checkpoint, in evaluation mode, without gradients, on the CPU.
 
     Raises:
         ValueError: the checkpoint is unreadable or belongs to a network of other sizes; names what differs.
     """
-    file = run / FINAL_CHECKPOINT
     network = build_self_sr_network(config, image_channels, label_channels)
     weights = read_weights(file, remedy=remedy)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}

@@ -36,6 +36,18 @@ def signed_distance(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray
     return (inside - outside).astype(np.float32)
 
 
+def interpolated_distance(mask: np.ndarray, factor: int, axis: int, *, spacing_mm: Sequence[float]) -> torch.Tensor:
+    """Cubic B-spline of a thick-slice mask's signed distance at r times as many slices, mm, float32.
+
+    Args:
+        mask: (D, H, W) boolean.
+        factor: r.
+        axis: slice axis.
+        spacing_mm: voxel size of the thick-slice grid, mm, in array order.
+    """
+    return interpolate(torch.from_numpy(signed_distance(mask, spacing_mm)), factor, axis, order=3)
+
+
 def interpolate_labels(labels: np.ndarray, factor: int, axis: int, *, spacing_mm: Sequence[float]) -> np.ndarray:
     """Interpolate a label map to r times as many slices: cubic B-spline of each value's signed distance, then argmax.
 
@@ -52,8 +64,7 @@ def interpolate_labels(labels: np.ndarray, factor: int, axis: int, *, spacing_mm
     """
     best = result = None
     for value in np.unique(labels):
-        distance = torch.from_numpy(signed_distance(labels == value, spacing_mm))
-        score = interpolate(distance, factor, axis, order=3).numpy()
+        score = interpolated_distance(labels == value, factor, axis, spacing_mm=spacing_mm).numpy()
         if best is None:
             best, result = score, np.full(score.shape, value, dtype=labels.dtype)
             continue

@@ -188,3 +188,21 @@ def interpolate(volume: torch.Tensor, factor: int, axis: int, *, order: int = 3)
     if not torch.is_floating_point(volume):
         raise ValueError(f"volume must be a floating point tensor, got {volume.dtype}")
     return apply_along(volume, interpolation_matrix(volume.shape[axis], factor, order), axis)
+
+
+def back_project(volume: torch.Tensor, thick: torch.Tensor, factor: int, axis: int, *, steps: int) -> torch.Tensor:
+    """Iterative back-projection: bring `degrade(volume)` closer to the acquired thick slices.
+
+    Every step adds the interpolated (cubic B-spline) difference between the thick slices and the degraded volume. A
+    volume that agrees with them stays as it is.
+
+    Args:
+        volume: float tensor of any number of dimensions, e.g. a super-resolved image.
+        thick: the acquired image, r times fewer slices along `axis`.
+        factor: r.
+        axis: slice axis.
+        steps: number of steps; 0 returns the volume.
+    """
+    for _ in range(steps):
+        volume = volume + interpolate(thick - degrade(volume, factor, axis), factor, axis)
+    return volume

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rehrseg_nnunet.config import RehrsegConfig, load_config, parse_block
+from rehrseg_nnunet.config import RehrsegConfig, change_segmentation, load_config, parse_block
 
 THICK = {"spacing": [4.0, 1.0, 1.0]}
 
@@ -40,6 +40,7 @@ def test_dump_and_parse_are_inverse():
         ({"self_sr": {"label_profile": "nearest"}}, r"label_profile: .*'centre' or 'majority'"),
         ({"self_sr": {"scaling_probability": 1.1}}, r"scaling_probability: .*less than or equal to 1, got 1\.1"),
         ({"segmentation": {"true_lr_probability": -0.1}}, r"true_lr_probability: .*got -0\.1"),
+        ({"segmentation": {"distillation": "kd"}}, r"segmentation\.distillation: .*'mimic' or 'ifvd', got 'kd'"),
         ({"segmentation": {"distillation_weight": float("nan")}}, r"distillation_weight: .*got nan"),
     ],
 )
@@ -104,7 +105,23 @@ def test_unsupported_configurations_are_refused_with_the_reason():
         load_config({"spacing": [1.0, 1.0]})
     with pytest.raises(NotImplementedError, match="cascades"):
         load_config({**THICK, "previous_stage": "3d_lowres"})
+    with pytest.raises(NotImplementedError, match="cascades"):  # another spacing would not help
+        load_config({"spacing": [1.0, 1.0, 1.0], "previous_stage": "3d_lowres"})
     with pytest.raises(ValueError, match=r"1 x 1 x 1 mm.*-overwrite_target_spacing"):
         load_config({"spacing": [1.0, 1.0, 1.0]})
     with pytest.raises(ValueError, match=r"rehrseg\.factr: unknown key"):
         load_config({**THICK, "rehrseg": {"factr": 3}})
+
+
+def test_changed_settings_of_stage_2_are_checked_and_leave_the_rest():
+    config = parse_block({"factor": 3, "segmentation": {"lr_dice_weight": 1, "hr_head": {"hidden_features": 4}}})
+    changed = change_segmentation(config, {"distillation": "ifvd", "distillation_weight": 0.1})
+    expected = {"distillation": "ifvd", "distillation_weight": 0.1}
+    assert changed.segmentation == config.segmentation.model_copy(update=expected)
+    assert changed.model_copy(update={"segmentation": config.segmentation}) == config
+    assert change_segmentation(config, {}) == config
+    assert config.segmentation.distillation == "correlation+spatial"
+    with pytest.raises(ValueError, match=r"^rehrseg\.segmentation\.lambda: unknown key$"):
+        change_segmentation(config, {"lambda": 1})
+    with pytest.raises(ValueError, match="changes must leave hr_head as it is in the plans"):
+        change_segmentation(config, {"hr_head": {"hidden_features": 8}})

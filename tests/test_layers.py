@@ -5,11 +5,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = [
-    {"config", "geometry", "grids", "metrics", "phantom", "presets", "schedules", "shape_interpolation",
+    {"config", "geometry", "grids", "metrics", "phantom", "presets", "safe_files", "schedules", "shape_interpolation",
      "slice_profile", "plans"},
     {"networks", "losses", "data"},
-    {"inference", "runs", "training_start"},
-    {"evaluation"},
+    {"inference", "checkpoints", "runs", "training_start"},
+    {"evaluation", "restoration_training"},
     {"cli"},
     {"trainers"},
 ]  # fmt: skip

@@ -5,6 +5,7 @@ import json
 from importlib.resources import files
 
 import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet import presets
 from rehrseg_nnunet.config import RehrsegConfig, load_config
@@ -49,13 +50,15 @@ def test_every_preset_is_valid():
         assert load_config({"spacing": [4, 1, 1], "rehrseg": raw(name)["rehrseg"]}).factor == 4
 
 
-def test_the_papers_preset_spells_out_every_default():
-    assert load_preset("paper").rehrseg == RehrsegConfig()
+def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_where_the_paper_does():
+    paper, alone = load_preset("paper").rehrseg, {"shape_prior_weight": 0, "back_projection_steps": 0}
+    export = RehrsegConfig().self_sr.export.model_copy(update=alone)
+    own = {"self_sr": RehrsegConfig().self_sr.model_copy(update={"export": export})}
+    assert paper == RehrsegConfig().model_copy(update=own)
     assert load_preset("paper").network_width == 1
     written = raw("paper")["rehrseg"]
     defaults = RehrsegConfig().model_dump(mode="json", exclude={"factor"})  # comes from the spacing
     assert set(keys_of(written)) == set(keys_of(defaults))
-    assert written == defaults
 
 
 def test_a_preset_that_does_not_exist():
@@ -85,6 +88,29 @@ def test_thick_configurations_get_the_block_and_the_rest_stays():
     assert after["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_x"
     for name in ("2d", "3d_lowres", "3d_cascade_fullres"):
         assert after["configurations"][name] == original["configurations"][name]
+
+
+def widths(plans, name):
+    resolved = PlansManager(plans).get_configuration(name).configuration
+    return resolved["architecture"]["arch_kwargs"]["features_per_stage"]
+
+
+@pytest.mark.parametrize("parent_spacing", [(4.0, 1.0, 1.0), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("own_network", [True, False])
+def test_a_thick_3d_lowres_that_inherits_has_the_preset(parent_spacing, own_network):
+    """nnU-Net's integration tests add a 3d_lowres that inherits from 3d_fullres, with a network of its own."""
+    before = plans()
+    lowres = {"inherits_from": "3d_fullres", "spacing": [4.0, 2.0, 2.0], "next_stage": "3d_cascade_fullres"}
+    if own_network:
+        lowres["architecture"] = configuration((), features=(16, 32))["architecture"]
+    before["configurations"] |= {"3d_fullres": configuration(parent_spacing), "3d_lowres": lowres}
+    preset = Preset(description="x", network_width=0.5, rehrseg={"self_sr": {"epochs": 100}})
+    after = apply_preset(apply_preset(before, load_preset("demo"), plans_name="first"), preset, plans_name="mine")
+    config = load_config(PlansManager(after).get_configuration("3d_lowres").configuration)
+    assert (config.self_sr.epochs, config.factor) == (100, 2)
+    once = apply_preset(before, preset, plans_name="mine")
+    assert widths(once, "3d_lowres") == ([8, 16] if own_network else [16, 32, 64])
+    assert widths(once, "3d_fullres") == ([16, 32, 64] if parent_spacing[0] == 4 else [32, 64, 128])
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -6,16 +6,22 @@ import pytest
 import torch
 
 from rehrseg_nnunet.config import parse_block
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore, hash_weights
 from rehrseg_nnunet.networks.self_sr import build_self_sr_network
 from rehrseg_nnunet.runs import (
+    BEST_CHECKPOINT,
+    FINAL_CHECKPOINT,
     SELF_SR_VARIABLE,
     candidate_trainers,
     expected_manifest,
+    exporting_checkpoint,
     find_finished_run,
     find_self_sr_run,
+    is_saved,
     load_self_sr,
     read_weights,
     sibling_run,
+    training_command,
 )
 
 REMEDY = "run: nnUNetv2_train 9 3d_fullres 0 -tr SelfSRTrainer"
@@ -88,7 +94,7 @@ def test_the_variable_wins_and_must_name_a_finished_run(own, tmp_path, monkeypat
 
 
 def load(run, *, config=CONFIG, labels=3):
-    return load_self_sr(run, config, image_channels=1, label_channels=labels, remedy=REMEDY)
+    return load_self_sr(run / FINAL_CHECKPOINT, config, image_channels=1, label_channels=labels, remedy=REMEDY)
 
 
 def test_a_loaded_network_is_the_trained_one_and_frozen(tmp_path):
@@ -171,3 +177,44 @@ def test_a_chosen_run_whose_name_says_nothing_is_refused(tmp_path, monkeypatch, 
     monkeypatch.setenv(SELF_SR_VARIABLE, str(tmp_path / name))
     with pytest.raises(ValueError, match=r"REHRSEG_SELF_SR must name a folder <trainer>__<plans>__<configuration>"):
         manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("fold", [3, "all"])
+def test_the_command_of_a_run_comes_from_its_folder(tmp_path, fold):
+    run = tmp_path / "SelfSRTrainer_10epochs__my_plans__3d_lowres" / f"fold_{fold}"
+    expected = f"nnUNetv2_train Dataset009_X 3d_lowres {fold} -tr SelfSRTrainer_10epochs -p my_plans"
+    assert training_command(run, "Dataset009_X") == expected
+
+
+@pytest.mark.parametrize(
+    ("exported", "expected"), [("final", FINAL_CHECKPOINT), ("best", BEST_CHECKPOINT), ("neither", FINAL_CHECKPOINT)]
+)
+def test_the_checkpoint_that_made_the_cases_is_found_by_its_weights(own, exported, expected):
+    run = sibling_run(own, "SelfSRTrainer")
+    weights = {name: {"w": torch.full((2,), float(i))} for i, name in enumerate(("final", "best", "neither"))}
+    finish(run, {"network_weights": weights["final"]})
+    assert exporting_checkpoint(run, remedy=REMEDY) == run / FINAL_CHECKPOINT  # nothing was exported yet
+    store = PseudoHRStore(run)
+    store.open_or_create(manifest(run).model_copy(update={"weights_sha256": hash_weights(weights[exported])}))
+    assert exporting_checkpoint(run, remedy=REMEDY) == run / FINAL_CHECKPOINT  # there is no best
+    torch.save({"network_weights": weights["best"]}, run / BEST_CHECKPOINT)
+    assert exporting_checkpoint(run, remedy=REMEDY) == run / expected
+
+
+def test_a_truncated_final_checkpoint_is_named(own):
+    run = finish(sibling_run(own, "SelfSRTrainer"), {"network_weights": {"w": torch.zeros(9)}})
+    PseudoHRStore(run).open_or_create(manifest(run))
+    file = run / FINAL_CHECKPOINT
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{file} must be an nnU-Net checkpoint, got an unreadable .*{REMEDY}"):
+        exporting_checkpoint(run, remedy=REMEDY)
+
+
+def test_weights_are_saved_in_the_final_or_the_best_checkpoint(tmp_path):
+    def weights(value):
+        return {"a": torch.full((2,), float(value))}
+
+    assert not is_saved(tmp_path, hash_weights(weights(0)), remedy=REMEDY)
+    for value, name in enumerate((FINAL_CHECKPOINT, BEST_CHECKPOINT, "checkpoint_latest.pth")):
+        torch.save({"network_weights": weights(value)}, tmp_path / name)
+    assert [is_saved(tmp_path, hash_weights(weights(v)), remedy=REMEDY) for v in range(3)] == [True, True, False]

@@ -1,5 +1,7 @@
 """Physics of the slice profile: what thick slices and their interpolation must keep."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from rehrseg_nnunet.geometry import hr_slice_positions, lr_slice_positions
 from rehrseg_nnunet.slice_profile import (
     apply_along,
+    back_project,
     degrade,
     degrade_labels,
     half_support,
@@ -308,3 +311,29 @@ def test_centre_keeps_what_is_more_than_one_thick_slice_high_at_every_phase(fact
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_back_projection_is_the_fixed_point_iteration_on_the_degraded_difference(factor):
+    generator = torch.Generator().manual_seed(factor)
+    volume = torch.randn(2, 6 * factor, 3, dtype=torch.float64, generator=generator)
+    thick = torch.randn(2, 6, 3, dtype=torch.float64, generator=generator)
+    operator = explicit_matrix(6, factor)
+    inverse = interpolation_matrix(6, factor, 3)
+    expected = volume
+    for steps in range(4):
+        ours = back_project(volume, thick, factor, 1, steps=steps)
+        torch.testing.assert_close(ours, expected)
+        expected = expected + torch.einsum(
+            "hd,cdx->chx", inverse, thick - torch.einsum("dh,chx->cdx", operator, expected)
+        )
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 7])
+def test_back_projection_approaches_the_acquired_slices_and_keeps_a_volume_that_agrees(factor):
+    volume = torch.randn(1, 5 * factor, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    agreeing = degrade(volume, factor, 1)
+    torch.testing.assert_close(back_project(volume, agreeing, factor, 1, steps=3), volume)
+    other = agreeing + torch.linspace(-1, 1, 5, dtype=torch.float64).view(1, -1, 1)
+    gaps = [(other - degrade(back_project(volume, other, factor, 1, steps=n), factor, 1)).norm() for n in range(5)]
+    assert all(after < 0.7 * before for before, after in pairwise(gaps))

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from rehrseg_nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run
 from rehrseg_nnunet.training_start import BaselineStart
 
 
-class ContinuedBaselineTrainer(BaselineStart, nnUNetTrainer):
+class ContinuedBaselineTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
     """nnU-Net's data, network and loss from the fold's finished baseline on, at REHRSegTrainer's learning rate."""
 
     length: int | None = None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config import load_config
+from rehrseg_nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.config import change_segmentation, load_config
 from rehrseg_nnunet.data.augmenters import start_augmenter
 from rehrseg_nnunet.data.hr_loader import HRPatchLoader, initial_lr_patch_size
 from rehrseg_nnunet.data.hr_transforms import build_training_transforms
@@ -22,26 +26,35 @@ from rehrseg_nnunet.inference.teacher import SelfSRTeacher
 from rehrseg_nnunet.losses.segmentation import REHRSegLoss, UncertaintyWeightedLoss
 from rehrseg_nnunet.losses.self_sr import build_label_loss
 from rehrseg_nnunet.networks.hr_head import add_hr_head, output_mode, set_output_mode
+from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
 from rehrseg_nnunet.runs import (
     FINAL_CHECKPOINT,
     candidate_trainers,
     expected_manifest,
+    exporting_checkpoint,
     find_finished_run,
     find_self_sr_run,
     load_self_sr,
+    training_command,
 )
 from rehrseg_nnunet.training_start import BaselineStart
 
 
-class REHRSegTrainer(BaselineStart, nnUNetTrainer):
+class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
     """nnU-Net with an HR head, trained on pseudo-HR cases; validation is nnU-Net's own, on the real thick slices.
 
     Settings: `segmentation` of the plans' `rehrseg` block. Needs stage 1 (SelfSRTrainer) of the same dataset, plans,
     configuration and fold, which is checked when training starts. Raises at construction for 2d, cascaded and
     isotropic configurations, before anything is written.
+
+    Attributes:
+        length: epochs; None takes nnU-Net's.
+        changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
+            the plans'.
     """
 
     length: int | None = None
+    changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -51,7 +64,8 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
-        self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
+        planned = load_config(PlansManager(plans).get_configuration(configuration).configuration)
+        self.config = change_segmentation(planned, self.changes)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.length or self.num_epochs
         self.learning_rate_from_trained = self.config.segmentation.learning_rate_from_trained
@@ -97,6 +111,7 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
             hr_loss,
             stock,
             teacher=None,  # comes with stage 1, when training starts
+            distillation=settings.distillation,
             distillation_weight=settings.distillation_weight,
             per_slice=settings.affinity_per_slice,
             pool=settings.affinity_pool,
@@ -110,23 +125,38 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Check stage 1, choose the starting weights, then as in nnU-Net."""
-        remedy = (
-            f"run: nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
-            f"-tr SelfSRTrainer -p {self.plans_manager.plans_name}"
-        )
+        if self.changes:
+            settings = ", ".join(f"{key} {getattr(self.config.segmentation, key)}" for key in self.changes)
+            self.print_to_log_file(f"{type(self).__name__} sets, whatever the plans have: {settings}")
+        self.open_pseudo_hr()
+        self.start_from_trained()
+        super().on_train_start()
+
+    def open_pseudo_hr(self) -> None:
+        """Find and check this fold's stage 1: its cases, and its network, which becomes the teacher."""
         run = find_self_sr_run(
-            self.output_folder, candidate_trainers("SelfSRTrainer", type(self).__name__), remedy=remedy
+            self.output_folder,
+            candidate_trainers("SelfSRTrainer", type(self).__name__),
+            remedy=f"run: nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
+            f"-tr SelfSRTrainer -p {self.plans_manager.plans_name}",
         )
         if not self.was_initialized:
             self.initialize()
+        network = self._open_stage_1(run)
+        if self.config.segmentation.distillation_weight > 0:
+            self.loss.teacher = SelfSRTeacher(network.to(self.device), self.label_manager)
+
+    def _open_stage_1(self, run: Path) -> SelfSRNetwork:
+        """The network that made a stage-1 run's pseudo-HR cases, which are checked."""
+        command = training_command(run, self.plans_manager.dataset_name)
+        checkpoint = exporting_checkpoint(run, remedy=f"remove it and run: {command} --c")
         network = load_self_sr(
-            run,
+            checkpoint,
             self.config,
             image_channels=self.num_input_channels,
             label_channels=self.label_manager.num_segmentation_heads,
-            remedy=remedy,
+            remedy=f"train stage 1 again: {command}",
         )
-        self.pseudo_hr = PseudoHRStore(run)
         expected = expected_manifest(
             run,
             network,
@@ -136,12 +166,14 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
             configuration=self.configuration_name,
             fold=self.fold,
         )
-        self.pseudo_hr.verify(self.do_split()[0], expected, remedy=f"{remedy} --val")
-        self.print_to_log_file(f"stage 1: {run}")
-        if self.config.segmentation.distillation_weight > 0:
-            self.loss.teacher = SelfSRTeacher(network.to(self.device), self.label_manager)
-        self.start_from_trained()
-        super().on_train_start()
+        self.pseudo_hr = PseudoHRStore(run)
+        self.pseudo_hr.verify(self.do_split()[0], expected, remedy=f"run: {command} --val")
+        self.print_to_log_file(f"stage 1: {checkpoint}")
+        return network
+
+    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
+        """The cases that are trained on: image (C + 1, r*D, H, W) with U in [0, 1] last, labels (1, r*D, H, W)."""
+        return nnUNetDatasetBlosc2(str(self.pseudo_hr.folder), identifiers)
 
     def get_dataloaders(self) -> tuple:
         """Training patches from pseudo-HR cases at every phase; validation patches are nnU-Net's."""
@@ -152,7 +184,7 @@ class REHRSegTrainer(BaselineStart, nnUNetTrainer):
         tr_keys, val_keys = self.do_split()
         stock_cases = self.dataset_class(self.preprocessed_dataset_folder, tr_keys)
         train = HRPatchLoader(
-            nnUNetDatasetBlosc2(str(self.pseudo_hr.folder), tr_keys),
+            self.pseudo_hr_cases(tr_keys),
             self.batch_size,
             initial_lr_patch_size(
                 patch_size,

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "run everything on a generated phantom, on a CPU, in minutes",
 }
 ERRORS = (ValueError, OSError, NotImplementedError, RuntimeError)
+INTERRUPTED = 130  # what shells make of a command that Ctrl-C ended
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -37,15 +38,19 @@ def _command_module(name: str) -> ModuleType:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input gives one line on stderr and exit status 1."""
+    """Run one subcommand; bad input gives one line on stderr and exit status 1, Ctrl-C one line and 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(argv[0] if argv else None).parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rehrseg_nnunet").setLevel(logging.INFO)
     try:
         _command_module(args.command).run(args)
     except ERRORS as error:
         print(f"rehrseg {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"rehrseg {args.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
+from rehrseg_nnunet.cli.workers import end_workers
+from rehrseg_nnunet.safe_files import check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: impossible options, or a network without an HR head.
         NotImplementedError: predictions of a previous stage.
         FileNotFoundError: missing model, input folder or reference grid.
+        OSError: the output folder cannot be written to, or a result could not be; named.
     """
     _check(args)
     ensure_trainer_path()
@@ -99,17 +102,22 @@ def run(args: argparse.Namespace) -> None:
     predictor = _predictor(args)
     folds = [fold if fold == "all" else int(fold) for fold in args.f]
     predictor.initialize_from_trained_model_folder(str(model), folds, checkpoint_name=args.chk)
-    Path(args.o).mkdir(parents=True, exist_ok=True)
+    output = Path(args.o)
+    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output, purpose="predictions are written there; choose another folder with -o")
+    with end_workers():
+        _predict(predictor, args)
+
+
+def _predict(predictor: HRPredictor, args: argparse.Namespace) -> None:
+    options = {"save_probabilities": args.save_probabilities, "overwrite": not args.continue_prediction}
     if args.npp == 0:
-        predictor.predict_from_files_sequential(
-            args.i, args.o, save_probabilities=args.save_probabilities, overwrite=not args.continue_prediction
-        )
+        predictor.predict_from_files_sequential(args.i, args.o, **options)
         return
     predictor.predict_from_files(
         args.i,
         args.o,
-        save_probabilities=args.save_probabilities,
-        overwrite=not args.continue_prediction,
+        **options,
         num_processes_preprocessing=args.npp,
         num_processes_segmentation_export=args.nps,
         num_parts=args.num_parts,

@@ -94,7 +94,8 @@ class PhasedCases:
         dataset: pseudo-HR cases: data (C + 1, r*D, H, W) with U last, labels (1, r*D, H, W).
         factor: r.
         lr_dataset: the same cases as acquired, (C, D, H, W) and (1, D, H, W), or None.
-        true_lr_probability: share of the cases at phase 0 that show the true acquisition and its labels.
+        true_lr_probability: share of the cases that show the true acquisition and its labels, at phase 0; the others
+            are at phases drawn uniformly.
     """
 
     def __init__(
@@ -114,12 +115,12 @@ class PhasedCases:
         self.true_lr_probability = true_lr_probability
 
     def load_case(self, identifier: str) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
-        """Draw a phase and whether to show the true acquisition, then load."""
+        """Draw whether to show the true acquisition, else a phase, then load."""
         case = self.dataset.load_case(identifier)
         phases = self.factor if case[0].shape[1] > self.factor else 1  # a single thick slice fits at phase 0 only
         # nnU-Net seeds numpy's global generator anew in every worker; an own generator would repeat itself in them
-        phase = int(np.random.randint(phases))  # noqa: NPY002
-        use_true_lr = phase == 0 and np.random.uniform() < self.true_lr_probability  # noqa: NPY002
+        use_true_lr = bool(np.random.uniform() < self.true_lr_probability)  # noqa: NPY002
+        phase = 0 if use_true_lr else int(np.random.randint(phases))  # noqa: NPY002
         return self.at_phase(identifier, case, phase=phase, use_true_lr=use_true_lr)
 
     def at_phase(
@@ -182,7 +183,7 @@ class HRPatchLoader(nnUNetDataLoader):
         label_manager: nnU-Net's.
         factor: r.
         lr_dataset: the cases as acquired, for `true_lr_probability`.
-        true_lr_probability: share of the patches at phase 0 whose input is the true acquisition with its true label.
+        true_lr_probability: share of the patches whose input is the true acquisition with its true label, at phase 0.
         **options: nnUNetDataLoader's further options (oversampling, transforms, ...).
 
     Raises:

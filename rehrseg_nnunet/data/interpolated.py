@@ -20,7 +20,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from rehrseg_nnunet.data.case_checks import check_cases
 from rehrseg_nnunet.data.hr_cases import hr_class_locations, save_hr_case
+from rehrseg_nnunet.safe_files import check_writable, exclusive
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import interpolate
 
@@ -42,8 +44,9 @@ def write_interpolated_cases(
     spacing_mm: Sequence[float],
     label_manager: LabelManager,
     patch_size: Sequence[int],
+    raw_folder: Path | None = None,
 ) -> Path:
-    """Interpolate the cases that are not there yet, with a progress bar.
+    """Check and interpolate the cases that are not there yet, with a progress bar.
 
     Args:
         dataset: nnU-Net's dataset of the preprocessed LR cases.
@@ -52,42 +55,71 @@ def write_interpolated_cases(
         spacing_mm: spacing of the LR cases (c, a_y, a_x), mm.
         label_manager: nnU-Net's.
         patch_size: HR voxels (D, H, W) that training reads at a time.
+        raw_folder: nnU-Net's raw dataset, to name files in messages; None if it is not at hand.
 
     Returns:
-        The folder. A case whose preprocessed file changed since is written anew; another process may write the same
-        cases at the same time (the last complete one stays).
+        The folder. A case whose preprocessed file changed since is written anew. Processes that need cases of the same
+        folder (other folds) wait for each other.
+
+    Raises:
+        ValueError: a case that cannot be trained on, see `check_cases`; nothing was interpolated then.
+        OSError: the folder is not writable, or the disk full; complete cases stay.
     """
     source_folder = Path(dataset.source_folder)
     folder = interpolated_folder(source_folder, factor)
-    folder.mkdir(exist_ok=True)
-    missing = [i for i in identifiers if _stored_source(folder / f"{i}.pkl") != _source_state(source_folder, i)]
-    for identifier in tqdm(missing, desc="interpolating cases", disable=not missing):
-        image, labels, _, properties = dataset.load_case(identifier)
-        image, labels = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:])
-        fine = interpolate_labels(labels[0], factor, 0, spacing_mm=spacing_mm)[None]
-        save_hr_case(
-            folder,
-            identifier,
-            interpolate(torch.from_numpy(image), factor, 1, order=3).numpy(),
-            fine,
-            {
-                **properties,
-                "class_locations": hr_class_locations(fine, label_manager),
-                SOURCE: _source_state(source_folder, identifier),
-            },
-            patch_size=patch_size,
-        )
+    identifiers = list(identifiers)
+    if not _missing(folder, source_folder, identifiers):
+        return folder
+    check_writable(folder.parent, purpose="interpolated cases are written there; change its permissions")
+    with exclusive(folder.with_name(f"{folder.name}.lock"), folder=folder, wait=True):
+        missing = _missing(folder, source_folder, identifiers)  # another process may have written them meanwhile
+        check_cases(dataset, missing, label_manager=label_manager, raw_folder=raw_folder)
+        folder.mkdir(exist_ok=True)
+        for identifier in tqdm(missing, desc="interpolating cases", disable=not missing):
+            data, labels, properties = _interpolate(
+                dataset, identifier, factor=factor, spacing_mm=spacing_mm, label_manager=label_manager
+            )
+            scratch = folder.with_name(f"{folder.name}_tmp")
+            save_hr_case(folder, identifier, data, labels, properties, patch_size=patch_size, scratch=scratch)
     return folder
 
 
-def _source_state(folder: Path, identifier: str) -> dict[str, Any]:
+def _missing(folder: Path, source_folder: Path, identifiers: Sequence[str]) -> list[str]:
+    return [i for i in identifiers if stored_source(folder / f"{i}.pkl") != source_state(source_folder, i)]
+
+
+def _interpolate(
+    dataset: nnUNetBaseDataset,
+    identifier: str,
+    *,
+    factor: int,
+    spacing_mm: Sequence[float],
+    label_manager: LabelManager,
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Image (C, r*D, H, W), labels (1, r*D, H, W) and properties of one interpolated case."""
+    image, labels, _, properties = dataset.load_case(identifier)
+    image, labels = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:])
+    fine = interpolate_labels(labels[0], factor, 0, spacing_mm=spacing_mm)[None]
+    added = {
+        "class_locations": hr_class_locations(fine, label_manager),
+        SOURCE: source_state(dataset.source_folder, identifier),
+    }
+    data = interpolate(torch.from_numpy(image), factor, 1, order=3).numpy()
+    return data, fine, {**properties, **added}
+
+
+def source_state(folder: str | Path, identifier: str) -> dict[str, Any]:
     """What tells that a preprocessed case was written anew: size and time of its files."""
-    files = [folder / f"{identifier}{suffix}" for suffix in SOURCE_SUFFIXES]
+    files = [Path(folder, f"{identifier}{suffix}") for suffix in SOURCE_SUFFIXES]
     return {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
 
 
-def _stored_source(properties_file: Path) -> dict[str, Any] | None:
+def stored_source(properties_file: Path) -> dict[str, Any] | None:
+    """`source_state` of the preprocessed case that an interpolated one was made from, by its properties."""
     if not properties_file.is_file():
         return None
-    with properties_file.open("rb") as stream:
-        return pickle.load(stream).get(SOURCE)
+    try:
+        with properties_file.open("rb") as stream:
+            return pickle.load(stream).get(SOURCE)
+    except (EOFError, pickle.UnpicklingError):  # cut off by a crash of the machine
+        return None

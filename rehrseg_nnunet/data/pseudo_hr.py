@@ -1,14 +1,17 @@
 """Pseudo-HR cases on disk: what stage 1 writes and stage 2 trains on.
 
+The cases that SMORE interpolates, and that stage 1 trains on, are stored alike: under another name and without U.
+
 Beside each other in a stage-1 fold folder lie:
 
     pseudo_hr/         nnU-Net's blosc2 cases, nothing else (its dataset class takes every file inside for a case)
     pseudo_hr.json     the manifest's header: factor, plans, fold, hash of the network weights that made the cases
     pseudo_hr_cases/   one small json per complete case: the manifest's entries
+    pseudo_hr.lock     held while one training (all of its DDP ranks) writes
 
-One entry per file, so that several processes (DDP ranks) can write different cases without a lock. A case is written
-into a temporary folder, its files are moved into place, and its entry is written last: a kill at any time leaves no
-half case that counts. An entry names the header it was written under, so entries of other weights never count.
+One entry per file, so that the DDP ranks of a training can write different cases. A case is written into a temporary
+folder, its files are moved into place, and its entry is written last: a kill at any time leaves no half case that
+counts. An entry names the header it was written under, so entries of other weights never count.
 
 Convention:
     Data (C + 1, r*D, H, W) float32: image channels as preprocessed by nnU-Net, U in [0, 1] last. Labels (1, r*D, H, W)
@@ -21,7 +24,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +36,9 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rehrseg_nnunet.config import ExportConfig
 from rehrseg_nnunet.data.hr_cases import SUFFIXES, hr_class_locations, save_hr_case
+from rehrseg_nnunet.safe_files import PARTIAL_SUFFIX, exclusive, partial_name, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +57,8 @@ class PseudoHRManifest(BaseModel):
         fold: fold, or "all".
         trainer: stage-1 trainer's class name; informative, two trainers with the same weights make the same cases.
         weights_sha256: `hash_weights` of the stage-1 network.
+        export: how the cases were made with it. Stage 2 takes them however they were made; an export with other
+            settings makes them anew.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,14 +71,18 @@ class PseudoHRManifest(BaseModel):
     fold: int | Literal["all"]
     trainer: str
     weights_sha256: str
+    export: ExportConfig = ExportConfig()
 
     def differences(self, other: PseudoHRManifest) -> list[str]:
         """Fields that make cases of `other` unusable, as "field: own value, not other's value"."""
-        mine, theirs = self.model_dump(exclude={"trainer"}), other.model_dump(exclude={"trainer"})
-        return [f"{key} {mine[key]!r}, not {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+        mine, theirs = (m.model_dump(exclude={"trainer", "export"}) for m in (self, other))
+        hints = {"weights_sha256": " (the checkpoint was replaced after the export)"}
+        return [
+            f"{key} {mine[key]!r}, not {theirs[key]!r}{hints.get(key, '')}" for key in mine if mine[key] != theirs[key]
+        ]
 
     def fingerprint(self) -> str:
-        """Hash over all fields that `differences` compares."""
+        """Hash over everything that the cases depend on."""
         return hashlib.sha256(self.model_dump_json(exclude={"trainer"}).encode()).hexdigest()
 
 
@@ -78,7 +91,7 @@ class PseudoHRCase(BaseModel):
 
     Attributes:
         fingerprint: of the manifest header that the case was written under.
-        shape: (C + 1, r*D, H, W).
+        shape: (C + 1, r*D, H, W); without U (C, r*D, H, W).
         bytes_by_file: size of each of the case's files.
     """
 
@@ -94,14 +107,33 @@ class PseudoHRStore:
 
     Args:
         fold_folder: nnU-Net's output folder of the fold.
+        name: of the folder with the cases, and the first part of the names beside it.
     """
 
-    def __init__(self, fold_folder: str | os.PathLike[str]):
+    def __init__(self, fold_folder: str | os.PathLike[str], *, name: str = "pseudo_hr"):
         self.fold_folder = Path(fold_folder)
-        self.folder = self.fold_folder / "pseudo_hr"
-        self.manifest_file = self.fold_folder / "pseudo_hr.json"
-        self.entries_folder = self.fold_folder / "pseudo_hr_cases"
+        self.folder = self.fold_folder / name
+        self.manifest_file = self.fold_folder / f"{name}.json"
+        self.entries_folder = self.fold_folder / f"{name}_cases"
+        self.lock_file = self.fold_folder / f"{name}.lock"
+        self.scratch_prefix = f"{name}_tmp_"
         self.manifest: PseudoHRManifest | None = None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings from writing; what killed ones left half-written is removed first.
+
+        With several processes of one training, only the first takes it, around everything that the others do.
+
+        Raises:
+            RuntimeError: another process is writing.
+        """
+        with exclusive(self.lock_file, folder=self.fold_folder, wait=False):
+            for scratch in self.fold_folder.glob(f"{self.scratch_prefix}*"):
+                shutil.rmtree(scratch)
+            for partial in (partial_name(self.manifest_file), *self.entries_folder.glob(f"*{PARTIAL_SUFFIX}")):
+                partial.unlink(missing_ok=True)
+            yield
 
     def open_or_create(self, manifest: PseudoHRManifest) -> None:
         """Make the store ready for writing cases of `manifest`; complete cases of the same header are kept.
@@ -117,23 +149,23 @@ class PseudoHRStore:
             logger.warning("%s: discarding %d cases that were made from something else", self.folder, len(stale))
         for identifier in stale:
             self._discard(identifier)
-        if self._read_manifest() != manifest:
-            _write_atomically(self.manifest_file, manifest.model_dump_json(indent=2))
+        if self.read_manifest() != manifest:
+            write_atomically(self.manifest_file, manifest.model_dump_json(indent=2))
 
     def complete_cases(self) -> list[str]:
         """Sorted identifiers of the cases that `is_complete`."""
         return sorted(i for i in self._entry_identifiers() if self.is_complete(i))
 
     def is_complete(self, identifier: str) -> bool:
-        """Whether the case was written under this manifest and all of its files have their size."""
+        """Whether the case was written under this manifest, and its files have their size and can be opened."""
         entry = self._entry(identifier)
-        return entry is not None and not self._damage(entry)
+        return entry is not None and self._problem(identifier, entry) is None
 
     def write_case(
         self,
         identifier: str,
         image: np.ndarray,
-        uncertainty: np.ndarray,
+        uncertainty: np.ndarray | None,
         labels: np.ndarray,
         properties: Mapping[str, Any],
         *,
@@ -145,25 +177,33 @@ class PseudoHRStore:
         Args:
             identifier: nnU-Net's case identifier.
             image: (C, r*D, H, W) HR image.
-            uncertainty: (r*D, H, W) or (1, r*D, H, W), any finite range; `robust_min_max` is applied.
+            uncertainty: (r*D, H, W) or (1, r*D, H, W), any finite range; `robust_min_max` is applied. None: the
+                case gets no such channel.
             labels: (1, r*D, H, W) HR labels, -1 outside nnU-Net's nonzero mask.
             properties: the LR case's properties.
             label_manager: nnU-Net's, for the class locations.
             hr_patch_size: patch size in HR voxels that will be read, for the chunks.
 
         Raises:
-            ValueError: shapes that do not match, an uncertainty that is not finite, or the store was not opened.
+            ValueError: shapes that do not match, values that are not finite, or the store was not opened.
+            OSError: the disk did not take all of it.
         """
         manifest = self._opened()
         _check_shapes(image, uncertainty, labels, manifest.factor)
-        data = np.concatenate([image, robust_min_max(uncertainty).reshape(1, *image.shape[1:])], dtype=np.float32)
+        parts = [image] if uncertainty is None else [image, uncertainty.reshape(1, *image.shape[1:])]
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ValueError(
+                f"{identifier}: pseudo-HR image and uncertainty must be finite, got nan or inf; "
+                "if the log shows losses of nan, train stage 1 again with a smaller learning_rate"
+            )
+        data = np.concatenate([image, *map(robust_min_max, parts[1:])], dtype=np.float32)
         locations = hr_class_locations(labels, label_manager)
         saved = {**properties, "class_locations": locations, "rehrseg_factor": manifest.factor}
         self._entry_file(identifier).unlink(missing_ok=True)
-        scratch = self.fold_folder / f"pseudo_hr_tmp_{identifier}"  # the same name again after a kill
+        scratch = self.fold_folder / f"{self.scratch_prefix}{identifier}"
         sizes = save_hr_case(self.folder, identifier, data, labels, saved, patch_size=hr_patch_size, scratch=scratch)
         entry = PseudoHRCase(fingerprint=manifest.fingerprint(), shape=data.shape, bytes_by_file=sizes)
-        _write_atomically(self._entry_file(identifier), entry.model_dump_json())
+        write_atomically(self._entry_file(identifier), entry.model_dump_json())
 
     def verify(self, identifiers: Iterable[str], expected: PseudoHRManifest, *, remedy: str) -> None:
         """Check that the cases are there, whole, and made from what stage 2 expects; then the store is open.
@@ -179,7 +219,7 @@ class PseudoHRStore:
         """
         if not self.manifest_file.is_file():
             raise FileNotFoundError(f"{self.manifest_file} does not exist: no pseudo-HR cases were written; {remedy}")
-        manifest = self._read_manifest()
+        manifest = self.read_manifest()
         if manifest is None:
             raise ValueError(f"{self.manifest_file} is no manifest of pseudo-HR cases; {remedy}")
         if differences := manifest.differences(expected):
@@ -189,8 +229,11 @@ class PseudoHRStore:
             entry = self._entry(identifier)
             if entry is None:
                 raise FileNotFoundError(f"{self.folder / identifier}.b2nd: the case was not written; {remedy}")
-            if problem := self._damage(entry) or self._wrong_shape(identifier, entry):
+            if problem := self._problem(identifier, entry):
                 raise ValueError(f"{problem}; {remedy}")
+
+    def _problem(self, identifier: str, entry: PseudoHRCase) -> str | None:
+        return self._damage(entry) or self._wrong_shape(identifier, entry)
 
     def _damage(self, entry: PseudoHRCase) -> str | None:
         for name, expected in entry.bytes_by_file.items():
@@ -228,7 +271,8 @@ class PseudoHRStore:
         entry = _read_model(PseudoHRCase, self._entry_file(identifier))
         return entry if entry is not None and entry.fingerprint == self._opened().fingerprint() else None
 
-    def _read_manifest(self) -> PseudoHRManifest | None:
+    def read_manifest(self) -> PseudoHRManifest | None:
+        """The header on disk, None if there is none or the file is no such thing."""
         return _read_model(PseudoHRManifest, self.manifest_file)
 
     def _discard(self, identifier: str) -> None:
@@ -267,9 +311,9 @@ def robust_min_max(uncertainty: np.ndarray, *, percentiles: tuple[float, float] 
     return np.clip((uncertainty - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def _check_shapes(image: np.ndarray, uncertainty: np.ndarray, labels: np.ndarray, factor: int) -> None:
+def _check_shapes(image: np.ndarray, uncertainty: np.ndarray | None, labels: np.ndarray, factor: int) -> None:
     grid = image.shape[1:]
-    if uncertainty.shape not in (grid, (1, *grid)):
+    if uncertainty is not None and uncertainty.shape not in (grid, (1, *grid)):
         raise ValueError(f"uncertainty must have shape {grid}, got {uncertainty.shape}")
     if labels.shape != (1, *grid):
         raise ValueError(f"labels must have shape {(1, *grid)}, got {labels.shape}")
@@ -283,9 +327,3 @@ def _read_model(model: type[BaseModel], file: Path) -> Any:
         return model.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, file)

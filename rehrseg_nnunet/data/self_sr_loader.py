@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from rehrseg_nnunet.config import SelfSRConfig
 from rehrseg_nnunet.data.label_channels import head_labels, masked_value, to_channels, to_targets
-from rehrseg_nnunet.data.self_sr_pairs import WINDOW, SRPair, make_pair, resize_in_plane, sample_window
+from rehrseg_nnunet.data.self_sr_pairs import WINDOW, SRPair, make_pair, random_interval, resize_in_plane, sample_window
 
 AXES = {"y": 1, "x": 2}
 TONE = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
@@ -107,13 +107,15 @@ class SelfSRLoader(nnUNetDataLoader):
     def _draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair:
         image, labels, _, properties = self._data.load_case(key)
         axis = int(rng.choice(self.axes))
-        voxel = self._foreground_voxel(properties["class_locations"], rng) if force_foreground else None
+        voxel = None
+        if force_foreground:
+            voxel = foreground_voxel(properties["class_locations"], rng, annotated_key=self.annotated_classes_key)
         spec = sample_window(image.shape[1 + axis], self.factor, rng, centre=None if voxel is None else voxel[axis])
         in_plane = [a for a in range(3) if a != axis]
         size = self._crop_size(rng)
         boxes = {axis: list(spec.stored_block)}
         for a, edge in zip(in_plane, size, strict=True):
-            boxes[a] = _random_interval(image.shape[1 + a], edge, rng, None if voxel is None else voxel[a])
+            boxes[a] = random_interval(image.shape[1 + a], edge, rng, None if voxel is None else voxel[a])
         bbox = [boxes[a] for a in range(3)]
         order = (axis, *in_plane)
         crop = torch.from_numpy(crop_and_pad_nd(image, bbox, pad_mode="edge")).float()
@@ -133,14 +135,6 @@ class SelfSRLoader(nnUNetDataLoader):
             zoom = rng.uniform(*self.config.scaling)
         return tuple(max(1, round(edge / zoom)) for edge in self.config.patch_size)
 
-    def _foreground_voxel(self, locations: dict[Any, Any], rng: np.random.Generator) -> list[int] | None:
-        classes = [c for c in locations if len(locations[c]) and c != self.annotated_classes_key]
-        classes = classes or [c for c in locations if len(locations[c])]
-        if not classes:
-            return None
-        chosen = locations[classes[rng.integers(len(classes))]]
-        return [int(v) for v in chosen[rng.integers(len(chosen))][1:]]
-
     def _augment_intensities(self, pair: SRPair) -> SRPair:
         lr_image, hr_image = pair.lr_image, pair.hr_image
         if self.tone is not None:
@@ -151,15 +145,20 @@ class SelfSRLoader(nnUNetDataLoader):
         return pair._replace(lr_image=lr_image, hr_image=hr_image)
 
 
-def _random_interval(size: int, edge: int, rng: np.random.Generator, contain: int | None) -> list[int]:
-    """Interval of `edge` voxels within (or, if too long, centred on) 0 .. size, containing a voxel if one is given."""
-    if edge >= size:
-        start = -((edge - size) // 2)
-    elif contain is None:
-        start = int(rng.integers(0, size - edge + 1))
-    else:
-        start = int(rng.integers(max(0, contain - edge + 1), min(contain, size - edge) + 1))
-    return [start, start + edge]
+def foreground_voxel(locations: Mapping[Any, Any], rng: np.random.Generator, *, annotated_key: Any) -> list[int] | None:
+    """A random voxel (z, y, x) of a random class, None where a case has none.
+
+    Args:
+        locations: nnU-Net's class locations of a case, rows (channel, z, y, x).
+        rng: random numbers.
+        annotated_key: nnU-Net's key of all annotated voxels, taken only where no class occurs.
+    """
+    classes = [c for c in locations if len(locations[c]) and c != annotated_key]
+    classes = classes or [c for c in locations if len(locations[c])]
+    if not classes:
+        return None
+    chosen = locations[classes[rng.integers(len(classes))]]
+    return [int(v) for v in chosen[rng.integers(len(chosen))][1:]]
 
 
 def _inside(

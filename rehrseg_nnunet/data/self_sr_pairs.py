@@ -115,6 +115,17 @@ def sample_window(slices: int, factor: int, rng: np.random.Generator, *, centre:
     return WindowSpec(slices=slices, factor=factor, offset=offset, window=window, flip=flip)
 
 
+def random_interval(size: int, edge: int, rng: np.random.Generator, contain: int | None) -> list[int]:
+    """Interval of `edge` voxels within (or, if too long, centred on) 0 .. size, containing a voxel if one is given."""
+    if edge >= size:
+        start = -((edge - size) // 2)
+    elif contain is None:
+        start = int(rng.integers(0, size - edge + 1))
+    else:
+        start = int(rng.integers(max(0, contain - edge + 1), min(contain, size - edge) + 1))
+    return [start, start + edge]
+
+
 def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, label_profile: str) -> SRPair:
     """Cut a window and its target from a block of the near-isotropic volume.
 

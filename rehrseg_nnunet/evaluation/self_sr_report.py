@@ -18,10 +18,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from scipy.stats import spearmanr
 
+from rehrseg_nnunet.config import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels
 from rehrseg_nnunet.evaluation.figures import save_case_figure
 from rehrseg_nnunet.evaluation.tables import format_table
-from rehrseg_nnunet.inference.pseudo_hr_export import super_resolve_case
+from rehrseg_nnunet.inference.pseudo_hr_export import PseudoHRVolumes, super_resolve_case
 from rehrseg_nnunet.metrics import dice, psnr, ssim
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
@@ -39,6 +40,7 @@ def restoration_scores(
     label_manager: LabelManager,
     *,
     spacing_mm: Sequence[float],
+    config: ExportConfig,
 ) -> dict[str, Row]:
     """Restore one LR case in three ways and compare with the truth.
 
@@ -48,26 +50,55 @@ def restoration_scores(
         truth: image (C, r*D, H, W) and labels (1, r*D, H, W).
         label_manager: nnU-Net's.
         spacing_mm: LR spacing, for the signed distances.
+        config: how pseudo-HR cases are made.
 
     Returns:
-        For each method: psnr (dB), ssim (both over all channels, data range: the true channel's max - min), dice (mean
-        over the classes or regions that occur) and for the self-SR `spearman` of U with the image error.
+        For each method: psnr (dB), ssim (both over all channels that are not constant, data range: the true channel's
+        max - min), dice (mean over the classes or regions that occur) and for the self-SR `spearman` of U with the
+        image error. Voxels count for the Dice as in `method_scores`.
+    """
+    hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing_mm, config=config)
+    rows = method_scores(
+        {SELF_SR: (hr.image, hr.labels)}, lr, truth, label_manager, factor=network.factor, spacing_mm=spacing_mm
+    )
+    error = np.abs(hr.image - truth[0]).mean(axis=0)
+    rows[SELF_SR]["spearman"] = float(spearmanr(hr.uncertainty.ravel(), error.ravel()).statistic)
+    return rows
+
+
+def method_scores(
+    restored: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    lr: tuple[np.ndarray, np.ndarray],
+    truth: tuple[np.ndarray, np.ndarray],
+    label_manager: LabelManager,
+    *,
+    factor: int,
+    spacing_mm: Sequence[float],
+) -> dict[str, Row]:
+    """Compare a case, restored by one or more methods and by plain interpolation in two ways, with the truth.
+
+    Args:
+        restored: method to image (C, r*D, H, W) and labels (1, r*D, H, W).
+        lr: image (C, D, H, W) and labels (1, D, H, W).
+        truth: image (C, r*D, H, W) and labels (1, r*D, H, W).
+        label_manager: nnU-Net's.
+        factor: r.
+        spacing_mm: LR spacing, for the signed distances.
+
+    Returns:
+        psnr, ssim and dice of each method, plain interpolation first. Voxels count for the Dice where the truth and
+        the nearest LR slice are annotated: elsewhere no method has a label.
     """
     image, labels = lr
     groups = head_labels(label_manager)
-    r = network.factor
-    spline = interpolate(torch.from_numpy(image.astype(np.float32)), r, 1).numpy()
-    distance = interpolate_labels(labels[0], r, 0, spacing_mm=spacing_mm)[None]
-    hr = super_resolve_case(network, image, labels, label_manager)
-    error = np.abs(hr.image - truth[0]).mean(axis=0)
-    return {
-        NEAREST: _scores(spline, np.repeat(labels, r, axis=1), truth, groups, label_manager),
-        SIGNED_DISTANCE: _scores(spline, distance, truth, groups, label_manager),
-        SELF_SR: {
-            **_scores(hr.image, hr.labels, truth, groups, label_manager),
-            "spearman": float(spearmanr(hr.uncertainty.ravel(), error.ravel()).statistic),
-        },
-    }
+    nearest = np.repeat(labels, factor, axis=1)
+    valid = None
+    if label_manager.has_ignore_label:
+        valid = (truth[1] != label_manager.ignore_label) & (nearest != label_manager.ignore_label)
+    spline = interpolate(torch.from_numpy(image.astype(np.float32)), factor, 1).numpy()
+    distance = interpolate_labels(labels[0], factor, 0, spacing_mm=spacing_mm)[None]
+    methods = {NEAREST: (spline, nearest), SIGNED_DISTANCE: (spline, distance), **restored}
+    return {method: _scores(*volumes, truth, groups, valid) for method, volumes in methods.items()}
 
 
 def _scores(
@@ -75,21 +106,25 @@ def _scores(
     labels: np.ndarray,
     truth: tuple[np.ndarray, np.ndarray],
     groups: Sequence[LabelGroup],
-    label_manager: LabelManager,
+    valid: np.ndarray | None,
 ) -> Row:
     true_image, true_labels = truth
-    valid = true_labels != label_manager.ignore_label if label_manager.has_ignore_label else None
     ranges = [float(np.ptp(channel)) for channel in true_image]
     channels = list(zip(true_image, image, ranges, strict=True))
     overlaps = [
         dice(np.isin(true_labels, group), np.isin(labels, group), valid=valid) for group in groups if group != (0,)
     ]
-    present = [overlap for overlap in overlaps if not np.isnan(overlap)]
     return {
-        "psnr": float(np.mean([psnr(t, i, data_range=span) for t, i, span in channels])),
-        "ssim": float(np.mean([ssim(t, i, data_range=span) for t, i, span in channels])),
-        "dice": float(np.mean(present)) if present else float("nan"),
+        "psnr": _mean([psnr(t, i, data_range=span) for t, i, span in channels]),
+        "ssim": _mean([ssim(t, i, data_range=span) for t, i, span in channels]),
+        "dice": _mean(overlaps),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of the values that are defined: constant channels and absent classes have none; nan if none is."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def simulated_case(
@@ -179,7 +214,7 @@ def mean_scores(cases: Sequence[Mapping[str, Row]]) -> dict[str, Row]:
     result: dict[str, Row] = {}
     for method in cases[0] if cases else ():
         keys = cases[0][method]
-        result[method] = {key: float(np.nanmean([case[method][key] for case in cases])) for key in keys}
+        result[method] = {key: _mean([case[method][key] for case in cases]) for key in keys}
     return result
 
 
@@ -203,7 +238,7 @@ class SelfSRReport:
         """Aligned text, one row per comparison and method."""
         rows = [
             {
-                "self-SR against": f"{comparison} (n={self.cases[comparison]})",
+                "compared with": f"{comparison} (n={self.cases[comparison]})",
                 "method": method,
                 **{key: f"{value:.4f}" for key, value in scores.items()},
             }
@@ -223,7 +258,7 @@ def report_self_sr(
     dataset_json: Mapping[str, Any],
     raw_folder: Path | None,
     figure_folder: Path,
-    label_profile: str,
+    config: SelfSRConfig,
     figures: int = 3,
 ) -> SelfSRReport:
     """Score the validation cases and draw a few of them.
@@ -237,7 +272,7 @@ def report_self_sr(
         dataset_json: nnU-Net's.
         raw_folder: dataset folder in nnUNet_raw, or None where it is not known.
         figure_folder: where `pseudo_hr_<case>.png` are written.
-        label_profile: mode of `degrade_labels`.
+        config: stage 1's settings.
         figures: number of cases drawn.
     """
     label_manager = plans_manager.get_label_manager(dataset_json)
@@ -249,9 +284,11 @@ def report_self_sr(
         for name, axis, in_plane in (("simulated along y", 1, spacing[1]), ("simulated along x", 2, spacing[2])):
             if fine[0].shape[1 + axis] < network.factor:
                 continue
-            simulated, truth = simulated_case(*fine, network.factor, axis, label_profile=label_profile)
+            simulated, truth = simulated_case(*fine, network.factor, axis, label_profile=config.label_profile)
             simulated_spacing = (in_plane * network.factor, spacing[0] / network.factor, spacing[3 - axis])
-            row = restoration_scores(network, simulated, truth, label_manager, spacing_mm=simulated_spacing)
+            row = restoration_scores(
+                network, simulated, truth, label_manager, spacing_mm=simulated_spacing, config=config.export
+            )
             scores.setdefault(name, []).append(row)
         if raw_folder is not None:
             truth = true_hr_case(
@@ -264,10 +301,11 @@ def report_self_sr(
                 factor=network.factor,
             )
             if truth is not None:
-                row = restoration_scores(network, lr, truth, label_manager, spacing_mm=spacing)
+                row = restoration_scores(network, lr, truth, label_manager, spacing_mm=spacing, config=config.export)
                 scores.setdefault("true HR", []).append(row)
         if number < figures:
-            _draw(network, lr, fine, figure_folder / f"pseudo_hr_{identifier}.png", label_manager)
+            hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing, config=config.export)
+            _draw(lr, fine, hr, figure_folder / f"pseudo_hr_{identifier}.png")
     return SelfSRReport(
         comparisons={name: mean_scores(rows) for name, rows in scores.items()},
         cases={name: len(rows) for name, rows in scores.items()},
@@ -280,14 +318,10 @@ def _load(dataset: nnUNetBaseDataset, identifier: str) -> tuple[np.ndarray, np.n
 
 
 def _draw(
-    network: SelfSRNetwork,
-    lr: tuple[np.ndarray, np.ndarray],
-    fine: tuple[np.ndarray, np.ndarray],
-    file: Path,
-    label_manager: LabelManager,
+    lr: tuple[np.ndarray, np.ndarray], fine: tuple[np.ndarray, np.ndarray], hr: PseudoHRVolumes, file: Path
 ) -> None:
-    hr = super_resolve_case(network, *lr, label_manager)
-    thick = [np.repeat(volume[0], network.factor, axis=0) for volume in lr]
-    images = {"LR": thick[0], "B-spline": fine[0][0], "pseudo-HR": hr.image[0]}
-    labels = {"LR": thick[1], "B-spline": fine[1][0], "pseudo-HR": hr.labels[0]}
+    factor = fine[0].shape[1] // lr[0].shape[1]
+    thick = [np.repeat(volume[0], factor, axis=0) for volume in lr]
+    images = {"LR": thick[0], "interpolated": fine[0][0], "pseudo-HR": hr.image[0]}
+    labels = {"LR": thick[1], "interpolated": fine[1][0], "pseudo-HR": hr.labels[0]}
     save_case_figure(file, images, labels, hr.uncertainty[0])

@@ -1,4 +1,4 @@
-"""Online metrics of stage 1, per batch of validation windows."""
+"""Online metrics of the restorations, per batch of validation windows or slices."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from scipy.stats import spearmanr
 
 from rehrseg_nnunet.metrics import psnr, ssim
 from rehrseg_nnunet.networks.self_sr import SelfSROutput
+from rehrseg_nnunet.networks.wdsr import WDSROutput
 
-EXTRA_METRICS = ("psnr", "ssim", "uncertainty_spearman")
+IMAGE_METRICS = ("psnr", "ssim")
+SELF_SR_METRICS = (*IMAGE_METRICS, "uncertainty_spearman")
 
 
-def window_metrics(
-    output: SelfSROutput, target: Sequence[torch.Tensor], *, regions: bool, masked: int
+def restoration_metrics(
+    output: SelfSROutput | WDSROutput, target: Sequence[torch.Tensor], *, regions: bool, masked: int
 ) -> dict[str, np.ndarray]:
     """Counts for nnU-Net's pseudo Dice and the means of PSNR, SSIM and Spearman's correlation of U with |error|.
 
     Args:
-        output: image (B, C, r, H, W), label logits (B, K, r, H, W), uncertainty (B, 1, r, H, W).
-        target: [image, labels, mask] as `SelfSRLoader` makes them (mask: 1 counts).
+        output: image (B, C, r, H, W), label logits (B, K, r, H, W), uncertainty (B, 1, r, H, W); or slices, without r
+            and without uncertainty (then without `uncertainty_spearman`).
+        target: [image, labels, mask] as the loader makes them (mask: 1 counts).
         regions: whether heads are regions.
         masked: label value that does not count (plain labels).
 
@@ -32,32 +35,40 @@ def window_metrics(
     """
     image, labels, mask = target
     counts = _label_counts(output.labels.float(), labels, regions=regions, masked=masked)
-    maps = (output.image, output.uncertainty, image)
+    uncertain = isinstance(output, SelfSROutput)
+    maps = (image, output.image, output.uncertainty) if uncertain else (image, output.image)
     rows = [
         _image_metrics(*(t[b][(slice(None), *box)].float().cpu().numpy() for t in maps))
         for b, box in enumerate(_inside(m[0]) for m in mask)
     ]
     rows = [row for row in rows if row is not None]
-    means = np.mean(rows, axis=0) if rows else np.full(len(EXTRA_METRICS), np.nan)
-    return {**counts, **{metric: np.array(value) for metric, value in zip(EXTRA_METRICS, means, strict=True)}}
+    metrics = SELF_SR_METRICS if uncertain else IMAGE_METRICS
+    means = np.mean(rows, axis=0) if rows else np.full(len(metrics), np.nan)
+    return {**counts, **{metric: np.array(value) for metric, value in zip(metrics, means, strict=True)}}
 
 
 def _inside(mask: torch.Tensor) -> tuple[slice, ...]:
     """Box of the voxels that count; the mask of a window is a box."""
     voxels = torch.nonzero(mask)
-    return tuple(slice(int(v.min()), int(v.max()) + 1) for v in voxels.T) if len(voxels) else (slice(0, 0),) * 3
+    if len(voxels) == 0:
+        return (slice(0, 0),) * mask.ndim
+    return tuple(slice(int(v.min()), int(v.max()) + 1) for v in voxels.T)
 
 
-def _image_metrics(image: np.ndarray, uncertainty: np.ndarray, truth: np.ndarray) -> tuple[float, float, float] | None:
+def _image_metrics(
+    truth: np.ndarray, image: np.ndarray, uncertainty: np.ndarray | None = None
+) -> tuple[float, ...] | None:
     channels = [(t, i, float(np.ptp(t))) for t, i in zip(truth, image, strict=True) if t.size and np.ptp(t) > 0]
     if not channels:
         return None
-    error = np.abs(image - truth).mean(axis=0)
-    return (
+    scores = (
         float(np.mean([psnr(t, i, data_range=span) for t, i, span in channels])),
         float(np.mean([ssim(t, i, data_range=span) for t, i, span in channels])),
-        float(spearmanr(uncertainty.ravel(), error.ravel()).statistic),
     )
+    if uncertainty is None:
+        return scores
+    error = np.abs(image - truth).mean(axis=0)
+    return (*scores, float(spearmanr(uncertainty.ravel(), error.ravel()).statistic))
 
 
 def _label_counts(logits: torch.Tensor, labels: torch.Tensor, *, regions: bool, masked: int) -> dict[str, np.ndarray]:

@@ -7,21 +7,26 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from functools import cache, partial
+from copy import copy, deepcopy
+from functools import cache, partial, wraps
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from rehrseg_nnunet.config import load_config
 from rehrseg_nnunet.inference.output_grid import HRGrid, OutputGrid, Resize, hr_properties
+from rehrseg_nnunet.inference.whole_files import UnusableImageError, WholeFilesPlansManager, staging
 from rehrseg_nnunet.networks.hr_head import has_hr_head, hr_factor, output_mode
 
 __all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_configuration", "hr_properties", "unfold_phases"]
+
+FAILURE = "failure"  # key of a case's properties
 
 
 def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
@@ -46,6 +51,11 @@ class HRConfigurationManager(ConfigurationManager):
         factor: r.
         grid: where predictions are written.
         has_regions: region-based training (sigmoid, not softmax); only other grids than `HRGrid` need it.
+
+    Attributes:
+        return_failures: the preprocessor returns an image that cannot be predicted as a case without data, whose
+            properties hold the message under `FAILURE`, instead of raising: nnU-Net's preprocessing workers tell the
+            process that waits for them that they died, but not of what.
     """
 
     def __init__(
@@ -62,6 +72,13 @@ class HRConfigurationManager(ConfigurationManager):
         self.factor = factor
         self.grid = HRGrid() if grid is None else grid
         self.has_regions = has_regions
+        self.return_failures = False
+
+    def for_workers(self) -> HRConfigurationManager:
+        """A copy with `return_failures`."""
+        reporting = copy(self)
+        reporting.return_failures = True
+        return reporting
 
     @property
     def resampling_fn_probabilities(self) -> Resize:
@@ -93,23 +110,64 @@ def hr_configuration(configuration_manager: ConfigurationManager, factor: int) -
 @cache
 def _hr_preprocessor_class(base: type) -> type:
     class HRPreprocessor(base):
-        """Preprocess an LR case, describe the grid its prediction goes to."""
+        """Preprocess an LR case, describe the grid its prediction goes to, name the file that cannot be used."""
+
+        source = "the image"
 
         def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
-            data, seg, properties = super().run_case(
-                image_files, seg_file, plans_manager, configuration_manager.lr, dataset_json
-            )
-            return data, seg, _export_properties(properties, plans_manager, configuration_manager, image_files[0])
+            self.source = ", ".join(image_files)
+            try:
+                data, seg, properties = super().run_case(
+                    image_files, seg_file, plans_manager, configuration_manager.lr, dataset_json
+                )
+                return data, seg, _export_properties(properties, plans_manager, configuration_manager, image_files[0])
+            except UnusableImageError as error:
+                if not configuration_manager.return_failures:
+                    raise
+                return np.zeros((1, 1, 1, 1), dtype=np.float32), None, {FAILURE: str(error)}
 
         def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
             is_hr = isinstance(configuration_manager, HRConfigurationManager)
             lr = configuration_manager.lr if is_hr else configuration_manager
+            _check_image(data, properties["spacing"], self.source, plans_manager, lr)
             data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
             if is_hr:  # not so when run_case calls
                 prepared = _export_properties(prepared, plans_manager, configuration_manager, None)
             return data, seg, prepared
 
     return HRPreprocessor
+
+
+def _check_image(
+    data: np.ndarray,
+    spacing_mm: Sequence[float],
+    source: str,
+    plans_manager: PlansManager,
+    configuration: ConfigurationManager,
+) -> None:
+    """Refuse an image (C, ...) as the reader returned it, on which nnU-Net would fail or predict nonsense."""
+    channels = len(configuration.normalization_schemes)
+    if len(data) != channels:
+        raise UnusableImageError(
+            f"{source} must have as many channels as the training data, {channels}, got {len(data)}"
+        )
+    if not np.isfinite(data).all():
+        raise UnusableImageError(f"{source} must hold finite intensities, got NaN or infinite ones; mend the file")
+    planned_mm = configuration.spacing
+    extent = [(data.shape[1 + axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
+    if not compute_new_shape(*zip(*extent, strict=True), planned_mm).all():
+        shown = " x ".join(f"{voxels * spacing:.4g}" for voxels, spacing in extent)
+        raise UnusableImageError(
+            f"{source} must be more than half a planned voxel long ({' x '.join(f'{s:.4g}' for s in planned_mm)} mm, "
+            f"slice axis first), got {shown} mm"
+        )
+
+
+def _raise_failures(cases: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for case in cases:
+        if FAILURE in case["data_properties"]:
+            raise UnusableImageError(case["data_properties"][FAILURE])
+        yield case
 
 
 def _export_properties(
@@ -145,6 +203,7 @@ class HRPredictor(nnUNetPredictor):
         super().__init__(*args, **kwargs)
         self.grid: OutputGrid = HRGrid() if grid is None else grid
         self.factor: int | None = None
+        self._stage: Callable[[str], str] | None = None  # while files are predicted
 
     def initialize_from_trained_model_folder(self, model_training_output_dir: str, *args: Any, **kwargs: Any) -> None:
         """See nnUNetPredictor.
@@ -174,6 +233,7 @@ class HRPredictor(nnUNetPredictor):
         if hr_factor(self.network) != factor:
             raise ValueError(f"network must have the plans' factor {factor}, got {hr_factor(self.network)}")
         self.factor = factor
+        self.plans_manager = WholeFilesPlansManager(self.plans_manager.plans)
         self.configuration_manager = HRConfigurationManager(
             self.configuration_manager, factor=factor, grid=self.grid, has_regions=self.label_manager.has_regions
         )
@@ -203,9 +263,43 @@ class HRPredictor(nnUNetPredictor):
         finally:
             self.label_manager = label_manager
 
+    # nnU-Net reads its arguments by the names in these methods' signatures, which wraps passes on
+
+    @wraps(nnUNetPredictor.predict_from_files)
+    def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
+        """See nnUNetPredictor; a case's files appear when all of them are whole."""
+        with self._staged_output():
+            return super().predict_from_files(*args, **kwargs)
+
+    @wraps(nnUNetPredictor.predict_from_files_sequential)
+    def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
+        """See nnUNetPredictor; a case's files appear when all of them are whole."""
+        with self._staged_output():
+            return super().predict_from_files_sequential(*args, **kwargs)
+
+    @contextmanager
+    def _staged_output(self) -> Iterator[None]:
+        with staging(remedy="free space there or choose another folder, and go on with --continue_prediction") as stage:
+            self._stage = stage
+            try:
+                yield
+            finally:
+                self._stage = None
+
     def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list | None, list]:
         inputs, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
         missing = self.grid.missing([files[0] for files in inputs])
         if missing:
             raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+        if outputs is not None and self._stage is not None:
+            outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous
+
+    def _internal_get_data_iterator_from_lists_of_filenames(self, *args: Any, **kwargs: Any) -> Iterator[dict]:
+        configuration_manager = self.configuration_manager
+        self.configuration_manager = configuration_manager.for_workers()
+        try:
+            cases = super()._internal_get_data_iterator_from_lists_of_filenames(*args, **kwargs)
+        finally:
+            self.configuration_manager = configuration_manager
+        return _raise_failures(cases)

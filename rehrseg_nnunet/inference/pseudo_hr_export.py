@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,15 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from rehrseg_nnunet.config import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.inference.self_ensemble import super_resolve_ensemble
 from rehrseg_nnunet.inference.super_resolve import super_resolve
 from rehrseg_nnunet.metrics import dice
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
-from rehrseg_nnunet.slice_profile import degrade_labels
+from rehrseg_nnunet.shape_interpolation import interpolated_distance
+from rehrseg_nnunet.slice_profile import back_project, degrade_labels
 
 MIN_LABEL_DICE = 0.8
 
@@ -37,7 +41,13 @@ class PseudoHRVolumes:
 
 
 def super_resolve_case(
-    network: SelfSRNetwork, image: np.ndarray, labels: np.ndarray, label_manager: LabelManager
+    network: SelfSRNetwork,
+    image: np.ndarray,
+    labels: np.ndarray,
+    label_manager: LabelManager,
+    *,
+    spacing_mm: Sequence[float],
+    config: ExportConfig,
 ) -> PseudoHRVolumes:
     """Super-resolve an annotated LR case.
 
@@ -46,19 +56,67 @@ def super_resolve_case(
         image: (C, D, H, W) float.
         labels: (1, D, H, W) label map; ignore label and -1 are stamped back from the nearest LR slice.
         label_manager: nnU-Net's.
+        spacing_mm: LR spacing (c, a_y, a_x), mm.
+        config: what is done beyond applying the network.
     """
     channels = to_channels(torch.from_numpy(labels[0].astype(np.int64)), head_labels(label_manager))
-    output = super_resolve(network, torch.from_numpy(np.ascontiguousarray(image)).float(), channels)
-    predicted = label_manager.convert_logits_to_segmentation(output.labels).numpy().astype(np.int16)
-    nearest = np.repeat(labels[0], network.factor, axis=0)
+    acquired = torch.from_numpy(np.ascontiguousarray(image)).float()
+    restore = super_resolve_ensemble if config.self_ensemble else super_resolve
+    output = restore(network, acquired, channels)
+    logits = output.labels
+    if config.shape_prior_weight > 0:
+        distances = shape_logits(channels, network.factor, spacing_mm=spacing_mm, has_regions=label_manager.has_regions)
+        logits = logits + config.shape_prior_weight * distances
+    sharp = back_project(output.image, acquired, network.factor, 1, steps=config.back_projection_steps)
+    return PseudoHRVolumes(
+        image=sharp.numpy(),
+        uncertainty=output.uncertainty.numpy(),
+        labels=to_label_map(logits, labels, network.factor, label_manager),
+    )
+
+
+def shape_logits(
+    channels: torch.Tensor, factor: int, *, spacing_mm: Sequence[float], has_regions: bool
+) -> torch.Tensor:
+    """What the shapes between thick slices say of each label, as logits.
+
+    With the signed distance d of a head's mask, interpolated to r times as many slices, in pixels (positive inside):
+    softmax over d for labels; sigmoid(2 d) for a region, the softmax over d and -d. The maps of both sides of a
+    boundary then differ by 2 per pixel either way.
+
+    Args:
+        channels: (K, D, H, W), 1 inside the head's label or region.
+        factor: r.
+        spacing_mm: LR spacing (c, a_y, a_x), mm.
+        has_regions: whether heads are regions.
+
+    Returns:
+        (K, r*D, H, W) float32.
+    """
+    pixel_mm = math.sqrt(spacing_mm[1] * spacing_mm[2])
+    per_mm = (2 if has_regions else 1) / pixel_mm
+    masks = channels.bool().numpy()
+    return per_mm * torch.stack([interpolated_distance(mask, factor, 0, spacing_mm=spacing_mm) for mask in masks])
+
+
+def to_label_map(logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager) -> np.ndarray:
+    """HR label map from HR logits; where the nearest LR slice is -1 or ignored, so is the result.
+
+    Args:
+        logits: (K, r*D, H, W).
+        lr_labels: (1, D, H, W).
+        factor: r.
+        label_manager: nnU-Net's.
+
+    Returns:
+        (1, r*D, H, W) int16.
+    """
+    predicted = label_manager.convert_logits_to_segmentation(logits).numpy()
+    nearest = np.repeat(lr_labels, factor, axis=1)
     unknown = nearest == -1
     if label_manager.has_ignore_label:
         unknown |= nearest == label_manager.ignore_label
-    return PseudoHRVolumes(
-        image=output.image.numpy(),
-        uncertainty=output.uncertainty.numpy(),
-        labels=np.where(unknown, nearest, predicted)[None].astype(np.int16),
-    )
+    return np.where(unknown, nearest, predicted[None]).astype(np.int16)
 
 
 def label_agreement(labels: np.ndarray, reference: np.ndarray, groups: Sequence[LabelGroup]) -> float:
@@ -75,7 +133,8 @@ def export_pseudo_hr(
     store: PseudoHRStore,
     *,
     label_manager: LabelManager,
-    label_profile: str,
+    spacing_mm: Sequence[float],
+    config: SelfSRConfig,
     hr_patch_size: Sequence[int],
 ) -> dict[str, float]:
     """Write the pseudo-HR cases that are not there yet, with a progress bar.
@@ -86,7 +145,8 @@ def export_pseudo_hr(
         identifiers: cases to write.
         store: opened for writing.
         label_manager: nnU-Net's.
-        label_profile: mode of `degrade_labels`.
+        spacing_mm: LR spacing (c, a_y, a_x), mm.
+        config: stage 1's settings.
         hr_patch_size: (r*p_z, p_y, p_x) that stage 2 reads at a time.
 
     Returns:
@@ -99,7 +159,7 @@ def export_pseudo_hr(
     for identifier in tqdm(missing, desc="pseudo-HR cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
         image, labels = np.asarray(image[:]), np.asarray(labels[:])
-        hr = super_resolve_case(network, image, labels, label_manager)
+        hr = super_resolve_case(network, image, labels, label_manager, spacing_mm=spacing_mm, config=config.export)
         store.write_case(
             identifier,
             hr.image,
@@ -109,6 +169,6 @@ def export_pseudo_hr(
             label_manager=label_manager,
             hr_patch_size=hr_patch_size,
         )
-        degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0, mode=label_profile).numpy()
+        degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0, mode=config.label_profile).numpy()
         agreement[identifier] = label_agreement(degraded, labels[0], groups)
     return agreement

@@ -1,4 +1,8 @@
-"""Structural knowledge distillation from the self-SR encoder to the segmentation encoder (Eq. 8-10)."""
+"""Knowledge distillation from the self-SR encoder to the segmentation encoder.
+
+The paper's own, of structure (Eq. 8-10), and the two methods that its Table 6 compares with: MIMIC (Li et al., CVPR
+2017) and IFVD, intra-class feature variation distillation (Wang et al., ECCV 2020).
+"""
 
 from __future__ import annotations
 
@@ -70,11 +74,87 @@ def spatial_loss(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: if the shapes differ.
     """
     _check_features(student, teacher)
-    if student.shape[1] != teacher.shape[1]:
-        raise ValueError(f"student must have the teacher's {teacher.shape[1]} channels, got {student.shape[1]}")
+    _check_channels(student, teacher)
     student = at_least_float32(student)
     cosine = (_unit(student) * _unit(teacher.to(student.dtype))).sum(dim=1)
     return 1 - cosine.mean()
+
+
+def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compare two feature maps value by value, as MIMIC does: the mean of (h(F_seg) - F_sr)^2.
+
+    Args:
+        student: (B, C, D, H, W), the student's features after the adaptor h.
+        teacher: (B, C, D, H, W).
+
+    Returns:
+        Scalar >= 0, the mean over channels, locations and batch; float32, or float64 for a float64 student.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_features(student, teacher)
+    _check_channels(student, teacher)
+    student = at_least_float32(student)
+    return functional.mse_loss(student, teacher.to(student.dtype))
+
+
+def ifvd_loss(student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
+    """Compare how features vary inside each class (IFVD).
+
+    With m_c(p) = 1 where location p belongs to class c, the class has the prototype
+
+        mu_c = sum_p m_c(p) F(p) / sum_p m_c(p)
+
+    in each case, a location the similarity M_c(p) = cos(F(p), mu_c) with it, and the loss is
+
+        sum_{c,p} m_c(p) (M_c^sr(p) - M_c^seg(p))^2 / sum_{c,p} m_c(p).
+
+    Where every location has one class this is IFVD's mean over locations; classes that overlap (regions) count a
+    location once for each. Locations without a class (ignored ones) neither count nor enter a prototype.
+
+    Args:
+        student: (B, C1, D, H, W), any floating dtype.
+        teacher: (B, C2, D, H, W).
+        classes: (B, K, D, H, W), nonzero = the location belongs to the class.
+
+    Returns:
+        Scalar in [0, 4]; float32, or float64 for a float64 student. 0, still in the graph, when no location has a
+        class. Exactly zero gradient at locations without one.
+
+    Raises:
+        ValueError: if the shapes do not agree.
+    """
+    _check_features(student, teacher)
+    if classes.ndim != 5 or classes.shape[0] != student.shape[0] or classes.shape[2:] != student.shape[2:]:
+        raise ValueError(
+            f"classes must have the student's batch and spatial size {tuple(student.shape)}, got {tuple(classes.shape)}"
+        )
+    with without_autocast(student.device.type):
+        student = at_least_float32(student).flatten(2)
+        members = (classes != 0).flatten(2).to(student.dtype)
+        difference = _class_similarity(student, members) - _class_similarity(
+            teacher.to(student.dtype).flatten(2), members
+        )
+        return (members * difference.square()).sum() / members.sum().clamp_min(1)
+
+
+def nearest_to(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize labels to the grid of features.
+
+    *Convention*: half-pixel centres as in `resize_to`; of two voxels at the same distance the one of higher index.
+
+    Args:
+        labels: (B, C, D, H, W), any dtype.
+        size: the wanted (D', H', W').
+
+    Returns:
+        (B, C, D', H', W').
+    """
+    for axis, wanted in enumerate(size, start=2):
+        centres = 2 * torch.arange(wanted, device=labels.device) + 1
+        labels = labels.index_select(axis, centres * labels.shape[axis] // (2 * wanted))
+    return labels
 
 
 def resize_to(features: Tensor, size: Sequence[int]) -> Tensor:
@@ -108,6 +188,18 @@ def _check_features(student: Tensor, teacher: Tensor) -> None:
         raise ValueError(
             f"teacher must have the student's batch and spatial size {tuple(student.shape)}, got {tuple(teacher.shape)}"
         )
+
+
+def _check_channels(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(f"student must have the teacher's {teacher.shape[1]} channels, got {student.shape[1]}")
+
+
+def _class_similarity(features: Tensor, members: Tensor) -> Tensor:
+    """Cosine of each location of (B, C, N) with each class's mean feature, (B, K, N), for members (B, K, N)."""
+    counts = members.sum(dim=2).clamp_min(1)
+    prototypes = features @ members.mT / counts[:, None]
+    return _unit(prototypes).mT @ _unit(features)
 
 
 def _unit_nodes(features: Tensor, pool: Sequence[int], *, per_slice: bool) -> Tensor:

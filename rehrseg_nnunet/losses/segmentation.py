@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rehrseg_nnunet.losses.distillation import affinity_loss, resize_to, spatial_loss
+from rehrseg_nnunet.config import Distillation
+from rehrseg_nnunet.losses.distillation import (
+    affinity_loss,
+    ifvd_loss,
+    mimic_loss,
+    nearest_to,
+    resize_to,
+    spatial_loss,
+)
 from rehrseg_nnunet.losses.precision import at_least_float32, connected_zero
 from rehrseg_nnunet.networks.hr_head import TrainingOutputs
 
 Teacher = Callable[[Tensor, Tensor], Tensor]
+# the setting, and the terms of the loss that it means
+DISTILLATION_TERMS: dict[Distillation, tuple[str, ...]] = {
+    "correlation+spatial": ("affinity", "spatial"),
+    "correlation": ("affinity",),
+    "spatial": ("spatial",),
+    "mimic": ("mimic",),
+    "ifvd": ("ifvd",),
+}
 
 
 def weighted_cross_entropy(
@@ -128,7 +145,7 @@ class UncertaintyWeightedLoss(nn.Module):
         dice_weight: factor of ``dice``.
 
     Raises:
-        ValueError: if no factor differs from 0.
+        ValueError: if no factor differs from 0, or one is not finite.
     """
 
     def __init__(
@@ -144,6 +161,11 @@ class UncertaintyWeightedLoss(nn.Module):
         self.weight_factors = None if weight_factors is None else tuple(float(factor) for factor in weight_factors)
         if self.weight_factors is not None and not any(self.weight_factors):
             raise ValueError(f"weight_factors must hold a factor other than 0, got {self.weight_factors}")
+        if self.weight_factors is not None and not all(math.isfinite(factor) for factor in self.weight_factors):
+            raise ValueError(
+                f"weight_factors must be finite, got {self.weight_factors}: nnU-Net's deep supervision, whose coarsest "
+                f"output counts nothing, needs a network of at least 3 stages"
+            )
         self.regions = regions
         self.ignore_label = ignore_label
         self.dice = dice
@@ -198,11 +220,12 @@ class UncertaintyWeightedLoss(nn.Module):
 
 
 class REHRSegLoss(nn.Module):
-    """The loss of stage 2 (Eq. 11): L_u(LR) + L_HR + lambda * (L_corr + L_spatial).
+    """The loss of stage 2 (Eq. 11): L_u(LR) + L_HR + lambda * (L_corr + L_spatial), or another distillation.
 
     Attributes:
-        components: the terms of the last training batch, detached scalars ``lr``, ``hr`` and, with a teacher,
-            ``affinity`` and ``spatial`` (before lambda). Empty before the first.
+        components: the terms of the last training batch, detached scalars ``lr``, ``hr`` and, with a teacher, those of
+            the distillation (before lambda): ``affinity`` and ``spatial``, or ``mimic``, or ``ifvd``. Empty before the
+            first.
 
     Args:
         lr_loss: L_u of Eq. 7.
@@ -210,10 +233,14 @@ class REHRSegLoss(nn.Module):
         validation_loss: nnU-Net's stock loss of (outputs, targets), for everything that is not `TrainingOutputs`.
         teacher: maps the LR image (B, Ci, D, H, W) and its full-resolution LR target to features (B, Ct, ...) of any
             spatial size; called without gradient. None: no distillation.
+        distillation: what is distilled: L_corr, L_spatial, both, or another method's loss.
         distillation_weight: lambda. 0: no distillation, the teacher is not called.
         per_slice: see `affinity_loss`.
         pool: see `affinity_loss`.
         uncertainty_strength: see `uncertainty_to_weight`; 0 weights all voxels alike.
+
+    Raises:
+        ValueError: if ``distillation`` is unknown.
     """
 
     def __init__(
@@ -223,17 +250,21 @@ class REHRSegLoss(nn.Module):
         validation_loss: nn.Module,
         *,
         teacher: Teacher | None,
+        distillation: Distillation = "correlation+spatial",
         distillation_weight: float = 1.0,
         per_slice: bool = False,
         pool: Sequence[int] = (1, 2, 2),
         uncertainty_strength: float = 0.99,
     ) -> None:
         super().__init__()
+        if distillation not in DISTILLATION_TERMS:
+            raise ValueError(f"distillation must be one of {tuple(DISTILLATION_TERMS)}, got {distillation!r}")
         self.uncertainty_strength = uncertainty_strength
         self.lr_loss = lr_loss
         self.hr_loss = hr_loss
         self.validation_loss = validation_loss
         self.teacher = teacher
+        self.distillation = distillation
         self.distillation_weight = distillation_weight
         self.per_slice = per_slice
         self.pool = tuple(pool)
@@ -271,19 +302,52 @@ class REHRSegLoss(nn.Module):
         }
         loss = terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)
         if self.teacher is not None and self.distillation_weight != 0:
-            distillation = self._distillation(outputs, lr_targets[0])
-            loss = loss + self.distillation_weight * (distillation["affinity"] + distillation["spatial"])
-            terms.update(distillation)
+            distilled = self._distillation(outputs, lr_targets[0], heads=lr_outputs[0].shape[1])
+            loss = loss + self.distillation_weight * sum(distilled.values())
+            terms.update(distilled)
         self.components = {name: term.detach() for name, term in terms.items()}
         return loss
 
-    def _distillation(self, outputs: TrainingOutputs, lr_target: Tensor) -> dict[str, Tensor]:
+    def _distillation(self, outputs: TrainingOutputs, lr_target: Tensor, *, heads: int) -> dict[str, Tensor]:
+        """The terms that `distillation` means, by name."""
+        size = outputs.student.shape[2:]
         with torch.no_grad():
-            features = resize_to(self.teacher(outputs.image, lr_target), outputs.student.shape[2:])
-        return {
-            "affinity": affinity_loss(outputs.student, features, self.pool, per_slice=self.per_slice),
-            "spatial": spatial_loss(outputs.adapted, features),
-        }
+            features = resize_to(self.teacher(outputs.image, lr_target), size)
+        terms = {}
+        for name in DISTILLATION_TERMS[self.distillation]:
+            if name == "affinity":
+                terms[name] = affinity_loss(outputs.student, features, self.pool, per_slice=self.per_slice)
+            elif name == "spatial":
+                terms[name] = spatial_loss(outputs.adapted, features)
+            elif name == "mimic":
+                terms[name] = mimic_loss(outputs.adapted, features)
+            else:
+                terms[name] = ifvd_loss(outputs.student, features, self._classes(nearest_to(lr_target, size), heads))
+        return terms
+
+    def _classes(self, target: Tensor, heads: int) -> Tensor:
+        has_ignore = self.lr_loss.ignore_label is not None
+        return class_maps(target, heads, regions=self.lr_loss.regions, has_ignore=has_ignore)
+
+
+def class_maps(target: Tensor, heads: int, *, regions: bool, has_ignore: bool) -> Tensor:
+    """Where each class is, background included, and no ignored voxel.
+
+    Args:
+        target: nnU-Net's: (B, 1, ...) labels of any dtype, ignored voxels with a value that is no head; or
+            (B, regions (+ 1), ...), 1 inside the region, with ``has_ignore`` the ignored voxels last.
+        heads: K, segmentation heads.
+        regions: the target holds regions; they may overlap, and what is in none of them is background.
+        has_ignore: a region target ends with the ignore channel.
+
+    Returns:
+        Bool (B, K, ...) for labels, (B, K + 1, ...) for regions, background first.
+    """
+    if not regions:
+        return target == torch.arange(heads, device=target.device).reshape(1, heads, *[1] * (target.ndim - 2))
+    inside, valid = _regions_and_valid(target.bool(), has_ignore=has_ignore)
+    maps = torch.cat([~inside.any(dim=1, keepdim=True), inside], dim=1)
+    return maps if valid is None else maps & valid
 
 
 def _regions_and_valid(target: Tensor, *, has_ignore: bool) -> tuple[Tensor, Tensor | None]:

@@ -59,6 +59,15 @@ def test_bad_input_is_one_line_and_exit_code_1(monkeypatch, capsys, error):
     assert shown.out == ""
 
 
+def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_command_module", lambda _: SimpleNamespace(add_arguments=lambda parser: None, run=run))
+    assert cli.main(["trainers"]) == 130
+    assert capsys.readouterr().err == "rehrseg trainers: interrupted\n"
+
+
 def test_mistakes_in_the_program_are_not_hidden(monkeypatch):
     def run(args):
         raise TypeError("a bug")

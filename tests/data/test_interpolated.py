@@ -1,6 +1,7 @@
 """Interpolated cases: content, reruns and interruptions."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -159,13 +160,13 @@ def test_nothing_half_written_appears(source, monkeypatch, where):
     elif where == "while saving":
         monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", staticmethod(fail))
     else:
-        monkeypatch.setattr(hr_cases.os, "replace", fail)
+        monkeypatch.setattr(hr_cases, "move_into_place", fail)
     with pytest.raises(KeyboardInterrupt):
         write(source)
     monkeypatch.undo()
     folder = interpolated_folder(source, FACTOR)
     assert list(folder.iterdir()) == []
-    assert {path.name for path in source.parent.iterdir()} == {source.name, folder.name}
+    assert {path.name for path in source.parent.iterdir()} == {source.name, folder.name, f"{folder.name}.lock"}
     assert len(list(write(source).iterdir())) == 3
 
 
@@ -173,17 +174,66 @@ def test_nothing_half_written_appears(source, monkeypatch, where):
 def test_a_case_interrupted_between_its_files_is_written_again(source, monkeypatch, moves):
     folder = write(source)
     image, _ = rewrite(source, "case_1", seed=7)
-    replace, done = os.replace, []
+    move, done = hr_cases.move_into_place, []
 
     def fail_later(*args):
         if len(done) == moves:
             raise KeyboardInterrupt
-        done.append(replace(*args))
+        done.append(move(*args))
 
-    monkeypatch.setattr(hr_cases.os, "replace", fail_later)
+    monkeypatch.setattr(hr_cases, "move_into_place", fail_later)
     with pytest.raises(KeyboardInterrupt):
         write(source)
     monkeypatch.undo()
     write(source)
     fine = nnUNetDatasetBlosc2(str(folder)).load_case("case_1")[0]
     np.testing.assert_array_equal(fine[:], interpolate(torch.from_numpy(image), FACTOR, 1).numpy())
+
+
+def test_bad_cases_are_refused_before_anything_is_interpolated(source):
+    labels = np.full((1, 4, 6, 7), 7, dtype=np.int8)
+    save(source, "case_2", labels=labels)
+    with pytest.raises(ValueError, match=r"case_2 has label 7, which dataset.json does not have"):
+        write(source, ["case_1", "case_2"])
+    assert not interpolated_folder(source, FACTOR).exists()
+    assert len(list(write(source, ["case_1"]).iterdir())) == 3
+
+
+def test_another_process_that_writes_the_same_cases_is_waited_for(source, monkeypatch):
+    """The waiting one finds them written and interpolates nothing."""
+    saved, started, go_on = [], threading.Event(), threading.Event()
+    stock = interpolated.save_hr_case
+
+    def slow(folder, identifier, *args, **kwargs):
+        started.set()
+        go_on.wait(10)
+        saved.append(identifier)
+        return stock(folder, identifier, *args, **kwargs)
+
+    monkeypatch.setattr(interpolated, "save_hr_case", slow)
+    threads = [threading.Thread(target=write, args=(source, cases)) for cases in (["case_1"], ["case_1", "case_2"])]
+    for thread in threads:
+        thread.start()
+        started.wait(10)
+    go_on.set()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert sorted(saved) == ["case_1", "case_2"]
+    write(source, ["case_1", "case_2"])
+    assert len(saved) == 2
+
+
+def test_leftovers_of_a_killed_process_are_removed(source):
+    scratch = source.parent / f"{source.name}_rehrseg_r{FACTOR}_tmp"
+    scratch.mkdir()
+    (scratch / "case_1.b2nd").write_bytes(b"half")
+    write(source)
+    assert not scratch.exists()
+
+
+def test_truncated_properties_count_as_missing(source):
+    file = write(source) / "case_1.pkl"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    write(source)
+    assert file.stat().st_size == len(content)

@@ -134,8 +134,8 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
 
     targets = {
         "save_case": (module, "save_hr_case"),
-        "replace": (hr_cases.os, "replace"),
-        "entry": (module, "_write_atomically"),
+        "replace": (hr_cases, "move_into_place"),
+        "entry": (module, "write_atomically"),
     }
     with monkeypatch.context() as patched:
         patched.setattr(*targets[dies_at], killed)
@@ -149,6 +149,33 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
         write(rerun, identifier)
     rerun.verify(["case_1", "case_2"], header(), remedy=REMEDY)
     assert sorted(p.name for p in store.fold_folder.iterdir()) == ["pseudo_hr", "pseudo_hr.json", "pseudo_hr_cases"]
+
+
+def test_a_second_training_may_not_write_at_the_same_time(store):
+    other = PseudoHRStore(store.fold_folder)
+    write(store, "case_1")
+    with store.exclusive():
+        (store.fold_folder / "pseudo_hr_tmp_case_2").mkdir()  # of the one that is writing
+        with (
+            pytest.raises(RuntimeError, match=f"{store.fold_folder}: another process is writing there; wait .*stop it"),
+            other.exclusive(),
+        ):
+            pytest.fail("must not come here")
+        assert (store.fold_folder / "pseudo_hr_tmp_case_2").exists()
+    with other.exclusive():
+        other.open_or_create(header())
+        assert other.complete_cases() == ["case_1"]
+
+
+def test_what_killed_exports_left_is_removed(store):
+    write(store, "case_1")
+    names = {path.name for path in store.fold_folder.rglob("*")}
+    (store.fold_folder / "pseudo_hr_tmp_case_2").mkdir()
+    (store.fold_folder / "pseudo_hr_tmp_case_2" / "case_2.b2nd").touch()
+    (store.fold_folder / "pseudo_hr.json.tmp").touch()
+    (store.entries_folder / "case_2.json.tmp").touch()
+    with store.exclusive():
+        assert {path.name for path in store.fold_folder.rglob("*")} == {*names, "pseudo_hr.lock"}
 
 
 def test_two_processes_write_different_cases(store):
@@ -190,7 +217,7 @@ def test_the_trainers_name_is_not_compared(store):
     ],
 )
 def test_verify_names_what_differs(store, field, value):
-    with pytest.raises(ValueError, match=rf"pseudo_hr.json has {field} .*, not {value!r}; {REMEDY}"):
+    with pytest.raises(ValueError, match=rf"pseudo_hr.json has {field} .*, not {value!r}.*; {REMEDY}"):
         PseudoHRStore(store.fold_folder).verify([], header(**{field: value}), remedy=REMEDY)
 
 
@@ -223,6 +250,7 @@ def test_verify_opens_the_arrays(store):
     file.write_bytes(b"\0" * file.stat().st_size)
     with pytest.raises(ValueError, match=r"case_1\.b2nd cannot be read"):
         store.verify(["case_1"], header(), remedy=REMEDY)
+    assert not store.is_complete("case_1")  # so that the remedy mends it
 
 
 def test_write_case_refuses_shapes_that_do_not_match(store):
@@ -233,6 +261,8 @@ def test_write_case_refuses_shapes_that_do_not_match(store):
         write(store, "case_1", uncertainty=uncertainty.T)
     with pytest.raises(ValueError, match="must be a multiple of factor 4, got 6"):
         write(store, "case_1", image=image[:, :6], uncertainty=uncertainty[:6], labels=labels[:, :6])
+    with pytest.raises(ValueError, match=r"case_1: .* must be finite.*smaller learning_rate"):
+        write(store, "case_1", image=np.where(image == image.max(), np.nan, image))
     with pytest.raises(ValueError, match="must be opened with"):
         write(PseudoHRStore(store.fold_folder), "case_1")
 

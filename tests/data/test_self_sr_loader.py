@@ -305,6 +305,7 @@ def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
         labels,
         {"class_locations": hr_class_locations(labels, PLAIN)},
         patch_size=(8, 8, 8),
+        scratch=tmp_path / "scratch",
     )
     source = SelfSRLoader(
         nnUNetDatasetBlosc2(str(tmp_path / "cases"), ["case"]),

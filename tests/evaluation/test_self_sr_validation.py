@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from rehrseg_nnunet.evaluation.self_sr_validation import EXTRA_METRICS, window_metrics
+from rehrseg_nnunet.evaluation.self_sr_validation import SELF_SR_METRICS, restoration_metrics
 from rehrseg_nnunet.networks.self_sr import SelfSROutput
+from rehrseg_nnunet.networks.wdsr import WDSROutput
 
 SHAPE = (4, 8, 9)  # r, H, W
 MASKED = 3
@@ -23,7 +24,7 @@ def batch(size=3, channels=1, heads=3, seed=0):
 
 
 def metrics(output, target, regions=False):
-    return window_metrics(output, target, regions=regions, masked=MASKED)
+    return restoration_metrics(output, target, regions=regions, masked=MASKED)
 
 
 def test_counts_are_those_of_a_loop():
@@ -108,7 +109,22 @@ def test_windows_without_contrast_or_outside_are_left_out():
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value)
     target[2][0] = 0
-    assert all(np.isnan(metrics(output, target)[metric]) for metric in EXTRA_METRICS)
+    assert all(np.isnan(metrics(output, target)[metric]) for metric in SELF_SR_METRICS)
+
+
+def test_slices_without_uncertainty():
+    """The middle slice of each window on its own."""
+    output, target = batch()
+    image, labels, uncertainty = (part[:, :, 1] for part in output)
+    inside = [part[:, :, 1] for part in target]
+    found = metrics(WDSROutput(image, labels), inside)
+    assert set(found) == {"tp_hard", "fp_hard", "fn_hard", "psnr", "ssim"}
+    whole = metrics(
+        SelfSROutput(*(part[:, :, None] for part in (image, labels, uncertainty))),
+        [part[:, :, None] for part in inside],
+    )
+    for key, value in found.items():
+        np.testing.assert_allclose(value, whole[key], rtol=1e-5)
 
 
 def test_half_precision_is_taken():

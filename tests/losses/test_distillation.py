@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rehrseg_nnunet.losses.distillation import affinity_loss, resize_to, spatial_loss
+from rehrseg_nnunet.losses.distillation import (
+    affinity_loss,
+    ifvd_loss,
+    mimic_loss,
+    nearest_to,
+    resize_to,
+    spatial_loss,
+)
 
 
 def maps(seed=0, size=(3, 4, 6), channels=(5, 7), dtype=torch.float64, batch=2):
@@ -209,6 +216,144 @@ def test_spatial_in_half_precision_is_float32():
     loss = spatial_loss(100 * student.half(), 100 * teacher.half())
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(spatial_loss(student, teacher).item(), abs=1e-3)
+
+
+def test_mimic_is_the_mean_squared_difference():
+    student, teacher = maps(channels=(4, 4))
+    expected = sum((a - b) ** 2 for a, b in zip(student.flatten(), teacher.flatten(), strict=True)) / student.numel()
+    assert mimic_loss(student, teacher).item() == pytest.approx(expected.item())
+    assert mimic_loss(student, student.detach().clone()).item() == 0
+    assert mimic_loss(student + 3, student).item() == pytest.approx(9)
+    with pytest.raises(ValueError, match="student must have the teacher's 7 channels, got 5"):
+        mimic_loss(*maps())
+
+
+def test_mimic_gradcheck():
+    assert torch.autograd.gradcheck(mimic_loss, tuple(maps(size=(1, 2, 3), channels=(3, 3))))
+
+
+def test_mimic_in_half_precision_is_float32():
+    """Squares of 300 do not fit float16."""
+    loss = mimic_loss(torch.full((1, 2, 1, 2, 2), 300.0).half(), torch.zeros(1, 2, 1, 2, 2).half())
+    assert loss.dtype == torch.float32
+    assert loss.item() == 90000
+
+
+def some_classes(seed=0, size=(3, 4, 6), overlapping=False):
+    """Three classes, the third one absent from the second case; about a quarter of the locations without a class."""
+    generator = torch.Generator().manual_seed(seed)
+    if overlapping:
+        classes = torch.rand(2, 3, *size, generator=generator) > 0.6
+    else:
+        labels = torch.randint(0, 4, (2, 1, *size), generator=generator)
+        classes = labels == torch.arange(3).reshape(1, 3, 1, 1, 1)
+    classes[1, 2] = False
+    return classes
+
+
+def explicit_ifvd(student, teacher, classes):
+    """One class of one case after the other, one location after the other."""
+    total, count = 0, 0
+    for case in range(len(student)):
+        for members in classes[case]:
+            places = members.nonzero().tolist()
+            similarities = []
+            for features in (student[case], teacher[case]):
+                vectors = [features[:, z, y, x] for z, y, x in places]
+                mean = sum(vectors) / max(len(vectors), 1)
+                similarities.append([v @ mean / (v.norm() * mean.norm()) for v in vectors])
+            total = total + sum((s - t) ** 2 for s, t in zip(*similarities, strict=True))
+            count += len(places)
+    return total / count
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_ifvd_equals_naive(overlapping):
+    student, teacher = maps()
+    classes = some_classes(overlapping=overlapping)
+    loss = ifvd_loss(student, teacher, classes)
+    expected = explicit_ifvd(student, teacher, classes)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
+    assert loss.item() > 0.01
+
+
+def test_ifvd_gradcheck():
+    student, teacher = maps(size=(1, 3, 4), channels=(3, 2))
+    classes = some_classes(size=(1, 3, 4))
+    assert torch.autograd.gradcheck(lambda s, t: ifvd_loss(s, t, classes), (student, teacher))
+
+
+def test_ifvd_is_exactly_zero_for_the_same_features_and_ignores_their_length_and_rotation():
+    for seed in range(10):
+        student, _ = maps(seed, dtype=torch.float32)
+        assert ifvd_loss(student, student.detach().clone(), some_classes(seed)).item() == 0
+    student, _ = maps()
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    rotated = torch.einsum("ij,bjdhw->bidhw", rotation, 7 * student)
+    assert ifvd_loss(student, rotated, some_classes()).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_ifvd_does_not_compare_classes_with_each_other():
+    """A class that is rotated as a whole varies inside as before; the affinity graph sees the difference."""
+    student, _ = maps(channels=(2, 2))
+    classes = some_classes()
+    quarter_turn = torch.stack([-student[:, 1], student[:, 0]], dim=1)
+    other = torch.where(classes[:, :1], quarter_turn, student)
+    assert ifvd_loss(student, other, classes).item() == pytest.approx(0, abs=1e-12)
+    assert affinity_loss(student, other, (1, 1, 1)).item() > 0.1
+
+
+def test_ifvd_gives_no_gradient_to_locations_without_a_class_and_does_not_see_them():
+    student, teacher = maps()
+    classes = some_classes()
+    without = ~classes.any(dim=1, keepdim=True)
+    loss = ifvd_loss(student, teacher, classes)
+    gradient = torch.autograd.grad(loss, student)[0]
+    assert (gradient[without.expand_as(gradient)] == 0).all()
+    assert gradient[~without.expand_as(gradient)].abs().max() > 0
+    torch.testing.assert_close(ifvd_loss(torch.where(without, 100.0, student), teacher, classes), loss)
+
+
+def test_ifvd_without_any_class_is_zero_in_the_graph():
+    student, teacher = maps()
+    loss = ifvd_loss(student, teacher, torch.zeros(2, 3, 3, 4, 6))
+    assert loss.item() == 0
+    assert (torch.autograd.grad(loss, student)[0] == 0).all()
+
+
+def test_ifvd_keeps_full_precision_inside_autocast():
+    student, teacher = maps(dtype=torch.float32)
+    expected = ifvd_loss(student, teacher, some_classes())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ifvd_loss(student, teacher, some_classes())
+        assert ifvd_loss(student.bfloat16(), teacher, some_classes()).dtype == torch.float32
+    assert loss.item() == expected.item()
+
+
+def test_ifvd_of_200_000_locations_needs_no_matrix_of_pairs():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(1, 4, 20, 100, 100, generator=generator, requires_grad=True)
+    teacher = torch.randn(1, 3, 20, 100, 100, generator=generator)
+    loss = ifvd_loss(student, teacher, torch.ones(1, 1, 20, 100, 100))
+    loss.backward()
+    # the prototype is some direction; squared cosines of random directions in C dimensions have mean 1/C
+    assert loss.item() == pytest.approx(1 / 4 + 1 / 3, rel=0.02)
+    assert student.grad.isfinite().all()
+
+
+def test_ifvd_refuses_wrong_shapes():
+    student, teacher = maps()
+    with pytest.raises(ValueError, match="classes must have the student's batch and spatial size"):
+        ifvd_loss(student, teacher, torch.zeros(2, 3, 3, 4, 5))
+
+
+@pytest.mark.parametrize("size", [(3, 4, 6), (3, 2, 3), (1, 1, 1), (2, 3, 4), (6, 8, 12)])
+def test_nearest_keeps_labels_at_half_pixel_positions(size):
+    labels = torch.randint(0, 50, (2, 1, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    expected = functional.interpolate(labels.double(), size=size, mode="nearest-exact")
+    assert nearest_to(labels, size).dtype == torch.int16
+    torch.testing.assert_close(nearest_to(labels, size).double(), expected)
 
 
 def test_resize_keeps_a_ramp_and_the_field_of_view():

@@ -4,10 +4,11 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
-from rehrseg_nnunet.losses.distillation import affinity_loss, resize_to, spatial_loss
+from rehrseg_nnunet.losses.distillation import affinity_loss, ifvd_loss, mimic_loss, resize_to, spatial_loss
 from rehrseg_nnunet.losses.segmentation import (
     REHRSegLoss,
     UncertaintyWeightedLoss,
+    class_maps,
     downsample_uncertainty,
     uncertainty_to_weight,
     weighted_bce,
@@ -207,6 +208,9 @@ def test_uncertainty_weighted_loss_refuses_what_does_not_fit():
         UncertaintyWeightedLoss((1, 1))(logits, target, weight)
     with pytest.raises(ValueError, match="weight_factors must hold a factor other than 0"):
         UncertaintyWeightedLoss((0, 0))
+    # nnU-Net divides 0 by 0 where the only output of a network of two stages counts nothing
+    with pytest.raises(ValueError, match=r"weight_factors must be finite, got \(nan,\).*at least 3 stages"):
+        UncertaintyWeightedLoss([float("nan")])
 
 
 FACTOR = 2
@@ -274,6 +278,49 @@ def test_total_is_equation_11(per_slice):
     for name, term in components.items():
         torch.testing.assert_close(module.components[name], term.detach())
         assert not module.components[name].requires_grad
+
+
+@pytest.mark.parametrize("method", ["correlation", "spatial", "mimic", "ifvd"])
+def test_other_distillations_take_the_place_of_the_papers(method):
+    outputs, targets = training_batch()
+    module = build_loss(Teacher(), distillation=method, distillation_weight=0.3)
+    loss = module(outputs, targets)
+    features = resize_to(Teacher()(outputs.image, targets[0]).detach(), (4, 4, 2))
+    labels = targets[0][:, :, :, 1::2, 2::4]  # of 8 x 8 voxels those nearest to the centres of 4 x 2
+    name, expected = {
+        "correlation": ("affinity", affinity_loss(outputs.student, features)),
+        "spatial": ("spatial", spatial_loss(outputs.adapted, features)),
+        "mimic": ("mimic", mimic_loss(outputs.adapted, features)),
+        "ifvd": ("ifvd", ifvd_loss(outputs.student, features, torch.cat([labels == c for c in range(3)], dim=1))),
+    }[method]
+    assert module.components.keys() == {"lr", "hr", name}
+    torch.testing.assert_close(module.components[name], expected.detach())
+    torch.testing.assert_close(loss, module.components["lr"] + module.components["hr"] + 0.3 * expected)
+    inputs = [outputs.student, outputs.adapted]  # one of the two has a zero gradient
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    references = torch.autograd.grad(0.3 * expected, inputs, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(gradients, references)
+
+
+def test_an_unknown_distillation_is_refused():
+    with pytest.raises(ValueError, match=r"distillation must be one of .*'mimic', 'ifvd'\), got 'kd'"):
+        build_loss(None, distillation="kd")
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_classes_of_labels_leave_ignored_voxels_out(dtype):
+    target = torch.tensor([0, 1, 2, IGNORE]).reshape(1, 1, 1, 1, 4).to(dtype)
+    maps = class_maps(target, 3, regions=False, has_ignore=True)
+    assert maps.flatten(2)[0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_classes_of_regions_overlap_and_have_a_background():
+    whole, core, ignored = [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]
+    target = torch.tensor([whole, core, ignored]).reshape(1, 3, 1, 1, 4)
+    maps = class_maps(target, 2, regions=True, has_ignore=True).flatten(2)[0].int().tolist()
+    assert maps == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    maps = class_maps(target[:, :2].float(), 2, regions=True, has_ignore=False).flatten(2)[0].int().tolist()
+    assert maps == [[1, 0, 0, 0], whole, core]
 
 
 def test_teacher_is_called_without_gradient_on_image_and_full_resolution_target():

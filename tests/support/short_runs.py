@@ -1,8 +1,13 @@
 """Short trainings: `python short_runs.py COMMAND ...` runs one of nnU-Net's commands with a few steps per training."""
 
 import importlib
+import multiprocessing
 import os
 import sys
+from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
+
+import faults
 
 # where setup.cfg of nnU-Net has its commands
 COMMANDS = {
@@ -10,10 +15,14 @@ COMMANDS = {
     "nnUNetv2_predict": ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point"),
 }
 EPOCHS, STEPS = "REHRSEG_TEST_EPOCHS", "REHRSEG_TEST_STEPS"
+FAULT = "REHRSEG_TEST_FAULT"  # an expression of faults.py
 
 
 def shorten(set_attribute=setattr):
-    """Every training lasts as many epochs of as many steps as the two variables say (2 and 2), the rest as it is."""
+    """Every training lasts as many epochs of as many steps as the two variables say (2 and 2), the rest as it is.
+
+    `progress.png` takes longer than such an epoch: it is drawn after the last one.
+    """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     initialize = nnUNetTrainer.initialize
@@ -22,9 +31,21 @@ def shorten(set_attribute=setattr):
         self.num_epochs = int(os.environ.get(EPOCHS, "2"))
         self.num_iterations_per_epoch = int(os.environ.get(STEPS, "2"))
         self.num_val_iterations_per_epoch = 1
+        plot = self.logger.plot_progress_png
+        self.logger.plot_progress_png = lambda folder: plot(folder) if self.current_epoch == self.num_epochs - 1 else 0
         initialize(self)
 
     set_attribute(nnUNetTrainer, "initialize", short)
+
+
+def use_threads(set_attribute=setattr):
+    """nnU-Net's spawned pools, and the forked one that lists the files of a folder, run as threads of this process."""
+    from nnunetv2.utilities import utils
+
+    set_attribute(utils, "Pool", ThreadPool)
+    pools = SimpleNamespace(Pool=ThreadPool)
+    original = multiprocessing.get_context
+    set_attribute(multiprocessing, "get_context", lambda m=None: pools if m == "spawn" else original(m))
 
 
 def main():
@@ -32,6 +53,7 @@ def main():
     module, function = COMMANDS[sys.argv[1]]
     del sys.argv[0]
     shorten()
+    eval(os.environ.get(FAULT, "None"), vars(faults))
     getattr(importlib.import_module(module), function)()
 
 

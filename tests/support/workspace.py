@@ -1,13 +1,12 @@
 """nnU-Net folders of a test, and nnU-Net's own commands on them, in this process or in one of their own."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from multiprocessing.pool import ThreadPool
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from short_runs import EPOCHS, STEPS, shorten
+from short_runs import EPOCHS, FAULT, STEPS, shorten, use_threads
 
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
@@ -49,9 +48,7 @@ class Workspace:
         patch.setenv("nnUNet_n_proc_DA", "0")
         shorten(patch.setattr)
         if threads:
-            pools = SimpleNamespace(Pool=ThreadPool)
-            original = multiprocessing.get_context
-            patch.setattr(multiprocessing, "get_context", lambda m=None: pools if m == "spawn" else original(m))
+            use_threads(patch.setattr)
 
     def dataset(self, number: int | str) -> str:
         """Folder name of a dataset."""
@@ -158,20 +155,44 @@ class Workspace:
         flags += ["-f", *folds, "-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar", *options]
         return [str(flag) for flag in flags]
 
+    def command(self, name: str, *arguments) -> None:
+        """Any of nnU-Net's commands in this process, as its package installs it."""
+        (script,) = entry_points(group="console_scripts", name=name)
+        with arguments_of(name, *arguments):
+            script.load()()
+
     def rehrseg(self, *arguments) -> None:
         """A `rehrseg` command that must succeed."""
         assert main([str(a) for a in arguments]) == 0
 
-    def start(self, command: str, *arguments, epochs: int = 2, steps: int = 2, **variables) -> subprocess.Popen:
-        """One of nnU-Net's commands in a process of its own, e.g. to kill it; training options as in `train`."""
-        variables = {EPOCHS: str(epochs), STEPS: str(steps), **variables}
+    def start(
+        self, command: str, *arguments, epochs: int = 2, steps: int = 2, fault: str = "None", setup=None, **variables
+    ) -> subprocess.Popen:
+        """One of nnU-Net's commands in a process of its own, e.g. to kill it.
+
+        Args:
+            command: nnU-Net's.
+            arguments: the command's.
+            epochs: length of trainings.
+            steps: length of epochs.
+            fault: what goes wrong, see tests/support/faults.py.
+            setup: called in the process before the command.
+            variables: environment variables.
+        """
+        variables = {EPOCHS: str(epochs), STEPS: str(steps), FAULT: fault, **variables}
         return subprocess.Popen(
             [sys.executable, str(SHORT_RUNS), command, *map(str, arguments)],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=setup,
         )
+
+    def start_training(self, trainer: str, number: int, *options, plans="tiny", fold="0", **process):
+        """`nnUNetv2_train` in a process of its own, see `start`."""
+        arguments = [number, "3d_fullres", fold, "-tr", trainer, "-p", plans, "-device", "cpu", *options]
+        return self.start("nnUNetv2_train", *arguments, **process)
 
 
 @contextmanager

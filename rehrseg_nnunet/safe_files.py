@@ -1,0 +1,91 @@
+"""Files and folders that kills, full disks and other processes cannot spoil."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+PARTIAL_SUFFIX = ".tmp"
+FULL_DISK = "free space there and run the command again (--c continues a training, --val an export)"
+
+
+def partial_name(file: Path) -> Path:
+    """The name beside a file under which it is written; what has this name is unfinished."""
+    return file.with_name(f"{file.name}{PARTIAL_SUFFIX}")
+
+
+def move_into_place(partial: Path, file: Path) -> None:
+    """Give a written file its final name, replacing the former one, once it is on the disk.
+
+    Raises:
+        OSError: the disk did not take all of it (some file systems say so only now); the former file is untouched.
+    """
+    with partial.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a small text file; a kill leaves the former one or the new one.
+
+    Raises:
+        OSError: the file could not be written; the former one is untouched.
+    """
+    partial = partial_name(file)
+    try:
+        partial.write_text(text)
+        move_into_place(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{file} could not be written ({error}); if the disk is full, {FULL_DISK}") from error
+
+
+def check_writable(folder: Path, *, purpose: str) -> None:
+    """Refuse a folder in which no file can be made.
+
+    Args:
+        folder: existing folder.
+        purpose: what will be written and how to change the place, the end of the message.
+
+    Raises:
+        OSError: of the same kind as the system's (PermissionError, ...), naming the folder.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"{folder} must be writable, got '{error.strerror}': {purpose}") from None
+
+
+@contextmanager
+def exclusive(lock_file: Path, *, folder: Path, wait: bool) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends.
+
+    Args:
+        lock_file: made if missing, and left there.
+        folder: what the lock protects, for messages.
+        wait: wait (logged) until another process is done, instead of refusing.
+
+    Raises:
+        RuntimeError: another process holds the lock, and `wait` is off.
+    """
+    lock = FileLock(str(lock_file))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise RuntimeError(f"{folder}: another process is writing there; wait for it or stop it") from None
+        logger.warning("%s: another process is writing there, waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

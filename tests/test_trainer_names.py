@@ -1,0 +1,129 @@
+"""Trainers as nnU-Net finds them: by name, in any length."""
+
+import inspect
+import pickle
+
+import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_training_lengths
+from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
+
+from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path
+from rehrseg_nnunet.config import RehrsegConfig, change_segmentation
+from rehrseg_nnunet.runs import candidate_trainers
+
+# the settings that each variant has
+VARIANTS = {
+    "pseudoDataOnly": {"uncertainty_weighting": False, "distillation_weight": 0},
+    "withUncertainty": {"uncertainty_weighting": True, "distillation_weight": 0},
+    "withDistillation": {"uncertainty_weighting": False},
+    "pseudoDataBSpline": {"uncertainty_weighting": False, "distillation_weight": 0},
+    "pseudoDataSMORE": {"uncertainty_weighting": False, "distillation_weight": 0},
+    "MIMIC": {"distillation": "mimic"},
+    "IFVD": {"distillation": "ifvd"},
+    "correlationOnly": {"distillation": "correlation"},
+    "spatialOnly": {"distillation": "spatial"},
+    "lambda0_01": {"distillation_weight": 0.01},
+    "lambda0_1": {"distillation_weight": 0.1},
+    "lambda1": {"distillation_weight": 1},
+    "lambda10": {"distillation_weight": 10},
+}
+BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer"]
+NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS)]
+NNUNETS_LENGTHS = ["1epoch", *(f"{n}epochs" for n in (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000))]
+
+
+@pytest.fixture
+def find(monkeypatch):
+    """nnU-Net's own search."""
+    monkeypatch.setenv(VARIABLE, "")
+    ensure_trainer_path()
+    return recursive_find_trainer_class_by_name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nnunet_finds_every_trainer_in_every_length(find, name):
+    for suffix, length in (("", None), ("_1epoch", 1), ("_30epochs", 30)):
+        trainer = find(name + suffix)
+        assert trainer.__name__ == name + suffix
+        assert trainer.length == length
+        assert issubclass(trainer, nnUNetTrainer)
+        assert list(inspect.signature(trainer.__init__).parameters) == list(
+            inspect.signature(nnUNetTrainer.__init__).parameters
+        )
+
+
+def test_nnunet_finds_a_trainer_in_the_file_that_is_named_after_it(find, capsys):
+    for name, file in (
+        ("REHRSegTrainer", "rehrseg_trainer"),
+        ("REHRSegTrainer_IFVD", "rehrseg_ablations"),
+        ("REHRSegTrainer_IFVD_5epochs", "rehrseg_training_lengths"),
+    ):
+        find(name)
+        assert f"Found class {name} in {file}\n" in capsys.readouterr().out
+
+
+def test_every_variant_is_known():
+    """Here, and to the module of the lengths."""
+    defined = [
+        trainer
+        for name, trainer in vars(rehrseg_ablations).items()
+        if inspect.isclass(trainer) and issubclass(trainer, REHRSegTrainer)
+    ]
+    assert {trainer.__name__ for trainer in defined} == {f"REHRSegTrainer_{variant}" for variant in VARIANTS}
+    assert set(rehrseg_ablations.VARIANTS) == set(defined)
+    assert set(rehrseg_training_lengths.TRAINERS) == set(NAMES)
+
+
+@pytest.mark.parametrize(("variant", "changes"), VARIANTS.items())
+def test_variants_change_what_they_say(variant, changes):
+    trainer = getattr(rehrseg_ablations, f"REHRSegTrainer_{variant}")
+    assert trainer.changes == changes
+    changed = change_segmentation(RehrsegConfig(), trainer.changes).segmentation
+    assert changed == RehrsegConfig().segmentation.model_copy(update=changes)
+    longer = getattr(rehrseg_training_lengths, f"REHRSegTrainer_{variant}_30epochs")
+    assert longer.changes == changes
+
+
+@pytest.mark.parametrize("length", NNUNETS_LENGTHS)
+def test_nnunets_own_lengths(length):
+    trainer = getattr(rehrseg_training_lengths, f"REHRSegTrainer_{length}")
+    assert f"{trainer.length}epoch" == length.removesuffix("s")
+    assert candidate_trainers("SelfSRTrainer", trainer.__name__) == [f"SelfSRTrainer_{length}", "SelfSRTrainer"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "REHRSegTrainer_0epochs",
+        "REHRSegTrainer_1epochs",
+        "REHRSegTrainer_5epoch",
+        "REHRSegTrainer_05epochs",
+        "REHRSegTrainer_-5epochs",
+        "REHRSegTrainer_5epochs_10epochs",
+        "REHRSegTrainer_MIMIK_5epochs",
+        "REHRSegTrainer_epochs",
+        "nnUNetTrainer_7epochs",
+        "_5epochs",
+        "__path__",
+    ],
+)
+def test_other_names_are_no_trainers(name):
+    assert not hasattr(rehrseg_training_lengths, name)
+
+
+def test_a_trainer_of_a_length_is_one_class_that_can_be_pickled():
+    trainer = rehrseg_training_lengths.REHRSegTrainer_30epochs
+    assert trainer is rehrseg_training_lengths.REHRSegTrainer_30epochs
+    assert pickle.loads(pickle.dumps(trainer)) is trainer
+    assert trainer.__doc__ == "REHRSegTrainer for 30 epochs."
+
+
+def test_variants_build_on_the_same_runs_of_their_fold():
+    for variant in VARIANTS:
+        assert candidate_trainers("SelfSRTrainer", f"REHRSegTrainer_{variant}") == ["SelfSRTrainer"]
+        assert candidate_trainers("nnUNetTrainer", f"REHRSegTrainer_{variant}_20epochs") == [
+            "nnUNetTrainer_20epochs",
+            "nnUNetTrainer",
+        ]

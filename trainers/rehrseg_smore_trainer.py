@@ -1,0 +1,129 @@
+"""SMORE, the learnt initialisation of stage 1 (paper sections 3.2 and 4.4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from rehrseg_nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.config import load_config
+from rehrseg_nnunet.data.augmenters import start_augmenter
+from rehrseg_nnunet.data.case_checks import check_cases
+from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.data.smore_loader import SMORELoader
+from rehrseg_nnunet.evaluation.smore_report import report_smore
+from rehrseg_nnunet.inference.smore_export import STORE_NAME, export_smore
+from rehrseg_nnunet.losses.smore import SMORELoss
+from rehrseg_nnunet.networks.wdsr import build_wdsr
+from rehrseg_nnunet.restoration_training import RestorationTraining
+
+
+class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
+    """Learns to restore in-plane slices whose rows were made thick, then interpolates every case of the fold with it.
+
+    SelfSRTrainer of the same dataset, plans, configuration and fold is then trained on these cases. Settings: `smore`
+    of the plans' `rehrseg` block. Raises at construction for 2d, cascaded and isotropic configurations, before anything
+    is written.
+    """
+
+    length: int | None = None
+    store_name = STORE_NAME
+    stored = "cases interpolated by SMORE"
+    needed_by = "stage 1"
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
+        self.settings = self.config.smore
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.length or self.settings.epochs
+        self.initial_lr = self.settings.learning_rate
+        self.weight_decay = 0.0
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """SMORE's network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
+        if not enable_deep_supervision:
+            raise NotImplementedError(
+                "SMORETrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
+            )
+        return build_wdsr(load_config(configuration_manager.configuration), num_input_channels, num_output_channels)
+
+    def _build_loss(self) -> nn.Module:
+        return SMORELoss(self.label_loss())
+
+    def get_dataloaders(self) -> tuple:
+        """Loaders of in-plane slices from the preprocessed cases, all of which are checked."""
+        tr_keys, val_keys = self.do_split()
+        every = self.cases_to_write()
+        check_cases(
+            self.dataset_class(self.preprocessed_dataset_folder, every),
+            every,
+            label_manager=self.label_manager,
+            raw_folder=self.raw_folder,
+        )
+        train, val = (
+            SMORELoader(
+                self.dataset_class(self.preprocessed_dataset_folder, keys),
+                self.batch_size,
+                config=self.settings,
+                factor=self.config.factor,
+                label_manager=self.label_manager,
+                label_profile=self.config.self_sr.label_profile,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                augment=augment,
+            )
+            for keys, augment in ((tr_keys, True), (val_keys, False))
+        )
+        return (
+            start_augmenter(train, device=self.device),
+            start_augmenter(val, device=self.device, validation=True),
+        )
+
+    def cases_to_write(self) -> list[str]:
+        """Training and validation cases: stage 1 needs both."""
+        tr_keys, val_keys = self.do_split()
+        return sorted({*tr_keys, *val_keys})
+
+    def write_cases(self, network: nn.Module, store: PseudoHRStore, identifiers: Sequence[str]) -> None:
+        """Interpolate the cases with the trained network."""
+        export_smore(
+            network,
+            self.dataset_class(self.preprocessed_dataset_folder, list(identifiers)),
+            identifiers,
+            store,
+            label_manager=self.label_manager,
+            patch_size=self.hr_patch_size,
+        )
+
+    def report(self, network: nn.Module) -> None:
+        """Compare with the true HR volumes of the validation cases where there are any."""
+        _, val_keys = self.do_split()
+        report = report_smore(
+            network,
+            self.dataset_class(self.preprocessed_dataset_folder, val_keys),
+            plans_manager=self.plans_manager,
+            configuration_manager=self.configuration_manager,
+            dataset_json=self.dataset_json,
+            raw_folder=self.raw_folder,
+        )
+        save_json(report.as_dict(), str(Path(self.output_folder) / "smore_report.json"))
+        self.print_to_log_file(f"\n{report.as_table()}", add_timestamp=False)
