@@ -1,10 +1,11 @@
-"""The `rehrseg` block of an nnU-Net plans configuration: one validated model whose defaults are the paper's settings.
+"""The `rehrseg` block of an nnU-Net plans configuration: one validated model.
 
 A plans file carries it inside a configuration, beside nnU-Net's own keys::
 
     "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4, "self_sr": {"epochs": 600}}}}
 
-Keys that are left out have the defaults below; unknown keys and impossible values are refused with the key's name.
+Keys that are left out have the defaults below: the paper's values, or others where docs/decisions.md has the figures
+for them (the preset `paper` has the paper's). Unknown keys and impossible values are refused with the key's name.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class SegmentationConfig(StrictModel):
         affinity_pool: voxels aggregated to a node of the affinity graph (beta = 1 x 2 x 2).
         affinity_per_slice: one affinity graph per slice instead of one over the patch.
         uncertainty_weighting: weight the LR cross-entropy by 1 - 0.99 U (Eq. 7).
-        lr_dice_weight: weight of an unweighted Dice term added to the LR loss (Eq. 11 has none).
+        lr_dice_weight: weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none).
         true_lr_probability: share of the patches whose LR input is the true acquisition with its true label; the others
             are pseudo-HR cases made thick again at a random phase (Eq. 1).
         hr_head: the HR head's sizes.
@@ -128,8 +129,8 @@ class SegmentationConfig(StrictModel):
     affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
     affinity_per_slice: bool = False
     uncertainty_weighting: bool = True
-    lr_dice_weight: float = Field(default=0.0, ge=0)
-    true_lr_probability: float = Field(default=0.0, ge=0, le=1)
+    lr_dice_weight: float = Field(default=1.0, ge=0)
+    true_lr_probability: float = Field(default=0.5, ge=0, le=1)
     hr_head: HRHeadConfig = HRHeadConfig()
     learning_rate_from_trained: PositiveFloat = 1e-3
 

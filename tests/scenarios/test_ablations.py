@@ -18,6 +18,7 @@ from rehrseg_nnunet.losses.segmentation import REHRSegLoss
 pytestmark = pytest.mark.slow
 
 ISOTROPIC, THICK = 1, 2
+ACQUIRED = "nnUNetPlans_3d_fullres"  # folder of the preprocessed LR cases
 FACTOR = 4
 BASIC = ["lr", "hr"]
 # terms of the loss, their weight, whether U weights the LR loss
@@ -55,7 +56,7 @@ def smore(prepared, stage_1):
 
 @pytest.fixture
 def watch(monkeypatch):
-    """The steps of stage 2 (terms, total, U), and the folders that its training cases are read from."""
+    """The steps of stage 2 (terms, total, U), and the folders that its HR training cases are read from."""
     seen = SimpleNamespace(steps=[], folders=set(), reading=False)
     forward, load_case = REHRSegLoss.forward, nnUNetDatasetBlosc2.load_case
     generate = HRPatchLoader.generate_train_batch
@@ -69,7 +70,7 @@ def watch(monkeypatch):
         return loss
 
     def watched_load(self, identifier):
-        if seen.reading:
+        if seen.reading and Path(self.source_folder).name != ACQUIRED:
             seen.folders.add(Path(self.source_folder))
         return load_case(self, identifier)
 
@@ -122,7 +123,7 @@ def test_without_changes_the_plans_settings_hold_and_nothing_is_logged(prepared,
 def test_b_spline_cases_are_trained_on_without_a_stage_1(prepared, watch, monkeypatch, tmp_path):
     monkeypatch.setenv("REHRSEG_SELF_SR", str(tmp_path))  # stage 1 would be refused
     folder = prepared.train("REHRSegTrainer_pseudoDataBSpline", THICK)
-    interpolated = interpolated_folder(prepared.plans(THICK).parent / "nnUNetPlans_3d_fullres", FACTOR)
+    interpolated = interpolated_folder(prepared.plans(THICK).parent / ACQUIRED, FACTOR)
     assert watch.folders == {interpolated}
     assert_only_data(watch)
     assert f"pseudo-HR data: {interpolated} (B-spline" in log_of(folder)
