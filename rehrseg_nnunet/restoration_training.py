@@ -188,7 +188,7 @@ class RestorationTraining:
             store.open_or_create(manifest)
         if self.is_ddp:
             dist.barrier()
-            store.open_or_create(manifest)
+            store.open_created(manifest)
         world_size = dist.get_world_size() if self.is_ddp else 1
         self.write_cases(network, store, sorted(self.cases_to_write())[self.local_rank :: world_size])
         if self.is_ddp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
@@ -14,6 +15,8 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".tmp"
+# what flock says on network file systems without a lock service
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 FULL_DISK = "free space there and run the command again (--c continues a training, --val an export)"
 
 
@@ -41,7 +44,7 @@ def write_atomically(file: Path, text: str) -> None:
     """
     partial = partial_name(file)
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         move_into_place(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -66,18 +69,23 @@ def check_writable(folder: Path, *, purpose: str) -> None:
 
 
 @contextmanager
-def exclusive(lock_file: Path, *, folder: Path, wait: bool) -> Iterator[None]:
+def exclusive(lock_file: Path, *, folder: Path, wait: bool) -> Iterator[bool]:
     """Hold a lock that ends with the process, however it ends.
+
+    Where the file system has no locks, nothing is held, with a warning: training there must stay possible.
 
     Args:
         lock_file: made if missing, and left there.
         folder: what the lock protects, for messages.
         wait: wait (logged) until another process is done, instead of refusing.
 
+    Yields:
+        Whether the lock is held.
+
     Raises:
         RuntimeError: another process holds the lock, and `wait` is off.
     """
-    lock = FileLock(str(lock_file))
+    lock, held = FileLock(str(lock_file)), True
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -85,7 +93,14 @@ def exclusive(lock_file: Path, *, folder: Path, wait: bool) -> Iterator[None]:
             raise RuntimeError(f"{folder}: another process is writing there; wait for it or stop it") from None
         logger.warning("%s: another process is writing there, waiting for it", folder)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning(
+            "%s: its file system has no locks (%s); let only one training write there", folder, error.strerror
+        )
+        held = False
     try:
-        yield
+        yield held
     finally:
         lock.release()

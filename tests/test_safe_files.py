@@ -1,5 +1,6 @@
 """What kills, full disks and other processes may and may not do to files."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -108,3 +109,24 @@ def test_a_killed_process_holds_no_lock(tmp_path):
         process.communicate()
     with exclusive(tmp_path / "lock", folder=tmp_path, wait=False):
         pass
+
+
+def refuse_locks(monkeypatch, number):
+    def refuse(*args):
+        raise OSError(number, "none here")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch, caplog, number):
+    refuse_locks(monkeypatch, number)
+    with exclusive(tmp_path / "lock", folder=tmp_path, wait=True) as held:
+        assert not held
+    assert f"{tmp_path}: its file system has no locks (none here)" in caplog.text
+
+
+def test_other_errors_of_the_lock_are_raised(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="none here"), exclusive(tmp_path / "lock", folder=tmp_path, wait=True):
+        pytest.fail("must not come here")

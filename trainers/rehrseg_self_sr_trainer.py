@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -102,7 +103,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             "oversample_foreground_percent": self.oversample_foreground_percent,
         }
         train = SelfSRLoader(
-            self.dataset_class(folder, tr_keys),
+            nnUNetDatasetBlosc2(folder, tr_keys),
             self.batch_size,
             axes=axes,
             augment=True,
@@ -111,7 +112,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             **common,
         )
         val = SelfSRLoader(
-            self.dataset_class(folder, val_keys), self.batch_size, axes=held_out, augment=False, **common
+            nnUNetDatasetBlosc2(folder, val_keys), self.batch_size, axes=held_out, augment=False, **common
         )
         return (
             start_augmenter(train, device=self.device),
@@ -204,7 +205,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         report = report_self_sr(
             network,
             self.dataset_class(self.preprocessed_dataset_folder, val_keys),
-            self.dataset_class(str(self._interpolated_cases(val_keys)), val_keys),
+            nnUNetDatasetBlosc2(str(self._interpolated_cases(val_keys)), val_keys),
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
             dataset_json=self.dataset_json,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from rehrseg_nnunet.networks.hr_head import add_hr_head, output_mode, set_output
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
 from rehrseg_nnunet.runs import (
     FINAL_CHECKPOINT,
+    SELF_SR_VARIABLE,
     candidate_trainers,
     expected_manifest,
     exporting_checkpoint,
@@ -167,7 +169,9 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
             fold=self.fold,
         )
         self.pseudo_hr = PseudoHRStore(run)
-        self.pseudo_hr.verify(self.do_split()[0], expected, remedy=f"run: {command} --val")
+        # a run that REHRSEG_SELF_SR names may be of other preprocessed data
+        own = None if os.environ.get(SELF_SR_VARIABLE) else self.preprocessed_dataset_folder
+        self.pseudo_hr.verify(self.do_split()[0], expected, remedy=f"run: {command} --val", source_folder=own)
         self.print_to_log_file(f"stage 1: {checkpoint}")
         return network
 

@@ -56,8 +56,8 @@ def save_hr_case(
         Size of each file in bytes, by its name.
 
     Raises:
-        OSError: the disk did not take all of it; a case of that name that was there before is untouched, or lacks its
-            properties if the disk fails between two files.
+        OSError: the disk did not take all of it; a case of that name that was there before is untouched, or still has
+            its former properties, which come last, if the disk fails between two files.
     """
     labels = labels.astype(np.int16 if labels.max(initial=0) > 127 else np.int8)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -9,7 +9,7 @@ Convention:
 
 from __future__ import annotations
 
-import pickle
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ from tqdm import tqdm
 
 from rehrseg_nnunet.data.case_checks import check_cases
 from rehrseg_nnunet.data.hr_cases import hr_class_locations, save_hr_case
+from rehrseg_nnunet.data.source_files import SOURCE, is_current, source_state
 from rehrseg_nnunet.safe_files import check_writable, exclusive
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import interpolate
-
-SOURCE = "rehrseg_source"
-SOURCE_SUFFIXES = (".b2nd", "_seg.b2nd", ".npz", ".pkl")  # of nnU-Net's dataset classes
 
 
 def interpolated_folder(preprocessed_folder: str | Path, factor: int) -> Path:
@@ -71,21 +69,22 @@ def write_interpolated_cases(
     if not _missing(folder, source_folder, identifiers):
         return folder
     check_writable(folder.parent, purpose="interpolated cases are written there; change its permissions")
-    with exclusive(folder.with_name(f"{folder.name}.lock"), folder=folder, wait=True):
+    with exclusive(folder.with_name(f"{folder.name}.lock"), folder=folder, wait=True) as alone:
         missing = _missing(folder, source_folder, identifiers)  # another process may have written them meanwhile
         check_cases(dataset, missing, label_manager=label_manager, raw_folder=raw_folder)
         folder.mkdir(exist_ok=True)
+        # without a lock, DDP ranks interpolate at the same time
+        scratch = folder.with_name(f"{folder.name}_tmp" if alone else f"{folder.name}_tmp_{os.getpid()}")
         for identifier in tqdm(missing, desc="interpolating cases", disable=not missing):
             data, labels, properties = _interpolate(
                 dataset, identifier, factor=factor, spacing_mm=spacing_mm, label_manager=label_manager
             )
-            scratch = folder.with_name(f"{folder.name}_tmp")
             save_hr_case(folder, identifier, data, labels, properties, patch_size=patch_size, scratch=scratch)
     return folder
 
 
 def _missing(folder: Path, source_folder: Path, identifiers: Sequence[str]) -> list[str]:
-    return [i for i in identifiers if stored_source(folder / f"{i}.pkl") != source_state(source_folder, i)]
+    return [i for i in identifiers if not is_current(folder / f"{i}.pkl", source_folder, i)]
 
 
 def _interpolate(
@@ -106,20 +105,3 @@ def _interpolate(
     }
     data = interpolate(torch.from_numpy(image), factor, 1, order=3).numpy()
     return data, fine, {**properties, **added}
-
-
-def source_state(folder: str | Path, identifier: str) -> dict[str, Any]:
-    """What tells that a preprocessed case was written anew: size and time of its files."""
-    files = [Path(folder, f"{identifier}{suffix}") for suffix in SOURCE_SUFFIXES]
-    return {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
-
-
-def stored_source(properties_file: Path) -> dict[str, Any] | None:
-    """`source_state` of the preprocessed case that an interpolated one was made from, by its properties."""
-    if not properties_file.is_file():
-        return None
-    try:
-        with properties_file.open("rb") as stream:
-            return pickle.load(stream).get(SOURCE)
-    except (EOFError, pickle.UnpicklingError):  # cut off by a crash of the machine
-        return None

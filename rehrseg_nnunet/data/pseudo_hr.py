@@ -38,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rehrseg_nnunet.config import ExportConfig
 from rehrseg_nnunet.data.hr_cases import SUFFIXES, hr_class_locations, save_hr_case
+from rehrseg_nnunet.data.source_files import is_current
 from rehrseg_nnunet.safe_files import PARTIAL_SUFFIX, exclusive, partial_name, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -138,8 +139,8 @@ class PseudoHRStore:
     def open_or_create(self, manifest: PseudoHRManifest) -> None:
         """Make the store ready for writing cases of `manifest`; complete cases of the same header are kept.
 
-        Cases of another header are deleted (logged). With several processes call it in one first, then (after a
-        barrier) in the others.
+        Cases of another header are deleted (logged). Of several processes of a training one calls this, the others
+        `open_created` after a barrier.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.entries_folder.mkdir(exist_ok=True)
@@ -160,6 +161,17 @@ class PseudoHRStore:
         """Whether the case was written under this manifest, and its files have their size and can be opened."""
         entry = self._entry(identifier)
         return entry is not None and self._problem(identifier, entry) is None
+
+    def is_current(self, identifier: str, source_folder: str | os.PathLike[str]) -> bool:
+        """Whether the case `is_complete` and was made from the preprocessed case as it is now."""
+        return self.is_complete(identifier) and self._is_as_new(identifier, source_folder)
+
+    def _is_as_new(self, identifier: str, source_folder: str | os.PathLike[str]) -> bool:
+        return is_current(self.folder / f"{identifier}.pkl", source_folder, identifier)
+
+    def open_created(self, manifest: PseudoHRManifest) -> None:
+        """Make the store ready for writing where another process of this training has called `open_or_create`."""
+        self.manifest = manifest
 
     def write_case(
         self,
@@ -205,17 +217,25 @@ class PseudoHRStore:
         entry = PseudoHRCase(fingerprint=manifest.fingerprint(), shape=data.shape, bytes_by_file=sizes)
         write_atomically(self._entry_file(identifier), entry.model_dump_json())
 
-    def verify(self, identifiers: Iterable[str], expected: PseudoHRManifest, *, remedy: str) -> None:
+    def verify(
+        self,
+        identifiers: Iterable[str],
+        expected: PseudoHRManifest,
+        *,
+        remedy: str,
+        source_folder: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Check that the cases are there, whole, and made from what stage 2 expects; then the store is open.
 
         Args:
             identifiers: cases that will be read.
             expected: header that stage 2 needs; its `trainer` is not compared.
             remedy: what the user has to run, the end of every message.
+            source_folder: preprocessed cases that they must have been made from, as they are now; None: not checked.
 
         Raises:
             FileNotFoundError: manifest or case missing.
-            ValueError: unreadable manifest, another header, or damaged files.
+            ValueError: unreadable manifest, another header, damaged files, or a case older than its preprocessed one.
         """
         if not self.manifest_file.is_file():
             raise FileNotFoundError(f"{self.manifest_file} does not exist: no pseudo-HR cases were written; {remedy}")
@@ -231,6 +251,11 @@ class PseudoHRStore:
                 raise FileNotFoundError(f"{self.folder / identifier}.b2nd: the case was not written; {remedy}")
             if problem := self._problem(identifier, entry):
                 raise ValueError(f"{problem}; {remedy}")
+            if source_folder is not None and not self._is_as_new(identifier, source_folder):
+                raise ValueError(
+                    f"{self.folder / identifier}.b2nd must be as new as the preprocessed case, which changed since; "
+                    f"{remedy}"
+                )
 
     def _problem(self, identifier: str, entry: PseudoHRCase) -> str | None:
         return self._damage(entry) or self._wrong_shape(identifier, entry)

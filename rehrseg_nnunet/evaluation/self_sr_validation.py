@@ -31,7 +31,8 @@ def restoration_metrics(
 
     Returns:
         tp_hard, fp_hard, fn_hard per foreground class or region, and psnr (dB), ssim, uncertainty_spearman over the
-        parts of the windows that lie inside the volume (nan if there is none); data range: the target's max - min.
+        parts of the windows that lie inside the volume (nan if there is none, or where the output is not finite); data
+        range: the target's max - min.
     """
     image, labels, mask = target
     counts = _label_counts(output.labels.float(), labels, regions=regions, masked=masked)
@@ -61,6 +62,8 @@ def _image_metrics(
     channels = [(t, i, float(np.ptp(t))) for t, i in zip(truth, image, strict=True) if t.size and np.ptp(t) > 0]
     if not channels:
         return None
+    if not np.isfinite(image).all():  # an overflow in mixed precision must not end the training
+        return (float("nan"),) * (2 if uncertainty is None else 3)
     scores = (
         float(np.mean([psnr(t, i, data_range=span) for t, i, span in channels])),
         float(np.mean([ssim(t, i, data_range=span) for t, i, span in channels])),

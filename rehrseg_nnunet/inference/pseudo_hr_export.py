@@ -15,6 +15,7 @@ from tqdm import tqdm
 from rehrseg_nnunet.config import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.data.source_files import SOURCE, source_state
 from rehrseg_nnunet.inference.self_ensemble import super_resolve_ensemble
 from rehrseg_nnunet.inference.super_resolve import super_resolve
 from rehrseg_nnunet.metrics import dice
@@ -137,7 +138,7 @@ def export_pseudo_hr(
     config: SelfSRConfig,
     hr_patch_size: Sequence[int],
 ) -> dict[str, float]:
-    """Write the pseudo-HR cases that are not there yet, with a progress bar.
+    """Write the pseudo-HR cases that are missing or older than the preprocessed ones, with a progress bar.
 
     Args:
         network: trained.
@@ -153,7 +154,7 @@ def export_pseudo_hr(
         Dice of each newly written case's pseudo labels, degraded, with the case's own labels; below
         `MIN_LABEL_DICE` something is wrong with the case or the network.
     """
-    missing = [identifier for identifier in identifiers if not store.is_complete(identifier)]
+    missing = [i for i in identifiers if not store.is_current(i, dataset.source_folder)]
     groups = head_labels(label_manager)
     agreement = {}
     for identifier in tqdm(missing, desc="pseudo-HR cases", disable=not missing):
@@ -165,7 +166,7 @@ def export_pseudo_hr(
             hr.image,
             hr.uncertainty,
             hr.labels,
-            properties,
+            {**properties, SOURCE: source_state(dataset.source_folder, identifier)},
             label_manager=label_manager,
             hr_patch_size=hr_patch_size,
         )

@@ -11,9 +11,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
-from rehrseg_nnunet.data.interpolated import SOURCE, source_state, stored_source
 from rehrseg_nnunet.data.label_channels import head_labels, to_channels
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.data.source_files import SOURCE, source_state
 from rehrseg_nnunet.inference.pseudo_hr_export import to_label_map
 from rehrseg_nnunet.networks.wdsr import WDSR, WDSROutput
 from rehrseg_nnunet.runs import is_saved, training_command
@@ -86,7 +86,7 @@ def export_smore(
         label_manager: nnU-Net's.
         patch_size: HR voxels (D, H, W) that stage 1 reads at a time.
     """
-    missing = [i for i in identifiers if not (store.is_complete(i) and is_current(store, dataset, i))]
+    missing = [i for i in identifiers if not store.is_current(i, dataset.source_folder)]
     for identifier in tqdm(missing, desc="SMORE cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
         fine = smore_case(network, np.asarray(image[:]), np.asarray(labels[:]), label_manager)
@@ -99,11 +99,6 @@ def export_smore(
             label_manager=label_manager,
             hr_patch_size=patch_size,
         )
-
-
-def is_current(store: PseudoHRStore, dataset: nnUNetBaseDataset, identifier: str) -> bool:
-    """Whether a case of the store was made from the preprocessed files as they are now."""
-    return stored_source(store.folder / f"{identifier}.pkl") == source_state(dataset.source_folder, identifier)
 
 
 def smore_cases(run: Path, expected: PseudoHRManifest, dataset: nnUNetBaseDataset, identifiers: Iterable[str]) -> Path:
@@ -125,7 +120,5 @@ def smore_cases(run: Path, expected: PseudoHRManifest, dataset: nnUNetBaseDatase
     header = store.read_manifest()
     if header is not None and is_saved(run, header.weights_sha256, remedy=remedy):
         expected = expected.model_copy(update={"weights_sha256": header.weights_sha256})
-    store.verify(identifiers, expected, remedy=remedy)
-    if stale := [i for i in identifiers if not is_current(store, dataset, i)]:
-        raise ValueError(f"{store.folder} must be as new as the preprocessed cases, got an older {stale[0]}; {remedy}")
+    store.verify(identifiers, expected, remedy=remedy, source_folder=dataset.source_folder)
     return store.folder

@@ -1,5 +1,6 @@
 """Interpolated cases: content, reruns and interruptions."""
 
+import contextlib
 import os
 import threading
 
@@ -229,6 +230,21 @@ def test_leftovers_of_a_killed_process_are_removed(source):
     (scratch / "case_1.b2nd").write_bytes(b"half")
     write(source)
     assert not scratch.exists()
+
+
+def test_without_locks_processes_have_scratch_folders_of_their_own(source, monkeypatch):
+    scratches, stock = [], interpolated.save_hr_case
+
+    def saved(*args, scratch, **kwargs):
+        scratches.append(scratch.name)
+        return stock(*args, scratch=scratch, **kwargs)
+
+    monkeypatch.setattr(interpolated, "save_hr_case", saved)
+    monkeypatch.setattr(interpolated, "exclusive", lambda *args, **kwargs: contextlib.nullcontext(False))
+    for process in (11, 12):
+        monkeypatch.setattr(interpolated.os, "getpid", lambda process=process: process)
+        write(source, [f"case_{process - 10}"])
+    assert [name.rsplit("_", 1)[1] for name in scratches] == ["11", "12"]
 
 
 def test_truncated_properties_count_as_missing(source):

@@ -127,6 +127,14 @@ def test_slices_without_uncertainty():
         np.testing.assert_allclose(value, whole[key], rtol=1e-5)
 
 
+def test_an_output_that_is_not_finite_has_no_metrics_and_no_error():
+    output, target = batch()
+    output.image[1, 0, 0, 0, 0] = torch.inf
+    found = metrics(output, target)
+    assert all(np.isnan(found[metric]) for metric in SELF_SR_METRICS)
+    assert found["tp_hard"].sum() > 0
+
+
 def test_half_precision_is_taken():
     output, target = batch()
     found = metrics(SelfSROutput(*(part.to(torch.bfloat16) for part in output)), target)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from workspace import assert_same_field_of_view
 
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.data.interpolated import interpolated_folder
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
 
 pytestmark = pytest.mark.slow
@@ -171,3 +173,22 @@ def test_hr_prediction_says_that_there_is_no_such_model(planned, capsys, tmp_pat
     command = ["predict", "-i", tmp_path, "-o", tmp_path / "out", "-d", THICK, "-p", "tiny", "-c", configuration]
     assert f"REHRSegTrainer__tiny__{configuration} must hold a trained model" in one_line_error(capsys, *command)
     assert not (tmp_path / "out").exists()
+
+
+def test_preprocessed_data_of_older_versions_of_nnunet(planned):
+    """They are npz files, the interpolated and the pseudo-HR cases blosc2 ones."""
+    plans = json.loads(planned.plans(THICK).read_text())
+    fullres = plans["configurations"]["3d_fullres"]
+    source = planned.plans(THICK).parent / fullres["data_identifier"]
+    target = source.with_name("older")
+    target.mkdir()
+    stored = nnUNetDatasetBlosc2(str(source))
+    for identifier in stored.identifiers:
+        image, labels, _, properties = stored.load_case(identifier)
+        nnUNetDatasetNumpy.save_case(image[:], labels[:], properties, str(target / identifier))
+    plans["plans_name"] = fullres["data_identifier"] = "older"
+    planned.plans(THICK, "older").write_text(json.dumps(plans))
+    for trainer in TRAINERS:
+        run = planned.train(trainer, THICK, plans="older")
+        assert (run / "checkpoint_final.pth").is_file()
+    assert {file.suffix for file in interpolated_folder(target, 4).iterdir()} == {".b2nd", ".pkl"}

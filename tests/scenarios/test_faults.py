@@ -98,6 +98,26 @@ def test_a_bad_pseudo_hr_case_is_named_and_alone_made_again(trained, stage_1, da
     assert_stage_2_starts(trained)
 
 
+def test_a_case_whose_labels_were_corrected_since_is_named_and_alone_made_again(trained, stage_1, tmp_path):
+    file, *others = sorted(file for file in (stage_1 / "pseudo_hr").glob("*.b2nd") if "_seg" not in file.name)
+    source = trained.plans(THICK).parent / "nnUNetPlans_3d_fullres" / f"{file.stem}_seg.b2nd"
+    shutil.copy2(source, tmp_path)
+    corrected = np.zeros_like(blosc2.open(str(source), mode="r")[:])
+    source.unlink()
+    blosc2.asarray(corrected, urlpath=str(source))
+    before = {other: other.stat().st_mtime_ns for other in others}
+    try:
+        message = rf"{file} must be as new as the preprocessed case.*; run: {remedy(trained, '--val')}$"
+        with pytest.raises(ValueError, match=message):
+            trained.train(STAGE_2, THICK)
+        trained.train(STAGE_1, THICK, "--val")
+        assert not (blosc2.open(str(file.with_name(source.name)), mode="r")[:] > 0).any()
+        assert {other: other.stat().st_mtime_ns for other in others} == before
+        assert_stage_2_starts(trained)
+    finally:
+        shutil.copy2(tmp_path / source.name, source)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("factor", 2), ("fold", 1), ("plans_name", "other"), ("weights_sha256", "0" * 64)]
 )
