@@ -181,46 +181,50 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple:
         """Training patches from pseudo-HR cases at every phase; validation patches are nnU-Net's."""
+        tr_keys, val_keys = self.do_split()
+        return (
+            start_augmenter(self._training_loader(tr_keys), device=self.device),
+            start_augmenter(self._validation_loader(val_keys), device=self.device, validation=True),
+        )
+
+    def _training_loader(self, keys: list[str]) -> HRPatchLoader:
         patch_size = self.configuration_manager.patch_size
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        tr_keys, val_keys = self.do_split()
-        stock_cases = self.dataset_class(self.preprocessed_dataset_folder, tr_keys)
-        train = HRPatchLoader(
-            self.pseudo_hr_cases(tr_keys),
+        initial_patch_size = initial_lr_patch_size(
+            patch_size,
+            self.config.factor,
+            rotation=rotation,
+            dummy_2d=dummy_2d,
+            stock_initial_patch_size=initial_patch_size,
+        )
+        return HRPatchLoader(
+            self.pseudo_hr_cases(keys),
             self.batch_size,
-            initial_lr_patch_size(
-                patch_size,
-                self.config.factor,
-                rotation=rotation,
-                dummy_2d=dummy_2d,
-                stock_initial_patch_size=initial_patch_size,
-            ),
+            initial_patch_size,
             patch_size,
             self.label_manager,
             factor=self.config.factor,
-            lr_dataset=stock_cases,
+            lr_dataset=self.dataset_class(self.preprocessed_dataset_folder, keys),
             true_lr_probability=self.config.segmentation.true_lr_probability,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self._training_transforms(rotation, dummy_2d, mirror_axes),
         )
-        val = nnUNetDataLoader(
-            self.dataset_class(self.preprocessed_dataset_folder, val_keys),
+
+    def _validation_loader(self, keys: list[str]) -> nnUNetDataLoader:
+        return nnUNetDataLoader(
+            self.dataset_class(self.preprocessed_dataset_folder, keys),
             self.batch_size,
-            patch_size,
-            patch_size,
+            self.configuration_manager.patch_size,
+            self.configuration_manager.patch_size,
             self.label_manager,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self.get_validation_transforms(
                 self._get_deep_supervision_scales(), regions=self._regions, ignore_label=self.label_manager.ignore_label
             ),
-        )
-        return (
-            start_augmenter(train, device=self.device),
-            start_augmenter(val, device=self.device, validation=True),
         )
 
     @property

@@ -6,7 +6,7 @@ Two comparisons: validation cases whose in-plane axis was degraded and restored 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import degrade, degrade_labels, interpolate
 
 Row = dict[str, float]
+Volumes = tuple[np.ndarray, np.ndarray]  # image (C, D, H, W) and labels (1, D, H, W)
 NEAREST, SIGNED_DISTANCE, SELF_SR = "B-spline + nearest", "B-spline + signed distance", "self-SR"
 MIN_R_SQUARED = 1 - 1e-6  # leaves room for float32, not for a few clipped voxels
 
@@ -279,17 +280,8 @@ def report_self_sr(
     spacing = list(configuration_manager.spacing)
     scores: dict[str, list[dict[str, Row]]] = {}
     for number, identifier in enumerate(sorted(dataset.identifiers)):
-        lr = _load(dataset, identifier)
-        fine = _load(interpolated, identifier)
-        for name, axis, in_plane in (("simulated along y", 1, spacing[1]), ("simulated along x", 2, spacing[2])):
-            if fine[0].shape[1 + axis] < network.factor:
-                continue
-            simulated, truth = simulated_case(*fine, network.factor, axis, label_profile=config.label_profile)
-            simulated_spacing = (in_plane * network.factor, spacing[0] / network.factor, spacing[3 - axis])
-            row = restoration_scores(
-                network, simulated, truth, label_manager, spacing_mm=simulated_spacing, config=config.export
-            )
-            scores.setdefault(name, []).append(row)
+        lr, fine = _load(dataset, identifier), _load(interpolated, identifier)
+        comparisons = list(_simulated_cases(fine, network.factor, spacing, label_profile=config.label_profile))
         if raw_folder is not None:
             truth = true_hr_case(
                 raw_folder,
@@ -300,9 +292,10 @@ def report_self_sr(
                 dataset_json=dataset_json,
                 factor=network.factor,
             )
-            if truth is not None:
-                row = restoration_scores(network, lr, truth, label_manager, spacing_mm=spacing, config=config.export)
-                scores.setdefault("true HR", []).append(row)
+            comparisons += [] if truth is None else [("true HR", lr, truth, spacing)]
+        for name, thick, truth, spacing_mm in comparisons:
+            row = restoration_scores(network, thick, truth, label_manager, spacing_mm=spacing_mm, config=config.export)
+            scores.setdefault(name, []).append(row)
         if number < figures:
             hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing, config=config.export)
             _draw(lr, fine, hr, figure_folder / f"pseudo_hr_{identifier}.png")
@@ -312,14 +305,23 @@ def report_self_sr(
     )
 
 
-def _load(dataset: nnUNetBaseDataset, identifier: str) -> tuple[np.ndarray, np.ndarray]:
+def _simulated_cases(
+    fine: Volumes, factor: int, spacing_mm: Sequence[float], *, label_profile: str
+) -> Iterator[tuple[str, Volumes, Volumes, Sequence[float]]]:
+    """Name, thick-slice case, truth and spacing for each in-plane axis that is long enough to play the slice axis."""
+    for name, axis in (("simulated along y", 1), ("simulated along x", 2)):
+        if fine[0].shape[1 + axis] < factor:
+            continue
+        simulated, truth = simulated_case(*fine, factor, axis, label_profile=label_profile)
+        yield name, simulated, truth, (spacing_mm[axis] * factor, spacing_mm[0] / factor, spacing_mm[3 - axis])
+
+
+def _load(dataset: nnUNetBaseDataset, identifier: str) -> Volumes:
     image, labels, _, _ = dataset.load_case(identifier)
     return np.asarray(image[:], dtype=np.float32), np.asarray(labels[:]).astype(np.int16)
 
 
-def _draw(
-    lr: tuple[np.ndarray, np.ndarray], fine: tuple[np.ndarray, np.ndarray], hr: PseudoHRVolumes, file: Path
-) -> None:
+def _draw(lr: Volumes, fine: Volumes, hr: PseudoHRVolumes, file: Path) -> None:
     factor = fine[0].shape[1] // lr[0].shape[1]
     thick = [np.repeat(volume[0], factor, axis=0) for volume in lr]
     images = {"LR": thick[0], "interpolated": fine[0][0], "pseudo-HR": hr.image[0]}
