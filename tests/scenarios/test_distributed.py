@@ -79,8 +79,8 @@ def test_parameters_are_equal_after_every_step(trained, training):
     assert len(first["weights"]) == (3 if training == "without distillation" else 6)
     assert first["weights"] == second["weights"]
     assert len(set(first["weights"])) == len(first["weights"])
-    means = [[mean for _, mean in rank["batches"]] for rank in (first, second)]
-    assert len({*means[0], *means[1]}) == 2 * len(means[0])
+    contents = [[content for _, content in rank["batches"]] for rank in (first, second)]
+    assert len({*contents[0], *contents[1]}) == 2 * len(contents[0])
     assert np.isfinite([first["losses"], second["losses"]]).all()
     assert first["losses"] != second["losses"]
 
