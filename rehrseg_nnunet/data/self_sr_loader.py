@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,13 +14,11 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from threadpoolctl import threadpool_limits
 
 from rehrseg_nnunet.config import SelfSRConfig
-from rehrseg_nnunet.data.label_channels import head_labels, masked_value, to_channels, to_targets
+from rehrseg_nnunet.data.restoration_loader import RestorationLoader
 from rehrseg_nnunet.data.self_sr_pairs import WINDOW, SRPair, make_pair, random_interval, resize_in_plane, sample_window
 
 AXES = {"y": 1, "x": 2}
@@ -46,7 +43,7 @@ def intensity_transforms(stock: ComposeTransforms) -> tuple[ComposeTransforms, C
     )
 
 
-class SelfSRLoader(nnUNetDataLoader):
+class SelfSRLoader(RestorationLoader):
     """Batches of windows: `data` (B, image + label channels, 4, A, B) and `target` [image, labels, mask].
 
     Targets: image (B, C, r, A, B) float32; labels as `to_targets` makes them; mask (B, 1, r, A, B), 1 counts.
@@ -79,37 +76,27 @@ class SelfSRLoader(nnUNetDataLoader):
         noise: BasicTransform | None = None,
     ):
         size = (WINDOW * factor, *config.patch_size)
-        super().__init__(data, batch_size, size, size, label_manager, oversample_foreground_percent)
-        self.config, self.factor, self.augment = config, factor, augment
+        super().__init__(
+            data,
+            batch_size,
+            size,
+            factor=factor,
+            label_manager=label_manager,
+            oversample_foreground_percent=oversample_foreground_percent,
+        )
+        self.config, self.augment = config, augment
         self.axes = [AXES[axis] for axis in axes]
         self.tone, self.noise = tone, noise
-        self.groups = head_labels(label_manager)
-        self.masked = masked_value(label_manager)
-        self.regions = label_manager.has_regions
 
-    def generate_train_batch(self) -> dict[str, Any]:
-        """Draw one batch."""
-        keys = self.get_indices()
-        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
-            samples = [self._sample(key, force_foreground=self.get_do_oversample(i)) for i, key in enumerate(keys)]
-        data, *targets = (torch.stack(parts) for parts in zip(*samples, strict=True))
-        return {"data": data, "target": targets, "keys": keys}
+    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair:
+        """A window, augmented in plane and in its intensities if that is wanted."""
+        pair = self._cut_pair(key, rng, force_foreground=force_foreground)
+        return self._augment_intensities(_augment_in_plane(pair, rng)) if self.augment else pair
 
-    def _sample(self, key: str, *, force_foreground: bool) -> tuple[torch.Tensor, ...]:
-        rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002 (nnU-Net's workers seed the global state)
-        pair = self._draw_pair(key, rng, force_foreground=force_foreground)
-        if self.augment:
-            pair = self._augment_intensities(_augment_in_plane(pair, rng))
-        data = torch.cat([pair.lr_image, to_channels(pair.lr_labels, self.groups)])
-        targets = to_targets(pair.hr_labels, self.groups, self.masked, regions=self.regions)
-        return data, pair.hr_image, targets, pair.mask
-
-    def _draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair:
+    def _cut_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair:
         image, labels, _, properties = self._data.load_case(key)
         axis = int(rng.choice(self.axes))
-        voxel = None
-        if force_foreground:
-            voxel = foreground_voxel(properties["class_locations"], rng, annotated_key=self.annotated_classes_key)
+        voxel = self.foreground_voxel(properties["class_locations"], rng) if force_foreground else None
         spec = sample_window(image.shape[1 + axis], self.factor, rng, centre=None if voxel is None else voxel[axis])
         in_plane = [a for a in range(3) if a != axis]
         size = self._crop_size(rng)
@@ -143,22 +130,6 @@ class SelfSRLoader(nnUNetDataLoader):
         if self.noise is not None:
             lr_image = self.noise(image=lr_image)["image"]
         return pair._replace(lr_image=lr_image, hr_image=hr_image)
-
-
-def foreground_voxel(locations: Mapping[Any, Any], rng: np.random.Generator, *, annotated_key: Any) -> list[int] | None:
-    """A random voxel (z, y, x) of a random class, None where a case has none.
-
-    Args:
-        locations: nnU-Net's class locations of a case, rows (channel, z, y, x).
-        rng: random numbers.
-        annotated_key: nnU-Net's key of all annotated voxels, taken only where no class occurs.
-    """
-    classes = [c for c in locations if len(locations[c]) and c != annotated_key]
-    classes = classes or [c for c in locations if len(locations[c])]
-    if not classes:
-        return None
-    chosen = locations[classes[rng.integers(len(classes))]]
-    return [int(v) for v in chosen[rng.integers(len(chosen))][1:]]
 
 
 def _inside(
