@@ -54,27 +54,49 @@ def upsample_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
     return lines.unflatten(3, features.shape[3:])
 
 
+def interleave_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
+    """Sub-pixel arrangement along z: channels r*c .. r*c + r - 1 of (B, r*C, D, H, W) are the HR slices of channel c.
+
+    Returns:
+        (B, C, r*D, H, W).
+    """
+    return features.unflatten(1, (-1, factor)).transpose(2, 3).flatten(2, 3)
+
+
 class HRHead(nn.Module):
-    """Interpolate features along z, convolve, ReLU, convolve to the segmentation heads (paper section 4.2).
+    """Features to HR logits by two convolutions (paper section 4.2).
+
+    With `upsampling` "interpolate", the paper's, the features are interpolated along z before the first convolution.
+    With "subpixel" the first convolution runs on the LR grid and gives r times as many channels, which are then
+    arranged as slices.
 
     Args:
         in_channels: channels of the features.
         heads: K, channels of the logits.
         factor: r.
-        config: widths and kernel sizes.
+        config: upsampling, widths and kernel sizes.
     """
 
     def __init__(self, in_channels: int, heads: int, *, factor: int, config: HRHeadConfig) -> None:
         super().__init__()
         self.factor = factor
+        self.subpixel = config.upsampling == "subpixel"
+        hidden = config.hidden_features
         self.first = nn.Conv3d(
-            in_channels, config.hidden_features, config.first_kernel, padding=config.first_kernel // 2
+            in_channels,
+            hidden * factor if self.subpixel else hidden,
+            config.first_kernel,
+            padding=config.first_kernel // 2,
         )
-        self.second = nn.Conv3d(config.hidden_features, heads, config.second_kernel, padding=config.second_kernel // 2)
+        self.second = nn.Conv3d(hidden, heads, config.second_kernel, padding=config.second_kernel // 2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (B, C, D, H, W) to logits (B, K, r*D, H, W)."""
-        return self.second(functional.relu(self.first(upsample_slices(features, self.factor))))
+        if self.subpixel:
+            hr = interleave_slices(self.first(features), self.factor)
+        else:
+            hr = self.first(upsample_slices(features, self.factor))
+        return self.second(functional.relu(hr))
 
 
 class HRSegLayer(nn.Conv3d):

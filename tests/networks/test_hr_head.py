@@ -185,6 +185,19 @@ def test_constant_features_give_constant_logits_away_from_the_border():
     assert not torch.allclose(centre[:, 0], centre[:, 9])
 
 
+def test_subpixel_head_predicts_each_hr_slice_from_its_lr_neighbourhood():
+    config = HRHeadConfig(upsampling="subpixel", hidden_features=4, first_kernel=3, second_kernel=1)
+    head = with_head(stock(), config=config).decoder.seg_layers[-1].hr_head
+    features = torch.randn(1, 4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    hr = head(features)
+    assert hr.shape == (1, 3, 5 * FACTOR, 6, 7)
+    maps = nn.functional.conv3d(features, head.first.weight, head.first.bias, padding=1)
+    for lr_slice, sub in ((0, 0), (2, 1), (4, FACTOR - 1)):
+        hidden = torch.stack([maps[:, FACTOR * channel + sub, lr_slice] for channel in range(4)], dim=1)
+        logits = nn.functional.conv2d(hidden.relu(), head.second.weight[:, :, 0], head.second.bias)
+        torch.testing.assert_close(hr[:, :, FACTOR * lr_slice + sub], logits)
+
+
 def test_deepcopy_is_independent():
     network = with_head(stock())
     other = copy.deepcopy(network)
