@@ -8,6 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from rehrseg_nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.config import BLOCK, parse_block
 from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run
 from rehrseg_nnunet.training_start import BaselineStart
 
@@ -27,6 +28,8 @@ class ContinuedBaselineTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.length or self.num_epochs
+        config = parse_block(self.configuration_manager.configuration.get(BLOCK, {}))
+        self.learning_rate_from_trained = config.segmentation.learning_rate_from_trained
 
     def baseline_checkpoint(self) -> Path:
         """The fold's finished nnUNetTrainer run, of the same length if there is one.

@@ -22,7 +22,7 @@ from rehrseg_nnunet.data.self_sr_loader import SelfSRLoader, intensity_transform
 from rehrseg_nnunet.evaluation.self_sr_report import report_self_sr
 from rehrseg_nnunet.evaluation.self_sr_validation import SELF_SR_METRICS
 from rehrseg_nnunet.inference.pseudo_hr_export import MIN_LABEL_DICE, export_pseudo_hr
-from rehrseg_nnunet.inference.smore_export import smore_cases
+from rehrseg_nnunet.inference.smore_export import STORE_NAME, smore_cases
 from rehrseg_nnunet.losses.self_sr import SelfSRLoss
 from rehrseg_nnunet.networks.self_sr import build_self_sr_network
 from rehrseg_nnunet.restoration_training import RestorationTraining
@@ -92,7 +92,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
     def get_dataloaders(self) -> tuple:
         """Loaders of windows from interpolated cases, which are written first where they are missing."""
         tr_keys, val_keys = self.do_split()
-        folder = str(self._interpolated_cases(sorted({*tr_keys, *val_keys})))
+        folder = self._interpolated_cases(sorted({*tr_keys, *val_keys})).source_folder
         tone, noise = intensity_transforms(self._stock_training_transforms())
         axes = self.settings.simulated_axes
         held_out = tuple({"x", "y"} - set(axes)) or axes  # a held-out axis shows when the anatomy is learnt by heart
@@ -119,21 +119,31 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             start_augmenter(val, device=self.device, validation=True),
         )
 
-    def _interpolated_cases(self, identifiers: list[str]) -> Path:
-        """The folder of the interpolated cases: SMORE's if this fold has them, else B-spline's, written if missing."""
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, identifiers)
-        smore = find_finished_run(self.output_folder, candidate_trainers("SMORETrainer", type(self).__name__))
+    def _smore_run(self) -> Path | None:
+        return find_finished_run(self.output_folder, candidate_trainers("SMORETrainer", type(self).__name__))
+
+    def _smore_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2 | None:
+        """SMORE's cases, None if this fold has none or they do not fit, which is logged."""
+        run = self._smore_run()
+        if run is None:
+            return None
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(identifiers))
+        try:
+            folder = smore_cases(run, super().manifest(weights_sha256=""), dataset, identifiers)
+        except (FileNotFoundError, ValueError) as error:
+            self.print_to_log_file(f"WARNING: SMORE's cases are not used: {error}")
+            return None
+        return nnUNetDatasetBlosc2(str(folder), identifiers)
+
+    def _interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
+        """The interpolated cases: SMORE's if this fold has them, else B-spline's, written if missing."""
+        smore = self._smore_cases(identifiers)
         if smore is not None:
-            try:
-                folder = smore_cases(smore, self.manifest(weights_sha256=""), dataset, identifiers)
-            except (FileNotFoundError, ValueError) as error:
-                self.print_to_log_file(f"WARNING: SMORE's cases are not used: {error}")
-            else:
-                self.print_to_log_file(f"interpolated cases: {folder} (SMORE)")
-                return folder
+            self.print_to_log_file(f"interpolated cases: {smore.source_folder} (SMORE)")
+            return smore
         # on all DDP ranks: one writes, the others wait for its lock, longer than a barrier's timeout if need be
         folder = write_interpolated_cases(
-            dataset,
+            self.dataset_class(self.preprocessed_dataset_folder, list(identifiers)),
             identifiers,
             factor=self.config.factor,
             spacing_mm=self.configuration_manager.spacing,
@@ -142,7 +152,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             raw_folder=self.raw_folder,
         )
         self.print_to_log_file(f"interpolated cases: {folder} (B-spline, labels by signed distance)")
-        return folder
+        return nnUNetDatasetBlosc2(str(folder), identifiers)
 
     def _stock_training_transforms(self) -> ComposeTransforms:
         rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -188,6 +198,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             spacing_mm=self.configuration_manager.spacing,
             config=self.settings,
             hr_patch_size=self.hr_patch_size,
+            smore=self._smore_cases(identifiers),
         )
         for key, score in agreement.items():
             if score < MIN_LABEL_DICE:
@@ -196,8 +207,14 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
                 )
 
     def manifest(self, weights_sha256: str) -> PseudoHRManifest:
-        """With the settings that pseudo-HR cases are made with."""
-        return super().manifest(weights_sha256).model_copy(update={"export": self.settings.export})
+        """With what else pseudo-HR cases are made with: the settings, and SMORE's network if they take its images."""
+        run = self._smore_run() if self.settings.export.image == "smore" else None
+        header = None if run is None else PseudoHRStore(run, name=STORE_NAME).read_manifest()
+        made_with = {
+            "export": self.settings.export,
+            "smore_weights_sha256": None if header is None else header.weights_sha256,
+        }
+        return super().manifest(weights_sha256).model_copy(update=made_with)
 
     def report(self, network: nn.Module) -> None:
         """Compare with the truth where it is known, and draw a few validation cases."""
@@ -205,13 +222,14 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         report = report_self_sr(
             network,
             self.dataset_class(self.preprocessed_dataset_folder, val_keys),
-            nnUNetDatasetBlosc2(str(self._interpolated_cases(val_keys)), val_keys),
+            self._interpolated_cases(val_keys),
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
             dataset_json=self.dataset_json,
             raw_folder=self.raw_folder,
             figure_folder=Path(self.output_folder),
             config=self.settings,
+            smore=self._smore_cases(val_keys),
         )
         save_json(report.as_dict(), str(Path(self.output_folder) / "self_sr_report.json"))
         self.print_to_log_file(f"\n{report.as_table()}", add_timestamp=False)

@@ -5,7 +5,6 @@ nnU-Net asks each module for an attribute of the trainer's name. This one makes 
 
 from __future__ import annotations
 
-import re
 from functools import cache
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -15,18 +14,14 @@ from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
 from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
+from rehrseg_nnunet.training_lengths import trainer_of_length
+
 TRAINERS = {
     trainer.__name__: trainer
     for trainer in (SMORETrainer, SelfSRTrainer, REHRSegTrainer, ContinuedBaselineTrainer, *VARIANTS)
 }
-NAME = re.compile(r"(?P<trainer>\w+)_(?P<length>1epoch|[2-9]epochs|[1-9]\d+epochs)")
 
 
 @cache
 def __getattr__(name: str) -> type[nnUNetTrainer]:
-    match = NAME.fullmatch(name)
-    if match is None or match["trainer"] not in TRAINERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    epochs = int(match["length"].partition("epoch")[0])
-    own = {"__module__": __name__, "__doc__": f"{match['trainer']} for {epochs} epochs.", "length": epochs}
-    return type(name, (TRAINERS[match["trainer"]],), own)
+    return trainer_of_length(name, TRAINERS, module=__name__)

@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 
+HOW_THEY_WERE_MADE = {"trainer", "export", "smore_weights_sha256"}  # what stage 2 need not know
+
+
 class PseudoHRManifest(BaseModel):
     """Header of the manifest: what the cases were made from.
 
@@ -60,6 +63,7 @@ class PseudoHRManifest(BaseModel):
         weights_sha256: `hash_weights` of the stage-1 network.
         export: how the cases were made with it. Stage 2 takes them however they were made; an export with other
             settings makes them anew.
+        smore_weights_sha256: of SMORE's network, if `export` takes its images; likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,10 +77,11 @@ class PseudoHRManifest(BaseModel):
     trainer: str
     weights_sha256: str
     export: ExportConfig = ExportConfig()
+    smore_weights_sha256: str | None = None
 
     def differences(self, other: PseudoHRManifest) -> list[str]:
         """Fields that make cases of `other` unusable, as "field: own value, not other's value"."""
-        mine, theirs = (m.model_dump(exclude={"trainer", "export"}) for m in (self, other))
+        mine, theirs = (m.model_dump(exclude=HOW_THEY_WERE_MADE) for m in (self, other))
         hints = {"weights_sha256": " (the checkpoint was replaced after the export)"}
         return [
             f"{key} {mine[key]!r}, not {theirs[key]!r}{hints.get(key, '')}" for key in mine if mine[key] != theirs[key]

@@ -42,6 +42,7 @@ def restoration_scores(
     *,
     spacing_mm: Sequence[float],
     config: ExportConfig,
+    smore_image: np.ndarray | None = None,
 ) -> dict[str, Row]:
     """Restore one LR case in three ways and compare with the truth.
 
@@ -52,13 +53,14 @@ def restoration_scores(
         label_manager: nnU-Net's.
         spacing_mm: LR spacing, for the signed distances.
         config: how pseudo-HR cases are made.
+        smore_image: see `super_resolve_case`.
 
     Returns:
         For each method: psnr (dB), ssim (both over all channels that are not constant, data range: the true channel's
         max - min), dice (mean over the classes or regions that occur) and for the self-SR `spearman` of U with the
         image error. Voxels count for the Dice as in `method_scores`.
     """
-    hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing_mm, config=config)
+    hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing_mm, config=config, smore_image=smore_image)
     rows = method_scores(
         {SELF_SR: (hr.image, hr.labels)}, lr, truth, label_manager, factor=network.factor, spacing_mm=spacing_mm
     )
@@ -260,6 +262,7 @@ def report_self_sr(
     raw_folder: Path | None,
     figure_folder: Path,
     config: SelfSRConfig,
+    smore: nnUNetBaseDataset | None = None,
     figures: int = 3,
 ) -> SelfSRReport:
     """Score the validation cases and draw a few of them.
@@ -274,6 +277,7 @@ def report_self_sr(
         raw_folder: dataset folder in nnUNet_raw, or None where it is not known.
         figure_folder: where `pseudo_hr_<case>.png` are written.
         config: stage 1's settings.
+        smore: SMORE's cases, if stage 1 was trained on them; simulated cases have none.
         figures: number of cases drawn.
     """
     label_manager = plans_manager.get_label_manager(dataset_json)
@@ -281,6 +285,7 @@ def report_self_sr(
     scores: dict[str, list[dict[str, Row]]] = {}
     for number, identifier in enumerate(sorted(dataset.identifiers)):
         lr, fine = _load(dataset, identifier), _load(interpolated, identifier)
+        smore_image = None if smore is None else _load(smore, identifier)[0]
         comparisons = list(_simulated_cases(fine, network.factor, spacing, label_profile=config.label_profile))
         if raw_folder is not None:
             truth = true_hr_case(
@@ -294,10 +299,20 @@ def report_self_sr(
             )
             comparisons += [] if truth is None else [("true HR", lr, truth, spacing)]
         for name, thick, truth, spacing_mm in comparisons:
-            row = restoration_scores(network, thick, truth, label_manager, spacing_mm=spacing_mm, config=config.export)
+            row = restoration_scores(
+                network,
+                thick,
+                truth,
+                label_manager,
+                spacing_mm=spacing_mm,
+                config=config.export,
+                smore_image=smore_image if thick is lr else None,
+            )
             scores.setdefault(name, []).append(row)
         if number < figures:
-            hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing, config=config.export)
+            hr = super_resolve_case(
+                network, *lr, label_manager, spacing_mm=spacing, config=config.export, smore_image=smore_image
+            )
             _draw(lr, fine, hr, figure_folder / f"pseudo_hr_{identifier}.png")
     return SelfSRReport(
         comparisons={name: mean_scores(rows) for name, rows in scores.items()},

@@ -49,6 +49,7 @@ def super_resolve_case(
     *,
     spacing_mm: Sequence[float],
     config: ExportConfig,
+    smore_image: np.ndarray | None = None,
 ) -> PseudoHRVolumes:
     """Super-resolve an annotated LR case.
 
@@ -59,6 +60,7 @@ def super_resolve_case(
         label_manager: nnU-Net's.
         spacing_mm: LR spacing (c, a_y, a_x), mm.
         config: what is done beyond applying the network.
+        smore_image: (C, r*D, H, W), what SMORE made of the case; None: there is no SMORE.
     """
     channels = to_channels(torch.from_numpy(labels[0].astype(np.int64)), head_labels(label_manager))
     acquired = torch.from_numpy(np.ascontiguousarray(image)).float()
@@ -68,7 +70,9 @@ def super_resolve_case(
     if config.shape_prior_weight > 0:
         distances = shape_logits(channels, network.factor, spacing_mm=spacing_mm, has_regions=label_manager.has_regions)
         logits = logits + config.shape_prior_weight * distances
-    sharp = back_project(output.image, acquired, network.factor, 1, steps=config.back_projection_steps)
+    use_smore = config.image == "smore" and smore_image is not None
+    fine = torch.from_numpy(smore_image).float() if use_smore else output.image
+    sharp = back_project(fine, acquired, network.factor, 1, steps=config.back_projection_steps)
     return PseudoHRVolumes(
         image=sharp.numpy(),
         uncertainty=output.uncertainty.numpy(),
@@ -137,6 +141,7 @@ def export_pseudo_hr(
     spacing_mm: Sequence[float],
     config: SelfSRConfig,
     hr_patch_size: Sequence[int],
+    smore: nnUNetBaseDataset | None = None,
 ) -> dict[str, float]:
     """Write the pseudo-HR cases that are missing or older than the preprocessed ones, with a progress bar.
 
@@ -149,6 +154,7 @@ def export_pseudo_hr(
         spacing_mm: LR spacing (c, a_y, a_x), mm.
         config: stage 1's settings.
         hr_patch_size: (r*p_z, p_y, p_x) that stage 2 reads at a time.
+        smore: SMORE's cases, if stage 1 was trained on them.
 
     Returns:
         Dice of each newly written case's pseudo labels, degraded, with the case's own labels; below
@@ -160,7 +166,15 @@ def export_pseudo_hr(
     for identifier in tqdm(missing, desc="pseudo-HR cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
         image, labels = np.asarray(image[:]), np.asarray(labels[:])
-        hr = super_resolve_case(network, image, labels, label_manager, spacing_mm=spacing_mm, config=config.export)
+        hr = super_resolve_case(
+            network,
+            image,
+            labels,
+            label_manager,
+            spacing_mm=spacing_mm,
+            config=config.export,
+            smore_image=None if smore is None else np.asarray(smore.load_case(identifier)[0][:]),
+        )
         store.write_case(
             identifier,
             hr.image,

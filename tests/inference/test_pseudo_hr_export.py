@@ -88,6 +88,28 @@ def test_without_an_ignore_label_only_minus_one_is_stamped():
     assert set(np.unique(hr.labels)) == {-1, 0, 1, 2}
 
 
+def test_the_image_can_be_smores_and_labels_stay_the_networks():
+    image, labels = lr_case()
+    rng = np.random.default_rng(1)
+    smore_image = rng.normal(size=(1, 12, 6, 7)).astype(np.float32)
+    own = NETWORK_ALONE.model_copy(update={"image": "self_sr"})
+    smore = NETWORK_ALONE.model_copy(update={"image": "smore"})
+
+    def export(config, given):
+        network = Interpolating()
+        return super_resolve_case(network, image, labels, PLAIN, spacing_mm=SPACING, config=config, smore_image=given)
+
+    np.testing.assert_array_equal(export(smore, smore_image).image, smore_image)
+    np.testing.assert_array_equal(export(own, smore_image).image, export(smore, None).image)
+    np.testing.assert_array_equal(export(smore, smore_image).labels, export(own, None).labels)
+    projected = export(smore.model_copy(update={"back_projection_steps": 1}), smore_image).image
+    misfit = [
+        np.abs(degrade(torch.from_numpy(candidate), FACTOR, 1).numpy() - image).mean()
+        for candidate in (projected, smore_image)
+    ]
+    assert misfit[0] < misfit[1]
+
+
 def test_minus_one_is_background_for_its_neighbours():
     """Beside -1, the network must see background and not an unknown voxel."""
     image = np.zeros((1, 2, 1, 2), np.float32)

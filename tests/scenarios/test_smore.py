@@ -165,3 +165,26 @@ def test_nnunet_finds_the_trainer_by_its_name(prepared):
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "['SMORETrainer', 'SMORETrainer_100epochs']" in output
+
+
+def load_cases(folder):
+    """Data and labels of every case of a folder."""
+    dataset = nnUNetDatasetBlosc2(str(folder))
+    return {key: [np.array(array[:]) for array in dataset.load_case(key)[:2]] for key in dataset.identifiers}
+
+
+def test_its_images_can_be_the_pseudo_hr_images(trained, smore):
+    """Another source of the images makes the cases anew; labels and U stay the network's."""
+    stage_1 = trained.train("SelfSRTrainer", THICK)
+    before, fine = load_cases(stage_1 / "pseudo_hr"), load_cases(smore / STORE_NAME)
+    with trained.changed_plans(THICK) as change:
+        export = {"image": "smore", "back_projection_steps": 0}
+        change.plans["configurations"]["3d_fullres"]["rehrseg"]["self_sr"]["export"] = export
+        change.write()
+        trained.train("SelfSRTrainer", THICK, "--val")
+    after = load_cases(stage_1 / "pseudo_hr")
+    for key, (data, labels) in before.items():
+        np.testing.assert_array_equal(after[key][0][:-1], fine[key][0])
+        np.testing.assert_array_equal(after[key][0][-1], data[-1])
+        np.testing.assert_array_equal(after[key][1], labels)
+        assert not np.array_equal(after[key][0][:-1], data[:-1])

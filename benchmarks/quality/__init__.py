@@ -1,0 +1,1 @@
+"""Quality on real MRI with known truth: `python -m benchmarks.quality`, see `__main__`."""

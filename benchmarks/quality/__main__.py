@@ -1,0 +1,112 @@
+"""Quality on real MRI with known truth: one resumable command from an isotropic dataset to the tables.
+
+    python -m benchmarks.quality --source nnUNet_raw/Dataset004_Hippocampus --work /scratch/quality --tables 2 3
+
+simulates thick slices, plans, preprocesses, trains and predicts through nnU-Net's own commands, for every fold and
+seed, and prints the tables of what is finished: Dice and HD95 of the validation cases, and of test cases that no
+training has seen, at LR and against the true HR labels. Run it again to go on: a finished row is never computed again,
+a training that was stopped goes on from its last checkpoint (the baseline, as nnU-Net has it, every 50 epochs). More
+folds, seeds, rows or epochs of stage 2 go to the same work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from benchmarks.quality.datasets import Benchmark, prepare
+from benchmarks.quality.launch import PRECISIONS
+from benchmarks.quality.rows import ROWS, TABLES, in_order
+from benchmarks.quality.runs import Run, execute, predict, set_environment, train
+from benchmarks.quality.scores import score
+from benchmarks.quality.tables import write_tables
+from rehrseg_nnunet.cli.simulate import AXES
+from rehrseg_nnunet.presets import preset_names
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what is missing and print the tables."""
+    args = _parser().parse_args(argv)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
+    try:
+        benchmark, runs = _planned(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if not args.report:
+        _work(benchmark, runs, device=args.device)
+    folder = benchmark.work / "tables"
+    print(f"\n{write_tables(runs, folder)}\n{_legend(args)}\n\nEverything per case: {folder}")
+
+
+def _planned(args: argparse.Namespace) -> tuple[Benchmark, list[Run]]:
+    """The benchmark and all its runs, in order: row by row, every row on all folds and seeds."""
+    benchmark = Benchmark(
+        work=args.work.resolve(),
+        source=args.source.resolve(),
+        cases=args.cases,
+        test_cases=args.test_cases,
+        factor=args.factor,
+        axis=args.axis,
+        preset=args.preset,
+        baseline_epochs=args.baseline_epochs,
+        precision=args.precision,
+    )
+    keys = args.rows or [key for table in args.tables for key in TABLES[table][1]]
+    rows = in_order(keys)
+    benchmark.check()
+    benchmark.remember()
+    epochs = args.stage_2_epochs
+    runs = [Run(benchmark, row, fold, seed, epochs) for row in rows for seed in args.seeds for fold in args.folds]
+    return benchmark, runs
+
+
+def _work(benchmark: Benchmark, runs: list[Run], *, device: str) -> None:
+    set_environment(benchmark)
+    rows = [run.row for run in runs]
+    datasets = {row.data for row in rows} - {"thick"}
+    prepare(benchmark, datasets, {row.plans for row in rows}, execute)
+    for run in runs:
+        train(run, device=device)
+        if run.row.segments:
+            predict(run, device=device)
+            score(run)
+
+
+def _legend(args: argparse.Namespace) -> str:
+    return (
+        f"r = {args.factor} along {args.axis}, preset {args.preset}, {args.precision}, {args.cases} cases in nnU-Net's "
+        f"5 folds, folds {args.folds}, seeds {args.seeds}; epochs of 250 steps, a+b: b epochs from the baseline's "
+        "checkpoint. Mean of all classes. p: paired two-sided Wilcoxon test against the first row, over cases with "
+        "their mean over runs."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", type=Path, required=True, help="isotropic nnU-Net raw dataset folder (.nii.gz)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything; run again to resume")
+    parser.add_argument("--cases", type=int, default=60, help="first cases of the source, in order of their names")
+    parser.add_argument("--test-cases", type=int, default=0, help="cases after these, for testing alone")
+    parser.add_argument("--factor", type=int, default=4)
+    parser.add_argument("--axis", choices=AXES, default="z")
+    parser.add_argument("--preset", choices=preset_names(), default="cpu")
+    parser.add_argument("--folds", type=int, nargs="+", choices=range(5), default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--baseline-epochs", type=int, default=10, help="a length that nnU-Net has a trainer for")
+    parser.add_argument("--stage-2-epochs", type=int, default=10)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=["2", "3", "4", "5", "6"])
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"these instead, of: {', '.join(ROWS)}")
+    parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="bfloat16 halves the time on CPUs that have it"
+    )
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

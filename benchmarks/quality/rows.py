@@ -1,0 +1,166 @@
+"""What is compared: one `Row` per training, `TABLES` of rows, numbered as the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Changes = Mapping[str, Mapping[str, Any]]
+
+# Plans beside the preset's: what each has in its `rehrseg` block instead, by group of settings.
+PLANS: dict[str, Changes] = {
+    "": {},
+    "bspline": {},  # stage 1 finds SMORE's cases by its plans' name; under this one there are none
+    "scratch": {},  # nor a baseline under this one
+    "direct": {"self_sr": {"image_mode": "direct"}},
+    "majority": {"self_sr": {"label_profile": "majority"}},
+    "eq11": {"segmentation": {"lr_dice_weight": 0, "true_lr_probability": 0}},
+    "noLRDice": {"segmentation": {"lr_dice_weight": 0}},
+    "noTrueLR": {"segmentation": {"true_lr_probability": 0}},
+    "perSlice": {"segmentation": {"affinity_per_slice": True}},
+    "subpixel": {"segmentation": {"hr_head": {"upsampling": "subpixel"}}},
+    "rate1e-3": {"segmentation": {"learning_rate_from_trained": 1e-3}},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training per fold and seed, by nnU-Net's own command.
+
+    Attributes:
+        key: name of its files.
+        title: as printed.
+        trainer: class name without a length.
+        data: dataset that it is trained on: thick slices, these interpolated to thin ones, or the true thin slices.
+        start: "none": the baseline itself. "baseline": goes on from its checkpoint for stage 2's epochs. "scratch":
+            for the epochs of both together. "own": a restoring network, trained for as long as its settings say.
+        after: keys of rows that must be trained before.
+        plans: key of `PLANS`.
+        stage_1: key of the row whose pseudo-HR cases and teacher it takes, if that has other plans.
+        hr: how it gets to HR: by a head of its own, by upsampling its LR labels in three ways, or as its data are.
+    """
+
+    key: str
+    title: str
+    trainer: str
+    data: Literal["thick", "interpolated", "true_hr"] = "thick"
+    start: Literal["none", "baseline", "scratch", "own"] = "baseline"
+    after: Sequence[str] = ()
+    plans: str = ""
+    stage_1: str = ""
+    hr: Literal["head", "upsampled", "data"] = "head"
+
+    @property
+    def segments(self) -> bool:
+        """Whether it is a segmentation and not a restoring network (stage 1, SMORE)."""
+        return self.start != "own"
+
+
+def _variant(key: str, title: str, suffix: str, *, after: Sequence[str] = ("self_sr",)) -> Row:
+    return Row(key, title, f"REHRSegTrainer_{suffix}", after=after)
+
+
+def _setting(plans: str, title: str) -> Row:
+    """Stage 2 under other plans, on stage 1 as it is."""
+    return Row(plans, title, "REHRSegTrainer", plans=plans, stage_1="self_sr")
+
+
+def _stage_1_setting(plans: str, title: str) -> tuple[Row, Row]:
+    """Stage 1 under other plans, without SMORE, and stage 2 on it."""
+    stage_1 = Row(f"self_sr_{plans}", f"self-SR, {title}", "SelfSRTrainer", start="own", plans=plans)
+    name = f"REHRSeg on self-SR, {title}"
+    return stage_1, Row(f"rehrseg_{plans}", name, "REHRSegTrainer", after=(stage_1.key,), plans=plans)
+
+
+ROWS = {
+    row.key: row
+    for row in (
+        Row("baseline", "nnU-Net", "nnUNetTrainer", start="none", hr="upsampled"),
+        Row("continued", "nnU-Net continued", "ContinuedBaselineTrainer", hr="upsampled"),
+        Row("smore", "SMORE", "SMORETrainer", start="own"),
+        Row("self_sr", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",)),
+        Row("rehrseg", "REHRSeg", "REHRSegTrainer", after=("self_sr",)),
+        Row("interpolated", "nnU-Net on interpolated", "SafeTrainer", "interpolated", "scratch", hr="data"),
+        Row("true_hr", "nnU-Net on true HR (upper bound)", "SafeTrainer", "true_hr", "scratch", hr="data"),
+        _variant("pseudo_data", "pseudo-HR data of self-SR alone", "pseudoDataOnly"),
+        _variant("uncertainty", "+ uncertainty", "withUncertainty"),
+        _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
+        _variant("data_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", after=()),
+        _variant("data_smore", "SMORE's cases as pseudo-HR data", "pseudoDataSMORE", after=("smore",)),
+        *_stage_1_setting("bspline", "trained on B-spline + signed distance"),
+        _variant("mimic", "MIMIC", "MIMIC"),
+        _variant("ifvd", "IFVD", "IFVD"),
+        _variant("correlation", "correlation only", "correlationOnly"),
+        _variant("spatial", "spatial only", "spatialOnly"),
+        _variant("lambda0_01", "lambda 0.01", "lambda0_01"),
+        _variant("lambda0_1", "lambda 0.1", "lambda0_1"),
+        _variant("lambda10", "lambda 10", "lambda10"),
+        *_stage_1_setting("direct", "image itself instead of a residual (Eq. 4)"),
+        *_stage_1_setting("majority", "labels by majority"),
+        _setting("eq11", "LR loss and data by Eq. 11 alone"),
+        _setting("noLRDice", "no Dice in the LR loss"),
+        _setting("noTrueLR", "no true acquisitions"),
+        _setting("perSlice", "affinity per slice"),
+        _setting("subpixel", "HR head by sub-pixel convolution"),
+        _setting("rate1e-3", "initial learning rate 1e-3"),
+        Row(
+            "continued_rate1e-3",
+            "nnU-Net continued, initial learning rate 1e-3",
+            "ContinuedBaselineTrainer",
+            plans="rate1e-3",
+            hr="upsampled",
+        ),
+        Row("scratch", "from scratch", "REHRSegTrainer", start="scratch", plans="scratch", stage_1="self_sr"),
+    )
+}
+
+TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "2": ("super-resolution", ("smore", "self_sr_bspline", "self_sr")),
+    "3": ("segmentation", ("rehrseg", "baseline", "continued", "interpolated", "true_hr")),
+    "4": ("components", ("rehrseg", "continued", "pseudo_data", "uncertainty", "distillation")),
+    "5": ("source of the pseudo-HR data", ("rehrseg", "data_bspline", "data_smore", "pseudo_data", "rehrseg_bspline")),
+    "6": (
+        "distillation",
+        ("rehrseg", "mimic", "ifvd", "correlation", "spatial", "lambda0_01", "lambda0_1", "lambda10"),
+    ),
+    "settings": (
+        "settings",
+        (
+            "rehrseg",
+            "eq11",
+            "noLRDice",
+            "noTrueLR",
+            "perSlice",
+            "subpixel",
+            "rate1e-3",
+            "continued_rate1e-3",
+            "scratch",
+            "rehrseg_bspline",
+            "rehrseg_direct",
+            "rehrseg_majority",
+        ),
+    ),
+}
+
+
+def in_order(keys: Sequence[str]) -> list[Row]:
+    """The rows and all that they build on, each once, in an order in which they can be trained.
+
+    Raises:
+        ValueError: an unknown key.
+    """
+    ordered: dict[str, Row] = {}
+
+    def add(key: str) -> None:
+        if key not in ROWS:
+            raise ValueError(f"--rows must be among {', '.join(ROWS)}, got {key}")
+        row = ROWS[key]
+        before = (["baseline"] if row.start == "baseline" else []) + list(row.after) + [row.stage_1]
+        for other in filter(None, before):
+            add(other)
+        ordered.setdefault(key, row)
+
+    for key in keys:
+        add(key)
+    return list(ordered.values())

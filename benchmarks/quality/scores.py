@@ -1,0 +1,112 @@
+"""Every finished run's scores, case by case, computed once and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
+from benchmarks.quality.runs import Run
+from rehrseg_nnunet.evaluation.compare import evaluate_folders
+from rehrseg_nnunet.evaluation.comparison import UPSAMPLING_NAMES
+from rehrseg_nnunet.evaluation.upsampling import upsample_folder
+from rehrseg_nnunet.safe_files import write_atomically
+
+SETS = {"validation": "Tr", "test": "Ts"}
+
+
+def scores_file(run: Run) -> Path:
+    """Where a run's scores are kept."""
+    return run.benchmark.work / f"seed_{run.seed}" / "scores" / f"{run.label}.json"
+
+
+def score(run: Run) -> None:
+    """Score the validation cases and the test set of a segmenting run; nothing if that was done.
+
+    The file holds ``{set: {resolution: {way to HR, or "": {"labels": names by key, "cases": [...]}}}}``, as of
+    `evaluate_folders`.
+    """
+    file = scores_file(run)
+    if file.is_file():
+        return
+    result = {name: _score_set(run, name) for name in SETS if _source(run, name) is not None}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(result))
+
+
+def read_scores(run: Run) -> dict[str, Any] | None:
+    """A run's scores, None if it has none yet."""
+    file = scores_file(run)
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _source(run: Run, name: str) -> Path | None:
+    """Folder of the LR predictions (HR ones of a run on HR data) of a set, None where there are none."""
+    if name == "validation":
+        return run.folder / "validation"
+    folder = run.predictions / ("hr" if run.row.hr == "data" else "lr")
+    return folder if folder.is_dir() else None
+
+
+def _score_set(run: Run, name: str) -> dict[str, dict[str, Any]]:
+    raw = run.benchmark.folder("raw", run.benchmark.dataset("thick"))
+    folders = {"lr": {"": _lr_folder(run, name)}, "hr": dict(_hr_folders(run, name))}
+    references = {"lr": raw / f"labels{SETS[name]}", "hr": raw / f"labels{SETS[name]}HR"}
+    scored: dict[str, dict[str, Any]] = {}
+    for resolution, methods in folders.items():
+        summary = evaluate_folders(
+            references[resolution],
+            {way: [folder] for way, folder in methods.items()},
+            dataset_json=_dataset_json(run.benchmark),
+            chill=True,
+        )
+        labels = summary["settings"]["labels"]
+        scored[resolution] = {way: {"labels": labels, "cases": _cases(summary["methods"][way])} for way in methods}
+    return scored
+
+
+def _cases(method: dict[str, Any]) -> list[dict[str, Any]]:
+    (fold,) = method["folds"].values()
+    return [{"case": case["case"], "metrics": case["metrics"]} for case in fold["metric_per_case"]]
+
+
+def _lr_folder(run: Run, name: str) -> Path:
+    source = _source(run, name)
+    if run.row.hr != "data":
+        return source
+    target = run.predictions / f"{name}_slice_centres"
+    if not target.is_dir():
+        with whole(target) as partial:
+            decimate_folder(source, partial, factor=run.benchmark.factor, axis=run.benchmark.array_axis)
+    return target
+
+
+def _hr_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
+    if run.row.hr == "data":
+        yield "", _source(run, name)
+    elif run.row.hr == "head":
+        yield "", run.folder / "validation_hr" if name == "validation" else run.predictions / "hr"
+    else:
+        plans = PlansManager(str(run.folder.parent / "plans.json"))
+        dataset_json = _dataset_json(run.benchmark)
+        for method, title in UPSAMPLING_NAMES.items():
+            target = run.predictions / f"{name}_{method}"
+            upsample_folder(
+                _source(run, name),
+                target,
+                method=method,
+                factor=run.benchmark.factor,
+                axis=run.benchmark.array_axis,
+                reader=plans.image_reader_writer_class(),
+                label_manager=plans.get_label_manager(dataset_json),
+                dataset_json=dataset_json,
+            )
+            yield title, target
+
+
+def _dataset_json(benchmark: Benchmark) -> dict[str, Any]:
+    return json.loads((benchmark.folder("raw", benchmark.dataset("thick")) / "dataset.json").read_text())

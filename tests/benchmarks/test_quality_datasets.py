@@ -1,0 +1,409 @@
+"""Thick, interpolated and true thin slices: values, grids, plans, and nothing made twice or half."""
+
+import argparse
+import json
+import re
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from benchmarks.quality.datasets import (
+    CONFIGURATION,
+    copy_cases,
+    copy_true_hr,
+    decimate_folder,
+    interpolate_dataset,
+    labelled_files,
+    merged,
+    prepare,
+    read_folder,
+    whole,
+)
+from rehrseg_nnunet.cli.simulate import AXES, add_arguments, simulate
+from rehrseg_nnunet.cli.simulate import run as run_simulate
+from rehrseg_nnunet.config import BLOCK, load_config
+from rehrseg_nnunet.presets import load_preset
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def values(file):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def same_grid(one, other):
+    getters = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
+    return all(np.allclose(getattr(one, get)(), getattr(other, get)(), atol=1e-4) for get in getters)
+
+
+def test_the_first_cases_are_trained_on_and_the_next_ones_tested(make_benchmark, write_source, tmp_path):
+    source, target = make_benchmark().source, tmp_path / "copied"
+    write_source(source)
+    (source / "imagesTs").mkdir()  # has no labels: not copied
+    copy_cases(source, target, cases=3, test_cases=1)
+    assert names(target) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs"]
+    assert names(target / "imagesTr") == [f"case_{case}_0000.nii.gz" for case in range(3)]
+    assert names(target / "labelsTr") == [f"case_{case}.nii.gz" for case in range(3)]
+    assert names(target / "imagesTs") == ["case_3_0000.nii.gz"]
+    assert names(target / "labelsTs") == ["case_3.nii.gz"]
+    copied = target / "labelsTs" / "case_3.nii.gz"
+    assert copied.read_bytes() == (source / "labelsTr" / "case_3.nii.gz").read_bytes()
+    before, after = (json.loads((folder / "dataset.json").read_text()) for folder in (source, target))
+    assert after == {**before, "numTraining": 3}
+
+
+def test_every_channel_is_copied_and_similar_names_are_not_mixed_up(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in ("imagesTr", "labelsTr"):
+        (source / folder).mkdir(parents=True)
+    for case in ("a", "a_0001", "b"):
+        (source / "labelsTr" / f"{case}.nii.gz").touch()
+        for channel in ("0000", "0001"):
+            (source / "imagesTr" / f"{case}_{channel}.nii.gz").touch()
+    (source / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    copy_cases(source, target, cases=2, test_cases=0)
+    assert names(target) == ["dataset.json", "imagesTr", "labelsTr"]  # an empty test set would be predicted
+    expected = ["a_0000.nii.gz", "a_0001.nii.gz", "a_0001_0000.nii.gz", "a_0001_0001.nii.gz"]
+    assert names(target / "imagesTr") == expected
+
+
+def test_labelled_files_are_in_order_and_of_the_datasets_ending(tmp_path, write_json):
+    write_json(tmp_path / "dataset.json", {"file_ending": ".nii.gz"})
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "imagesTr").mkdir()
+    for file in ("labelsTr/b.nii.gz", "labelsTr/a.nii.gz", "labelsTr/a.nii", "labelsTr/note.txt", "imagesTr/c.nii.gz"):
+        (tmp_path / file).touch()
+    assert labelled_files(tmp_path) == [tmp_path / "labelsTr" / "a.nii.gz", tmp_path / "labelsTr" / "b.nii.gz"]
+
+
+def test_labelled_files_are_of_a_dataset(tmp_path):
+    missing = re.escape(str(tmp_path / "dataset.json"))
+    with pytest.raises(ValueError, match=rf"^--source must be an nnU-Net raw dataset, but {missing} is missing$"):
+        labelled_files(tmp_path)
+
+
+@pytest.mark.parametrize(("cases", "test_cases"), [(5, 2), (7, 0), (5, 0)])
+def test_all_cases_may_be_taken(make_benchmark, write_source, cases, test_cases):
+    benchmark = make_benchmark(cases=cases, test_cases=test_cases)
+    write_source(benchmark.source, cases=7)
+    benchmark.check()
+    assert not benchmark.work.exists()
+
+
+@pytest.mark.parametrize(("cases", "test_cases"), [(5, 2), (7, 0), (6, 1)])
+def test_too_few_cases_are_refused(make_benchmark, write_source, cases, test_cases):
+    benchmark = make_benchmark(cases=cases, test_cases=test_cases)
+    write_source(benchmark.source, cases=6)
+    message = rf"^--cases and --test-cases must be at most 6 together, got {cases} \+ {test_cases}$"
+    with pytest.raises(ValueError, match=message):
+        benchmark.check()
+    assert not benchmark.work.exists()
+
+
+@pytest.mark.parametrize(("cases", "test_cases"), [(4, 2), (0, 2), (-5, 0), (5, -1)])
+def test_counts_that_make_no_folds_are_refused(make_benchmark, write_source, cases, test_cases):
+    benchmark = make_benchmark(cases=cases, test_cases=test_cases)
+    write_source(benchmark.source)
+    with pytest.raises(ValueError, match=r"^--cases must be at least 5 and --test-cases at least 0, got \S+ and \S+$"):
+        benchmark.check()
+
+
+@pytest.mark.parametrize("name", ["Dataset001_Lowest", "Dataset299_Highest"])
+def test_every_dataset_of_a_source_has_a_number_that_nnunet_takes(make_benchmark, write_source, tmp_path, name):
+    benchmark = make_benchmark(source=tmp_path / name)
+    write_source(benchmark.source)
+    benchmark.check()
+    numbers = [int(benchmark.dataset(data)[7:10]) for data in ("thick", "interpolated", "true_hr")]
+    assert numbers == [int(name[7:10]) + offset for offset in (500, 600, 700)]
+    assert all(benchmark.dataset(data)[10] == "_" for data in ("thick", "interpolated", "true_hr"))
+
+
+@pytest.mark.parametrize(
+    "name", ["Dataset300_Liver", "Dataset999_Liver", "Dataset000_Liver", "Hippocampus", "004_Tiny", "Dataset004"]
+)
+def test_a_number_without_room_is_refused(make_benchmark, write_source, tmp_path, name):
+    benchmark = make_benchmark(source=tmp_path / name)
+    write_source(benchmark.source)
+    with pytest.raises(ValueError, match=rf"^--source must be named Dataset001_NAME to Dataset299_NAME, got {name}$"):
+        benchmark.check()
+
+
+def test_a_folder_that_is_no_dataset_is_refused(make_benchmark):
+    benchmark = make_benchmark()
+    benchmark.source.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^--source must be an nnU-Net raw dataset, but \S+dataset\.json is missing$"):
+        benchmark.check()
+
+
+def test_what_is_not_whole_does_not_get_the_name(tmp_path):
+    target = tmp_path / "raw" / "Dataset001_A"
+
+    def write(*files, fails):
+        with whole(target) as partial:
+            for file in files:
+                (partial / file).touch()
+            if fails:
+                raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write("a", fails=True)
+    assert not target.exists()
+    write("b", fails=False)
+    assert names(target) == ["b"]  # without what the first attempt left
+    assert names(target.parent) == [target.name]
+
+
+@pytest.fixture
+def simulated(make_benchmark, write_source, monkeypatch):
+    """Thick slices of two training cases and a test case; the folder."""
+
+    def make(factor=4, axis="z"):
+        benchmark = make_benchmark(factor=factor, axis=axis)
+        raw = benchmark.work / "nnUNet_raw"
+        write_source(benchmark.source, cases=3)
+        copy_cases(benchmark.source, raw / benchmark.source.name, cases=2, test_cases=1)
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            monkeypatch.setenv(variable, str(benchmark.work / variable))
+        return simulate("4", 504, factor=factor, axis=axis, label_mode="centre")
+
+    return make
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("factor", [2, 3])
+def test_interpolated_thin_slices_lie_where_the_true_ones_do(simulated, tmp_path, factor, axis):
+    thick, target = simulated(factor, axis), tmp_path / "interpolated"
+    interpolate_dataset(thick, target, factor=factor, axis=AXES[axis])
+    assert names(target) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs"]
+    for subfolder in ("imagesTr", "imagesTs", "labelsTr", "labelsTs"):
+        files = names(thick / subfolder)
+        assert names(target / subfolder) == files
+        for file in files:
+            truth = sitk.ReadImage(str(thick / f"{subfolder}HR" / file))
+            assert same_grid(sitk.ReadImage(str(target / subfolder / file)), truth), file
+    image, truth = (values(folder / "case_0_0000.nii.gz") for folder in (target / "imagesTr", thick / "imagesTrHR"))
+    assert image.dtype == np.float32
+    assert np.corrcoef(image.ravel(), truth.ravel())[0, 1] > 0.8  # the objects are where they were
+    labels, truth = (values(folder / "case_0.nii.gz") for folder in (target / "labelsTr", thick / "labelsTrHR"))
+    assert labels.dtype == truth.dtype
+    assert set(np.unique(labels)) == {0, 1, 2}
+    for label in (1, 2):
+        dice = 2 * ((labels == label) & (truth == label)).sum() / ((labels == label).sum() + (truth == label).sum())
+        assert dice > 0.8
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_true_thin_labels_decimated_are_the_thick_slices(simulated, tmp_path, factor, axis):
+    thick = simulated(factor, axis)
+    decimate_folder(thick / "labelsTrHR", tmp_path / "slice_centres", factor=factor, axis=AXES[axis])
+    assert names(tmp_path / "slice_centres") == ["case_0.nii.gz", "case_1.nii.gz"]
+    for file, image in read_folder(tmp_path / "slice_centres"):
+        truth = sitk.ReadImage(str(thick / "labelsTr" / file.name))
+        assert same_grid(image, truth)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(truth))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_interpolating_labels_and_decimating_them_gives_them_back(write_volume, write_json, tmp_path, factor, axis):
+    """Two blocks that touch, of four thick slices."""
+    labels = np.zeros((8, 8, 8), dtype=np.uint8)
+    labels[2:6, 2:7, 1:4] = 1
+    labels[2:6, 2:7, 4:7] = 2
+    labels = np.moveaxis(labels, 0, axis)
+    spacing = [1.0, 1.0, 1.0]
+    spacing[2 - axis] = 4.0
+    turn = [0.6, 0, 0.8, 0, 1, 0, -0.8, 0, 0.6]
+    thick, thin, back = tmp_path / "thick", tmp_path / "thin", tmp_path / "back"
+    geometry = {"spacing": spacing, "origin": (5.0, -3.0, 2.0), "direction": turn}
+    write_volume(thick / "labelsTr" / "a.nii.gz", labels, **geometry)
+    write_json(thick / "dataset.json", {})
+    interpolate_dataset(thick, thin, factor=factor, axis=axis)
+    image = sitk.ReadImage(str(thin / "labelsTr" / "a.nii.gz"))
+    assert image.GetSize()[2 - axis] == 8 * factor
+    assert image.GetSpacing()[2 - axis] == pytest.approx(4 / factor)
+    step = np.array(turn).reshape(3, 3)[:, 2 - axis]
+    np.testing.assert_allclose(
+        image.GetOrigin(), np.array(geometry["origin"]) + step * 4 * (0.5 / factor - 0.5), atol=1e-4
+    )
+    decimate_folder(thin / "labelsTr", back, factor=factor, axis=axis)
+    returned = sitk.ReadImage(str(back / "a.nii.gz"))
+    assert same_grid(returned, sitk.ReadImage(str(thick / "labelsTr" / "a.nii.gz")))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(returned), labels)
+
+
+def test_the_true_thin_slices_are_a_dataset_of_their_own(simulated, tmp_path):
+    thick, target = simulated(), tmp_path / "true"
+    copy_true_hr(thick, target)
+    assert names(target) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs"]
+    for subfolder in ("imagesTr", "imagesTs", "labelsTr", "labelsTs"):
+        kept = thick / f"{subfolder}HR"
+        assert names(target / subfolder) == names(kept)
+        for file in names(kept):
+            assert (target / subfolder / file).read_bytes() == (kept / file).read_bytes()
+
+
+def test_merged_replaces_at_every_depth_and_changes_nothing_else():
+    block = {"a": {"b": {"c": 1, "d": 2}, "e": 3}, "f": 4}
+    changes = {"a": {"b": {"d": 5}, "g": 6}, "f": {"h": 7}}
+    assert merged(block, changes) == {"a": {"b": {"c": 1, "d": 5}, "e": 3, "g": 6}, "f": {"h": 7}}
+    assert merged(block, {}) == block == {"a": {"b": {"c": 1, "d": 2}, "e": 3}, "f": 4}
+    assert merged({}, changes) == changes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("factor", 3, 4),
+        ("baseline_epochs", 50, 10),
+        ("cases", 2, 5),
+        ("test_cases", 0, 2),
+        ("axis", "x", "z"),
+        ("preset", "demo", "cpu"),
+        ("precision", "bfloat16", "float32"),
+    ],
+)
+def test_a_work_folder_is_of_one_benchmark(make_benchmark, key, value, before):
+    make_benchmark().remember()
+    make_benchmark().remember()
+    with pytest.raises(ValueError, match=rf"^--work \S+ was made with {key} {before}, got {value}; take another$"):
+        make_benchmark(**{key: value}).remember()
+
+
+def test_the_source_may_move_but_not_be_another(make_benchmark, tmp_path):
+    make_benchmark().remember()
+    make_benchmark(source=tmp_path / "elsewhere" / "Dataset004_Tiny").remember()
+    with pytest.raises(ValueError, match=r"was made with source Dataset004_Tiny, got Dataset005_Other;"):
+        make_benchmark(source=tmp_path / "Dataset005_Other").remember()
+
+
+def test_what_only_one_version_knows_makes_another_benchmark(make_benchmark, write_json):
+    """A work folder whose settings lack one of today's, or have one more."""
+    benchmark = make_benchmark()
+    benchmark.remember()
+    file = benchmark.work / "benchmark.json"
+    mine = json.loads(file.read_text())
+    older = {key: value for key, value in mine.items() if key != "precision"}
+    write_json(file, older)
+    with pytest.raises(ValueError, match=r"^--work \S+ was made with precision None, got float32; take another$"):
+        benchmark.remember()
+    assert json.loads(file.read_text()) == older  # left as it is
+    write_json(file, {**mine, "noise": "0.1"})
+    with pytest.raises(ValueError, match=r"^--work \S+ was made with noise 0\.1, got None; take another$"):
+        benchmark.remember()
+
+
+@pytest.fixture
+def prepared(make_benchmark, write_source, write_json, recorder, nnunet_plans, monkeypatch):
+    """A benchmark and `prepare` with commands that plan in a moment."""
+    benchmark = make_benchmark()
+    write_source(benchmark.source)
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(benchmark.work / variable))
+
+    def effect(command):
+        if command[:2] == ["rehrseg", "simulate"]:
+            parser = argparse.ArgumentParser()
+            add_arguments(parser)
+            run_simulate(parser.parse_args(command[2:]))
+            return
+        assert command[0] == "nnUNetv2_plan_and_preprocess"
+        (raw,) = (benchmark.work / "nnUNet_raw").glob(f"Dataset{int(command[command.index('-d') + 1]):03d}_*")
+        spacing = sitk.ReadImage(str(next((raw / "imagesTr").iterdir()))).GetSpacing()[::-1]
+        folder = benchmark.folder("preprocessed", raw.name)
+        write_json(folder / "nnUNetPlans.json", nnunet_plans(raw.name, spacing))
+
+    recorder.effect = effect
+    return benchmark, lambda *plans: prepare(benchmark, {"interpolated", "true_hr"}, set(plans), recorder)
+
+
+def plans_of(benchmark, data, name="rehrsegCPU"):
+    return json.loads((benchmark.folder("preprocessed", benchmark.dataset(data)) / f"{name}.json").read_text())
+
+
+def test_everything_is_prepared_once(prepared, recorder):
+    benchmark, run = prepared
+    run("noLRDice")
+    assert [command[0] for command in recorder.commands] == ["rehrseg", *["nnUNetv2_plan_and_preprocess"] * 3]
+    assert all(command[command.index("-c") + 1] == CONFIGURATION for command in recorder.commands[1:])
+    raw = benchmark.work / "nnUNet_raw"
+    datasets = ["Dataset504_Tiny_r4z", "Dataset604_Tiny_r4z_interpolated", "Dataset704_Tiny_r4z_true_hr"]
+    assert names(raw) == ["Dataset004_Tiny", *datasets]
+    assert [benchmark.dataset(data) for data in ("thick", "interpolated", "true_hr")] == datasets
+    for dataset, slices in zip(datasets, (4, 16, 16), strict=True):
+        assert values(raw / dataset / "imagesTr" / "case_0_0000.nii.gz").shape == (slices, 12, 12)
+        assert names(raw / dataset / "labelsTs") == ["case_5.nii.gz", "case_6.nii.gz"]
+    folder = benchmark.folder("preprocessed", datasets[0])
+    files = {file: file.read_bytes() for file in folder.iterdir()}
+    run("noLRDice")
+    assert len(recorder.commands) == 4
+    assert files == {file: file.read_bytes() for file in folder.iterdir()}
+    run("noLRDice", "perSlice")  # more plans go to the same folder
+    assert len(recorder.commands) == 4
+    assert {file.name for file in folder.iterdir()} - {file.name for file in files} == {"rehrsegCPU_perSlice.json"}
+
+
+def test_the_plans(prepared):
+    benchmark, run = prepared
+    run("noLRDice", "bspline")
+    stock, preset, changed, same = (
+        plans_of(benchmark, "thick", name)
+        for name in ("nnUNetPlans", "rehrsegCPU", "rehrsegCPU_noLRDice", "rehrsegCPU_bspline")
+    )
+    assert changed["plans_name"] == "rehrsegCPU_noLRDice"
+    configurations = [plans["configurations"][CONFIGURATION] for plans in (preset, changed)]
+    configs = [load_config(configuration) for configuration in configurations]
+    assert configs[1].segmentation == configs[0].segmentation.model_copy(update={"lr_dice_weight": 0})
+    assert configs[1].self_sr == configs[0].self_sr
+    assert {**preset, "plans_name": "rehrsegCPU_bspline"} == same
+    width = load_preset("cpu").network_width
+    assert width != 1
+    narrow = [max(4, round(features * width)) for features in (32, 64, 128)]
+    thick = preset["configurations"][CONFIGURATION]
+    assert thick["architecture"]["arch_kwargs"]["features_per_stage"] == narrow
+    assert stock["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]["features_per_stage"] == [32, 64, 128]
+    for data in ("interpolated", "true_hr"):
+        thin = plans_of(benchmark, data)
+        assert thin["plans_name"] == "rehrsegCPU"
+        configuration = thin["configurations"][CONFIGURATION]
+        assert configuration["architecture"]["arch_kwargs"]["features_per_stage"] == narrow
+        assert configuration["batch_size"] == thick["batch_size"] == 2  # nnU-Net planned 5
+        assert configuration["spacing"] == pytest.approx([0.9, 1.1, 1.0])
+        assert BLOCK not in configuration
+
+
+@pytest.mark.parametrize(("data", "name"), [("thick", "rehrsegCPU_noLRDice"), ("true_hr", "rehrsegCPU")])
+def test_changed_plans_are_refused(prepared, write_json, data, name):
+    benchmark, run = prepared
+    run("noLRDice")
+    plans = plans_of(benchmark, data, name)
+    plans["configurations"][CONFIGURATION]["batch_size"] += 1
+    file = benchmark.folder("preprocessed", benchmark.dataset(data)) / f"{name}.json"
+    write_json(file, plans)
+    with pytest.raises(ValueError, match=rf"{name}\.json must be what this version makes of its preset; take another"):
+        run("noLRDice")
+    assert json.loads(file.read_text()) == plans  # left as it is
+
+
+def test_interrupted_preprocessing_is_repeated(prepared, recorder):
+    benchmark, run = prepared
+    effect, folder = recorder.effect, benchmark.folder("preprocessed", benchmark.dataset("interpolated"))
+
+    def fail(command):
+        effect(command)
+        if "604" in command:
+            raise RuntimeError("killed")
+
+    recorder.effect = fail
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    assert (folder / "nnUNetPlans.json").is_file()
+    recorder.effect = effect
+    run()
+    preprocessed = [command[command.index("-d") + 1] for command in recorder.commands[1:]]
+    assert preprocessed.count("604") == 2
+    assert sorted(preprocessed) == ["504", "604", "604", "704"]

@@ -1,0 +1,108 @@
+"""nnU-Net's training from a seed and in another precision."""
+
+import random
+import sys
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from benchmarks.quality import launch
+
+ARGUMENTS = ["Dataset504_Tiny_r4z", "3d_fullres", "0", "--c"]
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Launch with a seed and a precision; what nnU-Net's command would be given and draw."""
+    drawn = []
+
+    def entry_point():
+        drawn.append((sys.argv[1:], random.random(), np.random.random(), float(torch.rand(1))))  # noqa: NPY002
+
+    def run(seed, precision="float32"):
+        monkeypatch.setattr(sys, "argv", ["launch", seed, precision, *ARGUMENTS])
+        launch.main()
+        return drawn.pop()
+
+    monkeypatch.setattr(launch, "run_training_entry", entry_point)
+    monkeypatch.setattr(nnUNetTrainer, "initialize", nnUNetTrainer.initialize)  # undone after the test
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield run
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
+
+
+def test_a_seed_draws_the_same_again_and_another_one_something_else(start):
+    first, again, other = start("5"), start("5"), start("6")
+    assert first == again
+    assert first[0] == ARGUMENTS
+    assert all(one != another for one, another in zip(first[1:], other[1:], strict=True))
+
+
+def test_only_bfloat16_changes_the_trainer(start):
+    initialize = nnUNetTrainer.initialize
+    start("0", "float32")
+    assert nnUNetTrainer.initialize is initialize
+    start("0", "bfloat16")
+    assert nnUNetTrainer.initialize is not initialize
+
+
+class Outputs(NamedTuple):
+    scales: list
+    index: torch.Tensor
+    missing: None = None
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 8)
+
+    def forward(self, values):
+        result = self.layer(values)
+        self.computed_in = result.dtype
+        return Outputs([result, result[:2]], result.argmax(dim=-1))
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """As a trainer in bfloat16 has it; weights in [0, 1) that bfloat16 rounds."""
+
+    def initialize(trainer):
+        trainer.network = Network()
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(nnUNetTrainer, "initialize", initialize)
+    launch.run_networks_in_bfloat16()
+    trainer = SimpleNamespace(device=torch.device("cpu"))
+    nnUNetTrainer.initialize(trainer)
+    return trainer.network
+
+
+def test_layers_compute_in_bfloat16_and_all_else_in_float32(network):
+    values = torch.rand(4, 64)
+    outputs = network(values)
+    assert network.computed_in == torch.bfloat16
+    assert isinstance(outputs, Outputs)
+    assert [scale.dtype for scale in outputs.scales] == [torch.float32] * 2
+    assert outputs.index.dtype == torch.int64
+    assert outputs.missing is None
+    expected = nn.functional.linear(values, network.layer.weight, network.layer.bias)
+    torch.testing.assert_close(outputs.scales[0], expected, atol=0.05, rtol=0)
+    assert not torch.equal(outputs.scales[0], expected)
+    outputs.scales[0].sum().backward()
+    assert network.layer.weight.grad.dtype == network.layer.weight.dtype == torch.float32
+    torch.testing.assert_close(network.layer.weight.grad, values.sum(dim=0).expand(8, -1), atol=0.05, rtol=0)
+
+
+def test_other_networks_and_the_state_dict_stay_as_they_are(network):
+    assert set(network.state_dict()) == {"layer.weight", "layer.bias"}
+    other = Network()
+    other(torch.rand(4, 64))
+    assert other.computed_in == torch.float32

@@ -1,0 +1,85 @@
+"""The one command: what it does, in which order."""
+
+import pytest
+
+import benchmarks.quality.__main__ as command
+
+
+@pytest.fixture
+def start(make_benchmark, write_source, monkeypatch):
+    """The command with options, on a source of five cases; every step that it takes."""
+    steps = []
+    write_source(make_benchmark().source)
+
+    def note(run, step):
+        steps.append((step, run.row.key, run.seed, run.fold, run.epochs))
+
+    def prepare(benchmark, datasets, plans, execute):
+        steps.append(("prepare", benchmark, datasets, plans))
+
+    monkeypatch.setattr(command, "set_environment", lambda benchmark: None)
+    monkeypatch.setattr(command, "prepare", prepare)
+    monkeypatch.setattr(command, "train", lambda run, device: note(run, f"train on {device}"))
+    monkeypatch.setattr(command, "predict", lambda run, device: note(run, f"predict on {device}"))
+    monkeypatch.setattr(command, "score", lambda run: note(run, "score"))
+
+    def run(*options):
+        steps.clear()
+        benchmark = make_benchmark()
+        own = ["--source", str(benchmark.source), "--work", str(benchmark.work), "--cases", "5", "--test-cases", "2"]
+        command.main([*own, *options])
+        return steps
+
+    return run
+
+
+def test_row_by_row_on_all_seeds_and_folds(start, make_benchmark):
+    first, *steps = start("--rows", "rehrseg", "--seeds", "0", "4", "--folds", "1", "2", "--stage-2-epochs", "20")
+    assert first == ("prepare", make_benchmark(), set(), {""})
+    expected = []
+    for key, epochs in (("baseline", 10), ("smore", None), ("self_sr", None), ("rehrseg", 20)):
+        for seed in (0, 4):
+            for fold in (1, 2):
+                segments = key in ("baseline", "rehrseg")
+                names = ["train on cpu", *(["predict on cpu", "score"] if segments else [])]
+                expected += [(name, key, seed, fold, epochs) for name in names]
+    assert steps == expected
+
+
+def test_data_and_plans_that_rows_need_are_prepared(start):
+    (_, _, datasets, plans), *_ = start("--rows", "true_hr", "eq11")
+    assert datasets == {"true_hr"}
+    assert plans == {"", "eq11"}
+    (_, _, datasets, plans), *steps = start("--tables", "3", "--device", "cuda")
+    assert datasets == {"interpolated", "true_hr"}
+    assert plans == {""}
+    assert ("train on cuda", "interpolated", 0, 0, 20) in steps
+
+
+def test_a_report_trains_nothing(start, capsys):
+    assert start("--tables", "3", "--report") == []
+    assert "Everything per case: " in capsys.readouterr().out
+
+
+def test_a_refused_command_leaves_nothing_so_that_a_corrected_one_works(start, make_benchmark):
+    """Also where the refused setting is one that the work folder is of."""
+    for options in (["--cases", "6"], ["--test-cases", "3"]):
+        with pytest.raises(
+            SystemExit, match=r"^error: --cases and --test-cases must be at most 7 together, got \d \+ \d$"
+        ):
+            start("--rows", "baseline", *options)
+        assert not make_benchmark().work.exists()
+    steps = start("--rows", "baseline", "--cases", "6", "--test-cases", "1")
+    assert [step[0] for step in steps] == ["prepare", "train on cpu", "predict on cpu", "score"]
+    with pytest.raises(SystemExit, match=r"^error: --work \S+ was made with cases 6, got 5; take another$"):
+        start("--rows", "baseline")
+
+
+@pytest.mark.parametrize("options", [[], ["--report"]])
+def test_a_source_that_is_none_is_refused_in_one_line(start, make_benchmark, options):
+    missing = make_benchmark().source / "dataset.json"
+    missing.unlink()
+    with pytest.raises(SystemExit) as error:
+        start("--rows", "baseline", *options)
+    assert error.value.code == f"error: --source must be an nnU-Net raw dataset, but {missing} is missing"
+    assert not make_benchmark().work.exists()

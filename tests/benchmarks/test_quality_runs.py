@@ -1,0 +1,328 @@
+"""What is trained, continued and predicted again, where, and with which commands."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+from nnunetv2.run.run_training import run_training_entry
+
+from benchmarks.quality import runs
+from benchmarks.quality.rows import ROWS
+from benchmarks.quality.runs import predict, seconds_file, train
+from rehrseg_nnunet.cli.predict import add_arguments
+from rehrseg_nnunet.runs import SELF_SR_VARIABLE, candidate_trainers, find_finished_run
+
+SEGMENTING = [key for key, row in ROWS.items() if row.segments]
+# networks of thick slices without an HR head
+UPSAMPLED = [key for key, row in ROWS.items() if row.trainer in ("nnUNetTrainer", "ContinuedBaselineTrainer")]
+
+
+def arguments(entry_point, command):
+    """A command's arguments as one of nnU-Net's entry points reads them."""
+
+    class CaughtError(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def catch(parser, *args, **kwargs):
+        raise CaughtError(parse(parser, command))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", catch)
+        with pytest.raises(CaughtError) as caught:
+            entry_point()
+    return caught.value.args[0]
+
+
+def trained(run, recorder):
+    """Train; the arguments of nnUNetv2_train."""
+    train(run, device="cpu", execute=recorder)
+    (command,) = recorder.commands
+    assert command[:3] == [sys.executable, "-m", "benchmarks.quality.launch"]
+    assert command[3:5] == [str(run.seed), run.benchmark.precision]
+    return arguments(run_training_entry, command[5:])
+
+
+def test_a_fresh_training(make_run, recorder):
+    run = make_run("self_sr_direct", fold=3, seed=7, precision="bfloat16")
+    args = trained(run, recorder)
+    assert (args.dataset_name_or_id, args.configuration, args.fold) == ("Dataset504_Tiny_r4z", "3d_fullres", "3")
+    assert (args.tr, args.p, args.device) == ("SelfSRTrainer", "rehrsegCPU_direct", "cpu")
+    assert not any((args.c, args.val, args.npz))
+    (environment,) = recorder.environments
+    work = run.benchmark.work
+    assert environment == {
+        "nnUNet_raw": str(work / "nnUNet_raw"),
+        "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
+        "nnUNet_results": str(work / "seed_7" / "nnUNet_results"),
+    }
+    assert run.folder == (
+        work / "seed_7/nnUNet_results/Dataset504_Tiny_r4z/SelfSRTrainer__rehrsegCPU_direct__3d_fullres/fold_3"
+    )
+
+
+@pytest.mark.parametrize("key", ["baseline", "smore", "self_sr", "rehrseg", "true_hr"])
+def test_nothing_is_done_for_a_finished_training(make_run, recorder, finish, key):
+    run = make_run(key)
+    finish(run)
+    train(run, device="cpu", execute=recorder)
+    assert recorder.commands == []
+    assert not seconds_file(run).exists()
+
+
+@pytest.mark.parametrize("key", ["baseline", "smore", "self_sr", "rehrseg"])
+def test_an_interrupted_validation_is_repeated(make_run, recorder, finish, key):
+    run = make_run(key)
+    finish(run, report=False)
+    args = trained(run, recorder)
+    assert args.val
+    assert not args.c
+
+
+def test_an_interrupted_validation_at_hr_is_repeated(make_run, recorder, finish):
+    """nnU-Net's summary of the LR validation is there before the HR predictions."""
+    run = make_run("rehrseg")
+    finish(run, cases=("case_0", "case_1"), hr_cases=("case_0",))
+    assert trained(run, recorder).val
+
+
+@pytest.mark.parametrize("checkpoints", [["latest"], ["best"], ["latest", "best"]])
+def test_an_interrupted_training_goes_on(make_run, recorder, checkpoints):
+    run = make_run("smore")
+    run.folder.mkdir(parents=True)
+    for name in checkpoints:
+        (run.folder / f"checkpoint_{name}.pth").touch()
+    args = trained(run, recorder)
+    assert args.c
+    assert not args.val
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(make_run, recorder):
+    run = make_run("smore")
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint_latest.pth.tmp").touch()
+    (run.folder / "training_log.txt").touch()
+    assert not trained(run, recorder).c
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_probabilities_only_where_labels_are_upsampled(make_run, recorder, finish, key):
+    run = make_run(key)
+    finish(make_run("baseline"), report=key != "baseline")
+    assert trained(run, recorder).npz == (key in UPSAMPLED)
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_stage_1_of_other_plans_is_named(make_run, recorder, finish, key):
+    run = make_run(key, fold=1, seed=2)
+    finish(make_run("baseline", fold=1, seed=2), report=key != "baseline")
+    trained(run, recorder)
+    (environment,) = recorder.environments
+    assert (SELF_SR_VARIABLE in environment) == bool(run.row.stage_1)
+    if run.row.stage_1:
+        other = make_run("self_sr", fold=1, seed=2).folder
+        assert environment[SELF_SR_VARIABLE] == str(other)
+        assert other.name == "fold_1"
+        assert other.parent.name == "SelfSRTrainer__rehrsegCPU__3d_fullres"
+        assert "seed_2" in other.parts
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 10, 20])
+@pytest.mark.parametrize("key", ["continued", "rehrseg", "mimic", "eq11", "rehrseg_bspline"])
+def test_the_baseline_is_found_under_any_plans_and_length(make_run, recorder, finish, key, epochs):
+    baseline, run = make_run("baseline", epochs=epochs), make_run(key, epochs=epochs)
+    finish(baseline)
+    train(run, device="cpu", execute=recorder)
+    train(run, device="cpu", execute=recorder)  # the link is there by now
+    found = find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer))
+    assert found is not None
+    assert found.resolve() == baseline.folder.resolve()
+
+
+def test_each_seed_has_its_own_baseline(make_run, recorder, finish):
+    for seed in (0, 1):
+        finish(make_run("baseline", seed=seed))
+        run = make_run("eq11", seed=seed)
+        train(run, device="cpu", execute=recorder)
+        found = find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer))
+        assert found.resolve() == make_run("baseline", seed=seed).folder.resolve()
+    assert make_run("eq11", seed=0).results != make_run("eq11", seed=1).results
+
+
+@pytest.mark.parametrize("key", ["scratch", "true_hr", "self_sr_bspline"])
+def test_what_does_not_start_from_the_baseline_does_not_find_it(make_run, recorder, finish, key):
+    finish(make_run("baseline"))
+    run = make_run(key)
+    train(run, device="cpu", execute=recorder)
+    assert find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer)) is None
+    if key == "self_sr_bspline":  # nor SMORE's cases
+        finish(make_run("smore"))
+        assert find_finished_run(run.folder, ["SMORETrainer"]) is None
+
+
+def test_runs_have_files_of_their_own(make_run):
+    made = [
+        make_run(key, fold=fold, seed=seed, epochs=epochs)
+        for key in ROWS
+        for fold in (0, 1)
+        for seed in (0, 1)
+        for epochs in (5, 10)
+    ]
+    names = {(run.row.key, run.fold, run.seed, run.all_epochs) for run in made}
+    for attribute in ("folder", "predictions"):
+        assert len({getattr(run, attribute) for run in made}) == len(names), attribute
+    assert len({seconds_file(run) for run in made}) == len(names)
+
+
+@pytest.fixture
+def test_set(make_benchmark):
+    """Folders of the test images of all three datasets."""
+    for data in ("thick", "interpolated", "true_hr"):
+        (make_benchmark().folder("raw", make_benchmark().dataset(data)) / "imagesTs").mkdir(parents=True)
+
+
+def write_prediction(command):
+    """What both predict commands do."""
+    folder = Path(command[command.index("-o") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "case_3.nii.gz").touch()
+
+
+def predict_arguments(command):
+    if command[0] == "nnUNetv2_predict":
+        return arguments(predict_entry_point, command[1:])
+    assert command[:2] == ["rehrseg", "predict"]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(command[2:])
+
+
+@pytest.mark.parametrize("key", SEGMENTING)
+def test_predictions(make_run, recorder, test_set, key):
+    run = make_run(key, fold=2)
+    recorder.effect = write_prediction
+    predict(run, device="cpu", execute=recorder)
+    resolutions = {"head": ["lr", "hr"], "upsampled": ["lr"], "data": ["hr"]}[run.row.hr]
+    assert sorted(folder.name for folder in run.predictions.iterdir()) == sorted(resolutions)
+    assert all((run.predictions / resolution / "case_3.nii.gz").is_file() for resolution in resolutions)
+    programs = [command[0] for command in recorder.commands]
+    assert programs == ["nnUNetv2_predict", "rehrseg"][: len(resolutions)]
+    for command in recorder.commands:
+        args = predict_arguments(command)
+        dataset = run.folder.parent.parent.name
+        assert (args.d, args.c, args.tr, args.device) == (dataset, "3d_fullres", run.trainer, "cpu")
+        assert args.i == str(run.benchmark.folder("raw", dataset) / "imagesTs")
+        assert [int(fold) for fold in args.f] == [2]
+        assert args.p == run.benchmark.plans_name(run.row.plans)
+        assert not args.continue_prediction  # it would keep files that a kill has cut off
+        assert args.save_probabilities == (key in UPSAMPLED)
+    assert {environment["nnUNet_results"] for environment in recorder.environments} == {str(run.results)}
+    predict(run, device="cpu", execute=recorder)
+    assert len(recorder.commands) == len(resolutions)  # nothing again
+
+
+def test_a_prediction_that_fails_is_not_taken_for_a_finished_one(make_run, recorder, test_set):
+    run = make_run("rehrseg")
+
+    def fail_at_hr(command):
+        write_prediction(command)
+        if command[0] == "rehrseg":
+            raise subprocess.CalledProcessError(1, command)
+
+    recorder.effect = fail_at_hr
+    with pytest.raises(subprocess.CalledProcessError):
+        predict(run, device="cpu", execute=recorder)
+    assert (run.predictions / "lr").is_dir()
+    assert not (run.predictions / "hr").exists()
+    recorder.effect = write_prediction
+    predict(run, device="cpu", execute=recorder)
+    assert [command[0] for command in recorder.commands] == ["nnUNetv2_predict", "rehrseg", "rehrseg"]
+    assert recorder.commands[1] == recorder.commands[2]
+    assert (run.predictions / "hr").is_dir()
+
+
+@pytest.mark.parametrize("resolution", ["lr", "hr"])
+def test_files_of_an_interrupted_prediction_do_not_survive(make_run, recorder, test_set, resolution):
+    run = make_run("rehrseg")
+
+    def cut_off(command):
+        write_prediction(command)
+        folder = Path(command[command.index("-o") + 1])
+        (folder / "case_4.nii.gz").write_text("half")
+        if folder.name.startswith(resolution):
+            raise subprocess.CalledProcessError(1, command)
+        (folder / "case_4.nii.gz").write_text("whole")
+
+    recorder.effect = cut_off
+    with pytest.raises(subprocess.CalledProcessError):
+        predict(run, device="cpu", execute=recorder)
+    found = []
+
+    def note(command):
+        folder = Path(command[command.index("-o") + 1])
+        found.extend(folder.glob("*"))
+        write_prediction(command)
+
+    recorder.effect = note
+    predict(run, device="cpu", execute=recorder)
+    assert found == []  # each command starts from an empty folder
+    assert [file.name for file in (run.predictions / resolution).iterdir()] == ["case_3.nii.gz"]
+    assert sorted(folder.name for folder in run.predictions.iterdir()) == ["hr", "lr"]
+    if resolution == "hr":  # finished before, so left alone
+        assert (run.predictions / "lr" / "case_4.nii.gz").read_text() == "whole"
+
+
+def test_without_a_test_set_nothing_is_predicted(make_run, recorder):
+    run = make_run("rehrseg", test_cases=0)
+    predict(run, device="cpu", execute=recorder)
+    assert recorder.commands == []
+    assert not run.predictions.exists()
+
+
+def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatch):
+    now = {"wall": 100.0, "cpu": 10.0}
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now["wall"]))
+    monkeypatch.setattr(runs, "_children_cpu", lambda: now["cpu"])
+
+    def work(wall, cpu, *, fails=False):
+        def effect(command):
+            now["wall"] += wall
+            now["cpu"] += cpu
+            write_prediction([*command, "-o", str(run.folder)] if "-o" not in command else command)
+            if fails:
+                raise subprocess.CalledProcessError(1, command)
+
+        return effect
+
+    run = make_run("baseline")
+    recorder.effect = work(5, 8, fails=True)
+    with pytest.raises(subprocess.CalledProcessError):
+        train(run, device="cpu", execute=recorder)
+    assert json.loads(seconds_file(run).read_text()) == {"train": {"wall": 5, "cpu": 8}}
+    now["wall"] += 1000  # between the attempts
+    recorder.effect = work(7, 9)
+    train(run, device="cpu", execute=recorder)
+    recorder.effect = work(2, 3)
+    predict(run, device="cpu", execute=recorder)
+    assert json.loads(seconds_file(run).read_text()) == {
+        "train": {"wall": 12, "cpu": 17},
+        "predict_lr": {"wall": 2, "cpu": 3},
+    }
+    assert not seconds_file(make_run("baseline", fold=1)).exists()
+
+
+def test_execute_runs_this_pythons_commands_and_raises(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("KEPT", "kept")
+    code = "import os; print(os.environ['KEPT'], os.environ['NEW'], os.environ['PATH'].split(os.pathsep)[0])"
+    runs.execute([sys.executable, "-c", code], {"NEW": "new"})
+    out = capfd.readouterr().out
+    assert f"kept new {Path(sys.executable).parent}\n" in out
+    assert out.startswith(f"$ {sys.executable} -c")
+    with pytest.raises(subprocess.CalledProcessError):
+        runs.execute([sys.executable, "-c", "raise SystemExit(3)"])

@@ -1,0 +1,213 @@
+"""Scores of a run's validation and test cases at LR and HR, computed once."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import scores
+from benchmarks.quality.scores import read_scores, score, scores_file
+from rehrseg_nnunet.shape_interpolation import interpolate_labels
+
+FACTOR = 4
+LR, HR = (6, 10, 10), (24, 10, 10)
+CASES = {"validation": ["case_0", "case_1"], "test": ["case_8"]}
+SHIFTS = {"case_0": 0.0, "case_1": 0.5, "case_2": 0.0, "case_8": -0.5}
+WAYS = ["nearest", "linear probabilities", "signed distance"]
+
+
+def halves(shape, shift=0.0, width=12):
+    """A ball around the same physical point on either grid, cut into two labels."""
+    z, y, x = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    z = (z + 0.5) * 12 / shape[0]
+    ball = (z - 6) ** 2 + (y - 4.5 - shift) ** 2 + (x - 4.5) ** 2 <= width
+    return np.where(ball, np.where(x > 4, 2, 1), 0).astype(np.uint8)
+
+
+def dice(truth, prediction, label):
+    one, other = truth == label, prediction == label
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+@pytest.fixture
+def make(make_run, write_volume, write_json):
+    """A run with reference labels of three training cases, two of them of this fold, and a test case."""
+
+    def write(file, labels):
+        spacing = 12 / labels.shape[0]
+        write_volume(file, labels, spacing=(1.0, 1.0, spacing), origin=(3.0, -1.0, spacing / 2))
+
+    def make(key):
+        run = make_run(key, factor=FACTOR)
+        raw = run.benchmark.folder("raw", run.benchmark.dataset("thick"))
+        for case, shift in SHIFTS.items():
+            part = "Ts" if case in CASES["test"] else "Tr"
+            write(raw / f"labels{part}" / f"{case}.nii.gz", halves(LR, shift))
+            write(raw / f"labels{part}HR" / f"{case}.nii.gz", halves(HR, shift))
+        labels = {"background": 0, "left": 1, "right": 2}
+        write_json(raw / "dataset.json", {"labels": labels, "channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"})
+        plans = {"image_reader_writer": "SimpleITKIO", "label_manager": "LabelManager", "configurations": {}}
+        write_json(run.folder.parent / "plans.json", plans)
+        return run, write
+
+    return make
+
+
+def folders_of(run):
+    return {
+        "validation": {"lr": run.folder / "validation", "hr": run.folder / "validation_hr"},
+        "test": {"lr": run.predictions / "lr", "hr": run.predictions / "hr"},
+    }
+
+
+def by_case(scored):
+    return {case["case"]: case["metrics"] for case in scored["cases"]}
+
+
+def check(scored, name, predictions, shape):
+    """Every case's Dice and voxel counts, label by label."""
+    assert scored["labels"] == {"1": "left", "2": "right"}
+    assert list(by_case(scored)) == CASES[name]
+    for case, metrics in by_case(scored).items():
+        truth = halves(shape, SHIFTS[case])
+        for label in (1, 2):
+            found = metrics[str(label)]
+            assert found["Dice"] == pytest.approx(dice(truth, predictions[case], label))
+            assert (found["n_ref"], found["n_pred"]) == ((truth == label).sum(), (predictions[case] == label).sum())
+            assert (found["HD95"] > 0) == (found["Dice"] < 1)
+
+
+@pytest.fixture
+def head_run(make):
+    run, write = make("rehrseg")
+    for name, folders in folders_of(run).items():
+        for case in CASES[name]:
+            write(folders["lr"] / f"{case}.nii.gz", halves(LR, 1))
+            write(folders["hr"] / f"{case}.nii.gz", halves(HR, 1.5))
+    return run
+
+
+def test_a_row_with_an_hr_head(head_run):
+    score(head_run)
+    result = read_scores(head_run)
+    assert list(result) == ["validation", "test"]
+    for name, resolutions in result.items():
+        assert list(resolutions) == ["lr", "hr"]
+        assert list(resolutions["lr"]) == list(resolutions["hr"]) == [""]
+        check(resolutions["lr"][""], name, dict.fromkeys(CASES[name], halves(LR, 1)), LR)
+        check(resolutions["hr"][""], name, dict.fromkeys(CASES[name], halves(HR, 1.5)), HR)
+
+
+def test_scores_are_computed_once(head_run):
+    assert read_scores(head_run) is None
+    score(head_run)
+    before = scores_file(head_run).read_bytes()
+    shutil.rmtree(head_run.folder)
+    shutil.rmtree(head_run.predictions)
+    score(head_run)
+    assert scores_file(head_run).read_bytes() == before
+    assert read_scores(head_run) == json.loads(before)
+
+
+def test_without_a_test_set_there_is_no_score_of_one(head_run):
+    shutil.rmtree(head_run.predictions)
+    score(head_run)
+    assert list(read_scores(head_run)) == ["validation"]
+
+
+def naive_linear(probabilities):
+    """Class probabilities (classes, D, H, W) on a straight line between slice centres, and on beyond the outer two."""
+    classes, depth, *plane = probabilities.shape
+    result = np.zeros((classes, depth * FACTOR, *plane))
+    for slice_ in range(depth * FACTOR):
+        position = (slice_ + 0.5) / FACTOR - 0.5
+        low = min(max(int(np.floor(position)), 0), depth - 2)
+        share = position - low
+        result[:, slice_] = (1 - share) * probabilities[:, low] + share * probabilities[:, low + 1]
+    return result.argmax(axis=0)
+
+
+@pytest.fixture
+def upsampled_run(make):
+    """The baseline and its predictions' probabilities by case."""
+    run, write = make("baseline")
+    rng = np.random.default_rng(3)
+    probabilities = {}
+    for name, folders in folders_of(run).items():
+        for case in CASES[name]:
+            one_hot = np.stack([halves(LR, 1) == label for label in range(3)])
+            soft = (one_hot + rng.uniform(0, 1.2, size=one_hot.shape)).astype(np.float32)
+            probabilities[case] = soft / soft.sum(axis=0)
+            write(folders["lr"] / f"{case}.nii.gz", probabilities[case].argmax(axis=0).astype(np.uint8))
+            np.savez_compressed(folders["lr"] / f"{case}.npz", probabilities=probabilities[case])
+    return run, probabilities
+
+
+def test_a_row_whose_labels_are_upsampled(upsampled_run):
+    run, probabilities = upsampled_run
+    score(run)
+    labels = {case: values.argmax(axis=0).astype(np.int16) for case, values in probabilities.items()}
+    spacing = (2.0, 1.0, 1.0)
+    expected = {
+        "nearest": {case: values.repeat(FACTOR, axis=0) for case, values in labels.items()},
+        "linear probabilities": {case: naive_linear(values) for case, values in probabilities.items()},
+        "signed distance": {
+            case: interpolate_labels(values, FACTOR, 0, spacing_mm=spacing) for case, values in labels.items()
+        },
+    }
+    for name, resolutions in read_scores(run).items():
+        check(resolutions["lr"][""], name, labels, LR)
+        assert list(resolutions["hr"]) == WAYS
+        for way in WAYS:
+            check(resolutions["hr"][way], name, expected[way], HR)
+        ways = [by_case(resolutions["hr"][way]) for way in WAYS]
+        assert all(one != other for one, other in ((ways[0], ways[1]), (ways[1], ways[2]), (ways[0], ways[2])))
+
+
+def test_without_probabilities_the_remedy_is_named_and_nothing_is_written(upsampled_run):
+    run, _ = upsampled_run
+    (run.folder / "validation" / "case_1.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"case_1\.npz is missing: predict with probabilities"):
+        score(run)
+    assert read_scores(run) is None
+
+
+@pytest.fixture
+def thin_run(make):
+    """A row that is trained on thin slices, so that its validation is at HR."""
+    run, write = make("true_hr")
+    for name, folder in {"validation": run.folder / "validation", "test": run.predictions / "hr"}.items():
+        for case in CASES[name]:
+            write(folder / f"{case}.nii.gz", halves(HR, 1))
+    return run
+
+
+def at_slice_centres(labels):
+    """Of four thin slices the inner two decide, where they differ the outer two, and at last the second."""
+    first, second, third, fourth = (labels[start::FACTOR].astype(int) for start in range(FACTOR))
+    votes = [(first == inner).astype(int) + (fourth == inner) for inner in (second, third)]
+    return np.where(votes[1] > votes[0], third, second)
+
+
+def test_a_row_on_thin_slices(thin_run):
+    score(thin_run)
+    for name, resolutions in read_scores(thin_run).items():
+        check(resolutions["hr"][""], name, dict.fromkeys(CASES[name], halves(HR, 1)), HR)
+        check(resolutions["lr"][""], name, dict.fromkeys(CASES[name], at_slice_centres(halves(HR, 1))), LR)
+
+
+def test_interrupted_scoring_is_repeated_on_all_cases(thin_run, monkeypatch):
+    decimate = scores.decimate_folder
+
+    def fail(source, target, **options):
+        decimate(source, target, **options)
+        (target / "case_1.nii.gz").unlink()
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "decimate_folder", fail)
+        with pytest.raises(OSError, match="disk full"):
+            score(thin_run)
+    score(thin_run)
+    assert list(by_case(read_scores(thin_run)["validation"]["lr"][""])) == CASES["validation"]
