@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     if not args.report:
         _work(benchmark, runs, device=args.device)
     folder = benchmark.work / "tables"
-    print(f"\n{write_tables(runs, folder)}\n{_legend(args)}\n\nEverything per case: {folder}")
+    numbers = (
+        [number for number, (_, keys) in TABLES.items() if set(keys) & set(args.rows)] if args.rows else args.tables
+    )
+    print(f"\n{write_tables(numbers, runs, folder)}\n{_legend(args)}\n\nEverything per case: {folder}")
 
 
 def _planned(args: argparse.Namespace) -> tuple[Benchmark, list[Run]]:

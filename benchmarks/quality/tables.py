@@ -46,21 +46,22 @@ class Table:
     data: dict[str, Any]
 
     def markdown(self) -> str:
-        """The title and a markdown table."""
-        columns = list(self.rows[0])
+        """The title and a markdown table of the columns that say something."""
+        columns = [column for column in self.rows[0] if not column or any(row.get(column) for row in self.rows)]
         lines = [columns, ["---"] * len(columns), *([row.get(c, "") for c in columns] for row in self.rows)]
         return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def write_tables(runs: Sequence[Run], folder: Path) -> str:
+def write_tables(numbers: Sequence[str], runs: Sequence[Run], folder: Path) -> str:
     """Write `tables.md`, `tables.json` and, with every single value, `scores.csv`; returns the markdown.
 
     Args:
+        numbers: keys of `TABLES`.
         runs: finished or not; those without scores are left out.
         folder: for the files.
     """
     scores = {run: found for run in runs if run.row.segments and (found := read_scores(run)) is not None}
-    tables = [table for number in TABLES for table in _tables(number, runs, scores)]
+    tables = [table for number in numbers for table in _tables(number, runs, scores)]
     tables += [table for table in [cost_table(runs)] if table.rows]
     folder.mkdir(parents=True, exist_ok=True)
     markdown = "\n".join(table.markdown() for table in tables)

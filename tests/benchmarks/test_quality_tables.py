@@ -82,7 +82,7 @@ COMPONENTS = "Table 4: components, thick slices (LR), validation cases"
 
 
 def test_means_and_deviations(study, tmp_path):
-    table = cells(write_tables(study.runs, tmp_path / "tables"), LR_TITLE)
+    table = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)
     assert list(table) == ["REHRSeg", "nnU-Net", "nnU-Net continued"]  # in the table's order, not the runs'
     for key, title in (("rehrseg", "REHRSeg"), ("baseline", "nnU-Net"), ("continued", "nnU-Net continued")):
         row, values = table[title], study.dice(key, "lr")
@@ -99,7 +99,7 @@ def test_means_and_deviations(study, tmp_path):
 
 
 def test_rows_are_tested_against_the_first(study, tmp_path):
-    table = cells(write_tables(study.runs, tmp_path / "tables"), LR_TITLE)
+    table = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)
     content = json.loads((tmp_path / "tables" / "tables.json").read_text())[LR_TITLE]
     first = study.dice("rehrseg", "lr").mean(axis=(0, 2))
     for key, title, better in (("baseline", "nnU-Net", False), ("continued", "nnU-Net continued", True)):
@@ -128,13 +128,13 @@ def test_equal_scores_are_a_difference_of_zero(study, tmp_path):
         if run.row.key == "continued":
             other = study.make_run("rehrseg", seed=run.seed, fold=run.fold)
             scores_file(run).write_text(scores_file(other).read_text())
-    row = cells(write_tables(study.runs, tmp_path / "tables"), LR_TITLE)["nnU-Net continued"]
+    row = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)["nnU-Net continued"]
     assert abs(float(row["first minus this (Dice)"])) == 0
     assert float(row["p (Dice)"]) == 1
 
 
 def test_every_way_to_hr_is_a_row(study, tmp_path):
-    table = cells(write_tables(study.runs, tmp_path / "tables"), HR_TITLE)
+    table = cells(write_tables(["3"], study.runs, tmp_path / "tables"), HR_TITLE)
     ways = [f"{title}, {way}" for title in ("nnU-Net", "nnU-Net continued") for way in WAYS]
     assert list(table) == ["REHRSeg", *ways]
     for way in WAYS:
@@ -147,8 +147,9 @@ def test_every_way_to_hr_is_a_row(study, tmp_path):
 def test_unfinished_runs_are_left_out(study, tmp_path):
     unfinished = [study.make_run(key) for key in ("true_hr", "pseudo_data", "smore", "self_sr")]
     more = [study.make_run("baseline", seed=2)]
-    markdown = write_tables([*unfinished, *study.runs, *more], tmp_path / "tables")
-    assert markdown == write_tables(study.runs, tmp_path / "other")
+    numbers = ["2", "3", "4"]
+    markdown = write_tables(numbers, [*unfinished, *study.runs, *more], tmp_path / "tables")
+    assert markdown == write_tables(numbers, study.runs, tmp_path / "other")
     titles = [line.removeprefix("### ") for line in markdown.splitlines() if line.startswith("### ")]
     assert LR_TITLE in titles
     assert not [title for title in titles if "test cases" in title or title.startswith(("Table 2", "Time"))]
@@ -157,14 +158,15 @@ def test_unfinished_runs_are_left_out(study, tmp_path):
 
 def test_without_the_first_row_nothing_is_tested(make_run, write_json, tmp_path):
     study = Study(make_run, write_json).add("baseline", mean=0.7).add("continued", mean=0.8)
-    table = cells(write_tables(study.runs, tmp_path / "tables"), LR_TITLE)
+    table = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)
     assert list(table) == ["nnU-Net", "nnU-Net continued"]
-    assert {row["p (Dice)"] for row in table.values()} == {""}
+    of_the_rows_alone = {"", "epochs", "runs", "cases", DICE, HD95, "± over runs (Dice)", "± over runs (HD95)"}
+    assert all(set(row) == of_the_rows_alone for row in table.values())  # no column that is empty everywhere
 
 
 def test_test_cases_have_tables_of_their_own(study, tmp_path):
     study.add("true_hr", mean=0.9, sets=("validation", "test"))
-    markdown = write_tables(study.runs, tmp_path / "tables")
+    markdown = write_tables(["3"], study.runs, tmp_path / "tables")
     for resolution, slices in (("lr", "thick"), ("hr", "thin")):
         table = cells(markdown, TITLE.format(slices, resolution.upper(), "test"))
         assert list(table) == [ROWS["true_hr"].title]
@@ -179,7 +181,7 @@ def test_a_missed_structure_is_counted(study, tmp_path):
     case = content["validation"]["lr"][""]["cases"][0]
     case["metrics"]["2"] = {"Dice": 0.0, "HD95": math.nan, "n_ref": 10, "n_pred": 0}
     file.write_text(json.dumps(content))
-    write_tables(study.runs, tmp_path / "tables")
+    write_tables(["3"], study.runs, tmp_path / "tables")
     row = json.loads((tmp_path / "tables" / "tables.json").read_text())[LR_TITLE]["REHRSeg"]
     assert row["hd95_one_empty"] == {"1": 0, "2": 1}
     assert row["over_cases"]["2"]["HD95"]["n"] == CASES  # the other seed has a distance
@@ -187,7 +189,7 @@ def test_a_missed_structure_is_counted(study, tmp_path):
 
 def test_the_files(study, tmp_path):
     folder = tmp_path / "tables"
-    markdown = write_tables(study.runs, folder)
+    markdown = write_tables(["3"], study.runs, folder)
     assert (folder / "tables.md").read_text() == markdown
     content = json.loads((folder / "tables.json").read_text())
     assert list(content) == [line.removeprefix("### ") for line in markdown.splitlines() if line.startswith("### ")]
@@ -202,7 +204,7 @@ def test_the_files(study, tmp_path):
 
 
 def test_every_value_is_in_the_csv(study, tmp_path):
-    write_tables(study.runs, tmp_path / "tables")
+    write_tables(["3"], study.runs, tmp_path / "tables")
     lines = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "scores.csv").read_text())))
     columns = ["row", "epochs", "seed", "fold", "set", "resolution", "upsampling", "case", "label", "metric", "value"]
     assert list(lines[0]) == columns
@@ -246,7 +248,7 @@ def test_restoring_networks(make_run, write_json, tmp_path):
     assert rows[plain[0]]["PSNR (dB)"] == f"25.50 ± {np.std([25, 26], ddof=1):.2f}"
     assert rows[plain[1]]["Dice"] == "0.800 ± 0.000"
     assert table.data[plain[0]]["psnr"]["n"] == len(FOLDS)
-    markdown = write_tables(runs, tmp_path / "tables")
+    markdown = write_tables(["2"], runs, tmp_path / "tables")
     shown = cells(markdown, "Table 2: super-resolution, validation cases")
     assert {name: row["PSNR (dB)"] for name, row in shown.items()} == {
         name: row["PSNR (dB)"] for name, row in rows.items()
