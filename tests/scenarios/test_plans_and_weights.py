@@ -1,6 +1,7 @@
 """ResEnc plans, other plans names, pretrained weights, --npz, --val and --disable_checkpointing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,16 @@ def test_pretrained_weights_win_over_the_folds_baseline(pretrained):
     assert "nnUNetTrainer__" not in log
     rates = torch.load(fold / FINAL, weights_only=False)["logging"]["lrs"]
     assert rates[0] == pytest.approx(RATE)
+
+
+def test_the_continued_baseline_starts_as_stage_2_does(trained):
+    """A fair comparison: from the same file and, by the plans, at the same learning rate."""
+    trained.train("ContinuedBaselineTrainer", THICK)
+    start = re.compile(r"training starts from (\S+) .*initial learning rate (\S+)")
+    logs = (log_of(trained.fold(trainer, THICK)) for trainer in ("REHRSegTrainer", "ContinuedBaselineTrainer"))
+    stage_2, continued = (start.search(log).groups() for log in logs)
+    assert stage_2 == continued
+    assert continued[1] == str(RATE)
 
 
 def test_a_plain_checkpoint_gives_all_but_the_segmentation_layers(pretrained):
