@@ -82,7 +82,8 @@ ROWS = {
         Row("self_sr", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",)),
         Row("rehrseg", "REHRSeg", "REHRSegTrainer", after=("self_sr",)),
         Row("interpolated", "nnU-Net on interpolated", "SafeTrainer", "interpolated", "scratch", hr="data"),
-        Row("true_hr", "nnU-Net on true HR (upper bound)", "SafeTrainer", "true_hr", "scratch", hr="data"),
+        Row("true_hr", "nnU-Net on true HR images (upper bound)", "SafeTrainer", "true_hr", "scratch", hr="data"),
+        _variant("true_hr_data", "REHRSeg on true HR data (upper bound for thick-slice input)", "trueHRData"),
         _variant("pseudo_data", "pseudo-HR data of self-SR alone", "pseudoDataOnly"),
         _variant("uncertainty", "+ uncertainty", "withUncertainty"),
         _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
@@ -117,7 +118,7 @@ ROWS = {
 
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "2": ("super-resolution", ("smore", "self_sr_bspline", "self_sr")),
-    "3": ("segmentation", ("rehrseg", "baseline", "continued", "interpolated", "true_hr")),
+    "3": ("segmentation", ("rehrseg", "baseline", "continued", "interpolated", "true_hr_data", "true_hr")),
     "4": ("components", ("rehrseg", "continued", "pseudo_data", "uncertainty", "distillation")),
     "5": ("source of the pseudo-HR data", ("rehrseg", "data_bspline", "data_smore", "pseudo_data", "rehrseg_bspline")),
     "6": (

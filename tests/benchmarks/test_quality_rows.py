@@ -83,6 +83,8 @@ def test_nnunet_finds_every_rows_trainer(key, make_run, environment):
     if key in ("interpolated", "true_hr"):
         assert trainer.__module__ == "quality_safe_trainer"
         assert issubclass(trainer, SafeCheckpoints)
+    elif key == "true_hr_data":
+        assert trainer.__module__ == "quality_true_hr_data"
     elif key != "baseline":
         assert trainer.__name__ in (run.row.trainer, f"{run.row.trainer}_{run.epochs}epochs")
         assert hasattr(rehrseg_training_lengths, f"{run.row.trainer}_10epochs")

@@ -1,15 +1,19 @@
 """The variants of the paper's tables through nnU-Net's commands: what each of them trains with, and on what."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from workspace import log_of
 
+from benchmarks.quality.runs import OWN_TRAINERS
 from rehrseg_nnunet.data.hr_loader import HRPatchLoader
 from rehrseg_nnunet.data.interpolated import interpolated_folder
 from rehrseg_nnunet.inference.smore_export import STORE_NAME
@@ -175,3 +179,19 @@ def test_a_variant_of_a_length_takes_stage_1_of_that_length_and_predicts(prepare
     for predict in (prepared.predict, prepared.predict_hr):
         output = predict(images, tmp_path / predict.__name__, THICK, trainer="REHRSegTrainer_MIMIC_3epochs")
         assert len(list(output.glob("*.nii.gz"))) == 5
+
+
+def test_the_quality_benchmarks_bound_trains_on_the_true_volumes(prepared, stage_1, watch, monkeypatch):
+    folders = os.pathsep.join([os.environ["nnUNet_extTrainer"], str(OWN_TRAINERS)])
+    monkeypatch.setenv("nnUNet_extTrainer", folders)
+    fold = prepared.train("REHRSegTrainer_trueHRData", THICK)
+    assert watch.folders == {fold / "true_hr"}
+    assert all(not uncertainty.any() for _, _, uncertainty in watch.steps)
+    assert [*watch.steps[0][0]] == [*BASIC, "affinity", "spatial"]
+    cases = nnUNetDatasetBlosc2(str(fold / "true_hr"))
+    truth = prepared.raw / prepared.dataset(THICK) / "labelsTrHR"
+    for identifier in cases.identifiers:
+        data, labels, _, _ = cases.load_case(identifier)
+        true_labels = sitk.GetArrayFromImage(sitk.ReadImage(str(truth / f"{identifier}.nii.gz")))
+        assert data.shape == (1, *true_labels.shape)
+        np.testing.assert_array_equal(labels[0], true_labels)
