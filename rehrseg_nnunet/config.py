@@ -33,8 +33,8 @@ class ExportConfig(StrictModel):
     Attributes:
         self_ensemble: average over the 8 flips and 90-degree rotations of the plane, at 8 times the cost.
         shape_prior_weight: how much the interpolated signed distance of each label, in pixels, adds to its logit.
-        image: where the image comes from, "self_sr", or "smore" for a stage 1 that was trained on SMORE's cases (one
-            that was not takes its own). Labels and U are the network's either way.
+        image: where the image comes from, "self_sr", or "smore", which needs SMORETrainer of the same fold. Labels and
+            U are the network's either way.
         back_projection_steps: steps that bring the image, made thick again, closer to the acquired one.
     """
 

@@ -14,7 +14,7 @@ REMEDY = "train the baseline again or remove it"
 
 
 class BaselineStart:
-    """Mixin for nnU-Net trainers that go on from the fold's baseline, at a lower learning rate.
+    """Mixin for nnU-Net trainers that go on from the fold's baseline, at a learning rate of their own.
 
     Order: `--c` continues this trainer's own run at its own learning rate; `-pretrained_weights` is kept; else the
     final checkpoint that `baseline_checkpoint` names; else scratch at nnU-Net's learning rate.

@@ -122,22 +122,38 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
     def _smore_run(self) -> Path | None:
         return find_finished_run(self.output_folder, candidate_trainers("SMORETrainer", type(self).__name__))
 
-    def _smore_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2 | None:
-        """SMORE's cases, None if this fold has none or they do not fit, which is logged."""
+    def _smore_cases(self, run: Path, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
+        """The cases of a SMORE run, checked; raises if they do not fit."""
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(identifiers))
+        folder = smore_cases(run, super().manifest(weights_sha256=""), dataset, identifiers)
+        return nnUNetDatasetBlosc2(str(folder), identifiers)
+
+    def _smore_images(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2 | None:
+        """SMORE's cases if the settings take their images, else None.
+
+        Raises:
+            FileNotFoundError: this fold has no SMORE, or not all of its cases.
+            ValueError: its cases do not fit.
+        """
+        if self.settings.export.image != "smore":
+            return None
         run = self._smore_run()
         if run is None:
-            return None
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(identifiers))
-        try:
-            folder = smore_cases(run, super().manifest(weights_sha256=""), dataset, identifiers)
-        except (FileNotFoundError, ValueError) as error:
-            self.print_to_log_file(f"WARNING: SMORE's cases are not used: {error}")
-            return None
-        return nnUNetDatasetBlosc2(str(folder), identifiers)
+            raise FileNotFoundError(
+                f"export.image smore needs SMORE's cases of this fold; run: nnUNetv2_train "
+                f"{self.plans_manager.dataset_name} {self.configuration_name} {self.fold} -tr SMORETrainer -p "
+                f"{self.plans_manager.plans_name}"
+            )
+        return self._smore_cases(run, identifiers)
 
     def _interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
         """The interpolated cases: SMORE's if this fold has them, else B-spline's, written if missing."""
-        smore = self._smore_cases(identifiers)
+        run = self._smore_run()
+        try:
+            smore = None if run is None else self._smore_cases(run, identifiers)
+        except (FileNotFoundError, ValueError) as error:
+            self.print_to_log_file(f"WARNING: SMORE's cases are not used: {error}")
+            smore = None
         if smore is not None:
             self.print_to_log_file(f"interpolated cases: {smore.source_folder} (SMORE)")
             return smore
@@ -161,7 +177,8 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         )
 
     def on_train_start(self) -> None:
-        """As in nnU-Net; cases whose slice spacing is not the plans' are named."""
+        """As in nnU-Net; checks what the export needs and names cases whose slice spacing is not the plans'."""
+        self._smore_images(self.cases_to_write())
         super().on_train_start()
         self._name_resampled_cases()
 
@@ -198,7 +215,8 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             spacing_mm=self.configuration_manager.spacing,
             config=self.settings,
             hr_patch_size=self.hr_patch_size,
-            smore=self._smore_cases(identifiers),
+            # of all cases on every DDP rank: none may write others than the manifest says
+            smore=self._smore_images(self.cases_to_write()),
         )
         for key, score in agreement.items():
             if score < MIN_LABEL_DICE:
@@ -229,7 +247,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             raw_folder=self.raw_folder,
             figure_folder=Path(self.output_folder),
             config=self.settings,
-            smore=self._smore_cases(val_keys),
+            smore=self._smore_images(val_keys),
         )
         save_json(report.as_dict(), str(Path(self.output_folder) / "self_sr_report.json"))
         self.print_to_log_file(f"\n{report.as_table()}", add_timestamp=False)

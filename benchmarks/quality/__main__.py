@@ -12,9 +12,12 @@ folds, seeds, rows or epochs of stage 2 go to the same work folder.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import warnings
 from pathlib import Path
+
+from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
 
 from benchmarks.quality.datasets import Benchmark, prepare
 from benchmarks.quality.launch import PRECISIONS
@@ -24,6 +27,7 @@ from benchmarks.quality.scores import score
 from benchmarks.quality.tables import write_tables
 from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.presets import preset_names
+from rehrseg_nnunet.training_lengths import trainer_name
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,20 +35,24 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     try:
-        benchmark, runs = _planned(args)
-    except ValueError as error:
+        benchmark = _benchmark(args)
+        trained = _runs(benchmark, args.rows or [key for table in args.tables for key in TABLES[table][1]], args)
+        if not args.report:
+            _work(benchmark, trained, device=args.device)
+    except (ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
-    if not args.report:
-        _work(benchmark, runs, device=args.device)
+    numbers = [n for n in TABLES if {run.row.key for run in trained} & set(TABLES[n][1])] if args.rows else args.tables
     folder = benchmark.work / "tables"
-    numbers = (
-        [number for number, (_, keys) in TABLES.items() if set(keys) & set(args.rows)] if args.rows else args.tables
-    )
-    print(f"\n{write_tables(numbers, runs, folder)}\n{_legend(args)}\n\nEverything per case: {folder}")
+    shown = _runs(benchmark, [key for number in numbers for key in TABLES[number][1]], args)
+    print(f"\n{write_tables(numbers, shown, folder)}\n{_legend(args)}\n\nEverything per case: {folder}")
 
 
-def _planned(args: argparse.Namespace) -> tuple[Benchmark, list[Run]]:
-    """The benchmark and all its runs, in order: row by row, every row on all folds and seeds."""
+def _benchmark(args: argparse.Namespace) -> Benchmark:
+    """What the options mean, checked, and written down in the work folder unless it is only reported."""
+    if not hasattr(nnUNetTrainer_Xepochs, trainer_name("nnUNetTrainer", args.baseline_epochs)):
+        raise ValueError(f"--baseline-epochs must be a length nnU-Net has a trainer for, got {args.baseline_epochs}")
+    if args.stage_2_epochs < 1:
+        raise ValueError(f"--stage-2-epochs must be at least 1, got {args.stage_2_epochs}")
     benchmark = Benchmark(
         work=args.work.resolve(),
         source=args.source.resolve(),
@@ -56,13 +64,18 @@ def _planned(args: argparse.Namespace) -> tuple[Benchmark, list[Run]]:
         baseline_epochs=args.baseline_epochs,
         precision=args.precision,
     )
-    keys = args.rows or [key for table in args.tables for key in TABLES[table][1]]
-    rows = in_order(keys)
+    in_order(args.rows or [])
     benchmark.check()
-    benchmark.remember()
+    benchmark.remember(write=not args.report)
+    return benchmark
+
+
+def _runs(benchmark: Benchmark, keys: list[str], args: argparse.Namespace) -> list[Run]:
+    """Runs of rows and of what they build on: row by row, every row on all folds and seeds."""
     epochs = args.stage_2_epochs
-    runs = [Run(benchmark, row, fold, seed, epochs) for row in rows for seed in args.seeds for fold in args.folds]
-    return benchmark, runs
+    return [
+        Run(benchmark, row, fold, seed, epochs) for row in in_order(keys) for seed in args.seeds for fold in args.folds
+    ]
 
 
 def _work(benchmark: Benchmark, runs: list[Run], *, device: str) -> None:
@@ -102,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline-epochs", type=int, default=10, help="a length that nnU-Net has a trainer for")
     parser.add_argument("--stage-2-epochs", type=int, default=10)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["2", "3", "4", "5", "6"])
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"these instead, of: {', '.join(ROWS)}")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="bfloat16 halves the time on CPUs that have it"

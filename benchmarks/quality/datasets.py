@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,8 +27,15 @@ CONFIGURATION = "3d_fullres"
 OFFSETS = {"thick": 500, "interpolated": 600, "true_hr": 700}
 SUBFOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+", re.ASCII)
+FILE_ENDING = ".nii.gz"
 MIN_CASES = 5  # nnU-Net makes five folds
-Execute = Callable[[list[str]], None]
+
+
+class Execute(Protocol):
+    """Run a command, with more environment variables if need be; raise if it fails."""
+
+    def __call__(self, command: list[str], environment: dict[str, str] | None = None, /) -> None:
+        """See the class."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Benchmark:
         axis: file axis that gets thick slices.
         preset: name of the preset.
         baseline_epochs: length of the baseline; one work folder has one baseline, which stage 2 finds by its name.
-        precision: of the networks' layers in training, "float32" (on a GPU nnU-Net's own) or "bfloat16".
+        precision: of the networks' layers in training and the validation and export after it, "float32" (on a GPU
+            nnU-Net's own) or "bfloat16"; the test set is predicted as nnU-Net does.
     """
 
     work: Path
@@ -82,26 +90,31 @@ class Benchmark:
         Raises:
             ValueError: its number leaves no room for the datasets that are made of it, or it has too few cases.
         """
+        available = len(labelled_files(self.source))
         number, highest = _number(self.source.name), 999 - max(OFFSETS.values())
         if not 1 <= number <= highest:
             raise ValueError(f"--source must be named Dataset001_NAME to Dataset{highest}_NAME, got {self.source.name}")
+        ending = json.loads((self.source / "dataset.json").read_text())["file_ending"]
+        if ending != FILE_ENDING:
+            raise ValueError(f"--source must have files that end in {FILE_ENDING}, got {ending}")
         if self.cases < MIN_CASES or self.test_cases < 0:
             wanted = f"{self.cases} and {self.test_cases}"
             raise ValueError(f"--cases must be at least {MIN_CASES} and --test-cases at least 0, got {wanted}")
-        available = len(labelled_files(self.source))
         if available < self.cases + self.test_cases:
             wanted = f"{self.cases} + {self.test_cases}"
             raise ValueError(f"--cases and --test-cases must be at most {available} together, got {wanted}")
 
-    def remember(self) -> None:
-        """Write down what the work folder is of.
+    def remember(self, *, write: bool = True) -> None:
+        """Write down what the work folder is of, or, without `write`, only compare.
 
         Raises:
-            ValueError: it is of something else.
+            ValueError: it is of something else, or, without `write`, of nothing.
         """
         mine = {key: str(value) for key, value in asdict(self).items() if key != "work"} | {"source": self.source.name}
         file = self.work / "benchmark.json"
         if not file.is_file():
+            if not write:
+                raise ValueError(f"--work {self.work} holds no benchmark, so there is nothing to report")
             self.work.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(mine, indent=2))
         theirs = json.loads(file.read_text())

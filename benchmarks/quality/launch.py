@@ -1,7 +1,7 @@
 """`nnUNetv2_train` from a seed: `python -m benchmarks.quality.launch SEED PRECISION <arguments of nnUNetv2_train>`.
 
-The seed fixes what is drawn in the training process: initial weights, and with `nnUNet_n_proc_DA=0` the data too. The
-processes that nnU-Net starts for its data draw seeds of their own.
+The seed fixes what is drawn in the training process: initial weights, and with `nnUNet_n_proc_DA=0` the data too. In
+the processes that nnU-Net starts for its data numpy draws anew, so patches differ from run to run.
 
 PRECISION "bfloat16" runs the networks' layers in bfloat16, weights, losses and optimiser staying in float32. nnU-Net
 does so (in float16) on GPUs only; on CPUs that have bfloat16 instructions it halves the time of a step.

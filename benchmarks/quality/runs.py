@@ -144,6 +144,7 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
     """Train and validate, from the last checkpoint if it was interrupted; nothing if it is finished."""
     if run.finished:
         return
+    forget_results(run)
     if run.row.start == "baseline":
         _show_baseline(run)
     command = [sys.executable, "-m", "benchmarks.quality.launch", str(run.seed), run.benchmark.precision]
@@ -157,6 +158,19 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
         command.append("--c")
     with _measured(run, "train"):
         execute(command, run.environment())
+
+
+def scores_file(run: Run) -> Path:
+    """Where a run's scores are kept."""
+    return run.benchmark.work / f"seed_{run.seed}" / "scores" / f"{run.label}.json"
+
+
+def forget_results(run: Run) -> None:
+    """Remove predictions and scores of a network that is about to change; of one that starts anew also its times."""
+    shutil.rmtree(run.predictions, ignore_errors=True)
+    scores_file(run).unlink(missing_ok=True)
+    if not list(run.folder.glob("checkpoint_*.pth")):
+        seconds_file(run).unlink(missing_ok=True)
 
 
 def _show_baseline(run: Run) -> None:

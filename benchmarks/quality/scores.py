@@ -10,18 +10,13 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
-from benchmarks.quality.runs import Run
+from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
 from rehrseg_nnunet.evaluation.comparison import UPSAMPLING_NAMES
 from rehrseg_nnunet.evaluation.upsampling import upsample_folder
 from rehrseg_nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
-
-
-def scores_file(run: Run) -> Path:
-    """Where a run's scores are kept."""
-    return run.benchmark.work / f"seed_{run.seed}" / "scores" / f"{run.label}.json"
 
 
 def score(run: Run) -> None:

@@ -104,16 +104,24 @@ def segmentation_table(
     reference = next((folds for (row, _), folds in methods.items() if row.key == keys[0]), None)
     for (row, way), folds in methods.items():
         summary = method_summary(folds, dict.fromkeys(folds, Path()), labels=labels, metrics=SEGMENTATION_METRICS)
-        tests = {
-            metric: paired_test(folds, reference, labels=labels, metric=metric)
-            for metric in (SEGMENTATION_METRICS if reference is not None and folds is not reference else ())
-        }
+        tests = {} if reference is None or folds is reference else _tests(folds, reference, labels)
         epochs = next(run.all_epochs for run in scores if run.row is row)
         full_name = f"{row.title}, {way}" if way else row.title
         rows.append(_segmentation_cells(full_name, epochs, summary, tests))
         kept = {over: summary[over] for over in ("over_cases", "over_folds", "hd95_one_empty")}
         data[full_name] = {"epochs": epochs, "runs": sorted(folds), **kept, "against_first": tests}
     return Table(title, rows, data)
+
+
+def _tests(
+    folds: Mapping[str, list[dict[str, Any]]], reference: Mapping[str, list[dict[str, Any]]], labels: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Paired tests over the runs that both have: other folds and seeds would be part of the difference."""
+    common = sorted(folds.keys() & reference.keys())
+    pair = [{run: method[run] for run in common} for method in (folds, reference)]
+    return {
+        metric: {"runs": common, **paired_test(*pair, labels=labels, metric=metric)} for metric in SEGMENTATION_METRICS
+    }
 
 
 def _by_method(
@@ -138,18 +146,16 @@ def _segmentation_cells(
         cells[f"{TITLES[metric]}, mean ± std over cases"] = _mean_std(over_cases[metric], DIGITS[metric])
         cells[f"± over runs ({metric})"] = _number(over_runs[metric]["std"], DIGITS[metric])
         test = tests.get(metric)
-        cells[f"first minus this ({metric})"] = (
-            "" if test is None else f"{-test['mean_difference']:+.{DIGITS[metric]}f}"
-        )
-        cells[f"p ({metric})"] = "" if test is None else _number(test["p"], 4)
+        cells[f"first minus this ({metric})"] = _difference(test, DIGITS[metric])
+        cells[f"p ({metric})"] = "" if test is None else _p_value(test["p"])
     return cells
 
 
 def restoration_table(name: str, runs: Sequence[Run]) -> Table:
-    """PSNR, SSIM, Dice against the true HR volumes, mean over validation cases and then over runs, ± over runs."""
+    """PSNR, SSIM, Dice, Spearman of U against the true HR volumes: validation cases' mean, its mean ± std over runs."""
     collected: dict[str, dict[str, dict[tuple[int, int], float]]] = {}
     for run in runs:
-        if run.report.is_file():
+        if run.finished:
             for method, scores in json.loads(run.report.read_text())["comparisons"].get("true HR", {}).items():
                 # interpolation stands in every row's report and counts once; a network is named by the row's title
                 title = method if method.startswith("B-spline") else run.row.title
@@ -233,6 +239,15 @@ def _csv(scores: Mapping[Run, Any]) -> str:
 def _mean_std(value: Mapping[str, float], digits: int) -> str:
     deviation = "" if math.isnan(value["std"]) else f" ± {value['std']:.{digits}f}"
     return f"{_number(value['mean'], digits)}{deviation}"
+
+
+def _difference(test: Mapping[str, Any] | None, digits: int) -> str:
+    undefined = test is None or math.isnan(test["mean_difference"])
+    return "" if undefined else f"{-test['mean_difference']:+.{digits}f}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else _number(p, 4)
 
 
 def _number(value: float, digits: int) -> str:

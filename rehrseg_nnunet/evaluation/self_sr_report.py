@@ -277,7 +277,7 @@ def report_self_sr(
         raw_folder: dataset folder in nnUNet_raw, or None where it is not known.
         figure_folder: where `pseudo_hr_<case>.png` are written.
         config: stage 1's settings.
-        smore: SMORE's cases, if stage 1 was trained on them; simulated cases have none.
+        smore: SMORE's cases, for `config.export.image` "smore"; simulated cases have none.
         figures: number of cases drawn.
     """
     label_manager = plans_manager.get_label_manager(dataset_json)

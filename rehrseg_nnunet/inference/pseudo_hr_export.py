@@ -154,7 +154,7 @@ def export_pseudo_hr(
         spacing_mm: LR spacing (c, a_y, a_x), mm.
         config: stage 1's settings.
         hr_patch_size: (r*p_z, p_y, p_x) that stage 2 reads at a time.
-        smore: SMORE's cases, if stage 1 was trained on them.
+        smore: SMORE's cases, for `config.export.image` "smore".
 
     Returns:
         Dice of each newly written case's pseudo labels, degraded, with the case's own labels; below

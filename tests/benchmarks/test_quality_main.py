@@ -56,7 +56,22 @@ def test_data_and_plans_that_rows_need_are_prepared(start):
     assert ("train on cuda", "interpolated", 0, 0, 20) in steps
 
 
-def test_a_report_trains_nothing(start, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--baseline-epochs", "15"], "--baseline-epochs must be a length nnU-Net has a trainer for, got 15"),
+        (["--stage-2-epochs", "0"], "--stage-2-epochs must be at least 1, got 0"),
+    ],
+)
+def test_lengths_that_cannot_be_trained_are_refused_at_once(start, make_benchmark, options, message):
+    with pytest.raises(SystemExit) as error:
+        start("--rows", "baseline", *options)
+    assert error.value.code == f"error: {message}"
+    assert not make_benchmark().work.exists()
+
+
+def test_a_report_trains_nothing(start, make_benchmark, capsys):
+    make_benchmark().remember()
     assert start("--tables", "3", "--report") == []
     assert "Everything per case: " in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from nnunetv2.run.run_training import run_training_entry
 
 from benchmarks.quality import runs
 from benchmarks.quality.rows import ROWS
-from benchmarks.quality.runs import predict, seconds_file, train
+from benchmarks.quality.runs import predict, scores_file, seconds_file, train
 from rehrseg_nnunet.cli.predict import add_arguments
 from rehrseg_nnunet.runs import SELF_SR_VARIABLE, candidate_trainers, find_finished_run
 
@@ -285,6 +285,25 @@ def test_without_a_test_set_nothing_is_predicted(make_run, recorder):
     assert not run.predictions.exists()
 
 
+@pytest.mark.parametrize("checkpoint", [None, "checkpoint_latest.pth", "checkpoint_final.pth"])
+def test_results_of_a_former_network_are_forgotten(make_run, recorder, checkpoint):
+    """Predictions and scores of weights that change now; times only where the training starts anew."""
+    run = make_run("rehrseg")
+    run.other("baseline").folder.mkdir(parents=True)
+    for file in (run.predictions / "lr" / "a.nii.gz", scores_file(run), seconds_file(run)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    if checkpoint is not None:
+        run.folder.mkdir(parents=True)
+        (run.folder / checkpoint).touch()
+    recorder.effect = lambda command: None
+    train(run, device="cpu", execute=recorder)
+    assert not run.predictions.exists()
+    assert not scores_file(run).exists()
+    seconds = json.loads(seconds_file(run).read_text())
+    assert set(seconds) == {"train"}
+
+
 def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatch):
     now = {"wall": 100.0, "cpu": 10.0}
     monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now["wall"]))
@@ -306,6 +325,8 @@ def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatc
         train(run, device="cpu", execute=recorder)
     assert json.loads(seconds_file(run).read_text()) == {"train": {"wall": 5, "cpu": 8}}
     now["wall"] += 1000  # between the attempts
+    (run.folder / "checkpoint_latest.pth").parent.mkdir(parents=True, exist_ok=True)
+    (run.folder / "checkpoint_latest.pth").touch()
     recorder.effect = work(7, 9)
     train(run, device="cpu", execute=recorder)
     recorder.effect = work(2, 3)

@@ -224,6 +224,8 @@ def write_report(run, write_json, method, **scores):
     shift = run.fold  # every fold has cases of its own
     plain = {metric: value + shift for metric, value in B_SPLINE.items()}
     comparisons = {"B-spline + nearest": plain, "B-spline + signed distance": {**plain, "dice": 0.8}, method: scores}
+    (run.folder / "checkpoint_final.pth").parent.mkdir(parents=True, exist_ok=True)
+    (run.folder / "checkpoint_final.pth").touch()
     write_json(run.report, {"comparisons": {"true HR": comparisons, "simulated along y": {method: {"psnr": 99.0}}}})
     return run
 
@@ -257,6 +259,8 @@ def test_restoring_networks(make_run, write_json, tmp_path):
 
 def test_reports_without_truth_are_no_rows(make_run, write_json):
     run = make_run("smore")
+    (run.folder / "checkpoint_final.pth").parent.mkdir(parents=True, exist_ok=True)
+    (run.folder / "checkpoint_final.pth").touch()
     write_json(run.report, {"comparisons": {}, "cases": {}})
     assert restoration_table("Table 2", [run]).rows == []
 
@@ -314,6 +318,10 @@ def test_the_report_of_a_work_folder(study, make_benchmark, write_source, capsys
     write_source(benchmark.source)
     options = ["--source", str(benchmark.source), "--work", str(benchmark.work), "--report"]
     options += ["--cases", "5", "--test-cases", "2", "--folds", "0", "1", "--seeds", "0", "1", "--tables", "3"]
+    with pytest.raises(SystemExit, match=r"^error: --work \S+ holds no benchmark, so there is nothing to report$"):
+        main(options)
+    assert not (benchmark.work / "benchmark.json").exists()
+    benchmark.remember()
     main(options)
     printed = capsys.readouterr().out
     markdown = (benchmark.work / "tables" / "tables.md").read_text()
@@ -322,3 +330,23 @@ def test_the_report_of_a_work_folder(study, make_benchmark, write_source, capsys
     assert "r = 4 along z, preset cpu, " in printed
     with pytest.raises(SystemExit, match=r"^error: --work \S+ was made with factor 4, got 2; take another$"):
         main([*options, "--factor", "2"])
+
+
+def test_only_runs_that_both_have_are_compared(make_run, write_json, tmp_path):
+    study = Study(make_run, write_json).add("baseline", mean=0.7).add("rehrseg", mean=0.74)
+    alone = study.make_run("baseline", seed=SEEDS[-1], fold=FOLDS[-1])
+    scores_file(alone).unlink()
+    row = json.loads(write_and_read(study.runs, tmp_path))[LR_TITLE]["nnU-Net"]
+    common = row["runs"]
+    assert f"seed {SEEDS[-1]} fold {FOLDS[-1]}" not in common
+    assert row["against_first"]["Dice"]["runs"] == common
+    # cases of the run that is missing have only the other seeds' scores, for both
+    kept = np.array([[seed != SEEDS[-1] or case % len(FOLDS) != FOLDS[-1] for case in range(CASES)] for seed in SEEDS])
+    scores = (study.dice(key, "lr").mean(axis=2) for key in ("baseline", "rehrseg"))
+    baseline, rehrseg = (np.nanmean(np.where(kept, values, np.nan), axis=0) for values in scores)
+    assert row["against_first"]["Dice"]["mean_difference"] == pytest.approx((baseline - rehrseg).mean())
+
+
+def write_and_read(runs, folder):
+    write_tables(["3"], runs, folder)
+    return (folder / "tables.json").read_text()

@@ -188,3 +188,20 @@ def test_its_images_can_be_the_pseudo_hr_images(trained, smore):
         np.testing.assert_array_equal(after[key][0][-1], data[-1])
         np.testing.assert_array_equal(after[key][1], labels)
         assert not np.array_equal(after[key][0][:-1], data[:-1])
+
+
+def test_smores_images_need_smore(trained, smore):
+    """Refused before training and by the export; never other images than the manifest says."""
+    hidden = smore.parent.with_name("hidden")
+    with trained.changed_plans(THICK) as change:
+        change.plans["configurations"]["3d_fullres"]["rehrseg"]["self_sr"]["export"] = {"image": "smore"}
+        change.write()
+        smore.parent.rename(hidden)
+        try:
+            for option in ("--val", "--c"):
+                with pytest.raises(
+                    FileNotFoundError, match=r"export.image smore needs SMORE's cases of this fold; run: "
+                ):
+                    trained.train("SelfSRTrainer", THICK, option)
+        finally:
+            hidden.rename(smore.parent)

@@ -14,6 +14,7 @@ from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer as Base  # nn
 
 from rehrseg_nnunet.data.certain_cases import CertainCases
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.data.source_files import SOURCE, source_state
 from rehrseg_nnunet.evaluation.self_sr_report import true_hr_case
 from rehrseg_nnunet.training_lengths import trainer_of_length
 
@@ -45,7 +46,7 @@ class REHRSegTrainer_trueHRData(Base):
         )
         lr = self.dataset_class(self.preprocessed_dataset_folder, identifiers)
         for identifier in identifiers:
-            if not self.true_hr.is_complete(identifier):
+            if not self.true_hr.is_current(identifier, self.preprocessed_dataset_folder):
                 self._write(lr, identifier)
 
     def _write(self, lr: nnUNetBaseDataset, identifier: str) -> None:
@@ -68,7 +69,7 @@ class REHRSegTrainer_trueHRData(Base):
             truth[0],
             None,
             np.where(outside, np.int16(-1), truth[1]),
-            properties,
+            {**properties, SOURCE: source_state(self.preprocessed_dataset_folder, identifier)},
             label_manager=self.label_manager,
             hr_patch_size=(slices * self.config.factor, *in_plane),
         )
