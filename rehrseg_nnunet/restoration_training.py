@@ -199,12 +199,4 @@ class RestorationTraining:
 
     def manifest(self, weights_sha256: str) -> PseudoHRManifest:
         """What identifies cases that this fold's network makes."""
-        return PseudoHRManifest(
-            factor=self.config.factor,
-            dataset_name=self.plans_manager.dataset_name,
-            plans_name=self.plans_manager.plans_name,
-            configuration=self.configuration_name,
-            fold=self.fold,
-            trainer=type(self).__name__,
-            weights_sha256=weights_sha256,
-        )
+        return PseudoHRManifest.of_trainer(self, weights_sha256=weights_sha256)

@@ -131,15 +131,7 @@ class REHRSegTrainer_pseudoDataSMORE(REHRSegTrainer_pseudoDataBSpline):
         identifiers, _ = self.do_split()
         self.interpolated_folder = smore_cases(
             run,
-            PseudoHRManifest(
-                factor=self.config.factor,
-                dataset_name=self.plans_manager.dataset_name,
-                plans_name=self.plans_manager.plans_name,
-                configuration=self.configuration_name,
-                fold=self.fold,
-                trainer=trainers[-1],
-                weights_sha256="",  # smore_cases takes the checkpoint's
-            ),
+            PseudoHRManifest.of_trainer(self, weights_sha256=""),  # smore_cases takes the checkpoint's
             self.dataset_class(self.preprocessed_dataset_folder, identifiers),
             identifiers,
         )

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             _work(benchmark, trained, device=args.device)
     except (ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
-    numbers = [n for n in TABLES if {run.row.key for run in trained} & set(TABLES[n][1])] if args.rows else args.tables
+    numbers = [n for n in TABLES if {*args.rows} & {*TABLES[n][1]}] if args.rows else args.tables
     folder = benchmark.work / "tables"
     shown = _runs(benchmark, [key for number in numbers for key in TABLES[number][1]], args)
     print(f"\n{write_tables(numbers, shown, folder)}\n{_legend(args)}\n\nEverything per case: {folder}")
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="bfloat16 halves the time on CPUs that have it"
+        "--precision", choices=PRECISIONS, default="float32", help="bfloat16 is faster on CPUs that have it"
     )
     parser.add_argument("--device", default="cpu")
     return parser

@@ -4,7 +4,8 @@ The seed fixes what is drawn in the training process: initial weights, and with 
 the processes that nnU-Net starts for its data numpy draws anew, so patches differ from run to run.
 
 PRECISION "bfloat16" runs the networks' layers in bfloat16, weights, losses and optimiser staying in float32. nnU-Net
-does so (in float16) on GPUs only; on CPUs that have bfloat16 instructions it halves the time of a step.
+does so (in float16) on GPUs only; with bfloat16 instructions a CPU took 0.6 of the time for a step of the preset
+`cpu`'s U-Net.
 """
 
 from __future__ import annotations

@@ -44,8 +44,6 @@ from rehrseg_nnunet.safe_files import PARTIAL_SUFFIX, exclusive, partial_name, w
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-
-
 HOW_THEY_WERE_MADE = {"trainer", "export", "smore_weights_sha256"}  # what stage 2 need not know
 
 
@@ -78,6 +76,19 @@ class PseudoHRManifest(BaseModel):
     weights_sha256: str
     export: ExportConfig = ExportConfig()
     smore_weights_sha256: str | None = None
+
+    @classmethod
+    def of_trainer(cls, trainer: Any, *, weights_sha256: str) -> PseudoHRManifest:
+        """Header of cases that belong to an nnU-Net trainer's fold; the trainer has its block as `config`."""
+        return cls(
+            factor=trainer.config.factor,
+            dataset_name=trainer.plans_manager.dataset_name,
+            plans_name=trainer.plans_manager.plans_name,
+            configuration=trainer.configuration_name,
+            fold=trainer.fold,
+            trainer=type(trainer).__name__,
+            weights_sha256=weights_sha256,
+        )
 
     def differences(self, other: PseudoHRManifest) -> list[str]:
         """Fields that make cases of `other` unusable, as "field: own value, not other's value"."""

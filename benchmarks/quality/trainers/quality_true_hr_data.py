@@ -33,17 +33,7 @@ class REHRSegTrainer_trueHRData(Base):
         super().open_pseudo_hr()
         identifiers, _ = self.do_split()
         self.true_hr = PseudoHRStore(self.output_folder, name=STORE_NAME)
-        self.true_hr.open_or_create(
-            PseudoHRManifest(
-                factor=self.config.factor,
-                dataset_name=self.plans_manager.dataset_name,
-                plans_name=self.plans_manager.plans_name,
-                configuration=self.configuration_name,
-                fold=self.fold,
-                trainer=type(self).__name__,
-                weights_sha256="",
-            )
-        )
+        self.true_hr.open_or_create(PseudoHRManifest.of_trainer(self, weights_sha256=""))
         lr = self.dataset_class(self.preprocessed_dataset_folder, identifiers)
         for identifier in identifiers:
             if not self.true_hr.is_current(identifier, self.preprocessed_dataset_folder):
