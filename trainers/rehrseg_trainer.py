@@ -101,6 +101,8 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
             ddp=self.is_ddp,
             ignore_index=self.label_manager.ignore_label,
         )
+        if self._do_i_compile():  # as nnU-Net does with its own
+            hr_loss.dc = torch.compile(hr_loss.dc)
         lr_loss = UncertaintyWeightedLoss(
             getattr(stock, "weight_factors", None),
             regions=self.label_manager.has_regions,

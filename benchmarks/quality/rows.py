@@ -11,15 +11,18 @@ Changes = Mapping[str, Mapping[str, Any]]
 # Plans beside the preset's: what each has in its `rehrseg` block instead, by group of settings.
 PLANS: dict[str, Changes] = {
     "": {},
+    "smoreImage": {"self_sr": {"export": {"image": "smore"}}},
     "bspline": {},  # stage 1 finds SMORE's cases by its plans' name; under this one there are none
     "scratch": {},  # nor a baseline under this one
     "direct": {"self_sr": {"image_mode": "direct"}},
     "majority": {"self_sr": {"label_profile": "majority"}},
+    "features8": {"self_sr": {"base_features": 8}},
     "eq11": {"segmentation": {"lr_dice_weight": 0, "true_lr_probability": 0}},
     "noLRDice": {"segmentation": {"lr_dice_weight": 0}},
     "noTrueLR": {"segmentation": {"true_lr_probability": 0}},
     "perSlice": {"segmentation": {"affinity_per_slice": True}},
     "subpixel": {"segmentation": {"hr_head": {"upsampling": "subpixel"}}},
+    "wideHead": {"segmentation": {"hr_head": {"upsampling": "subpixel", "hidden_features": 16}}},
     "rate1e-3": {"segmentation": {"learning_rate_from_trained": 1e-3}},
 }
 
@@ -66,11 +69,13 @@ def _setting(plans: str, title: str) -> Row:
     return Row(plans, title, "REHRSegTrainer", plans=plans, stage_1="self_sr")
 
 
-def _stage_1_setting(plans: str, title: str) -> tuple[Row, Row]:
-    """Stage 1 under other plans, without SMORE, and stage 2 on it."""
-    stage_1 = Row(f"self_sr_{plans}", f"self-SR, {title}", "SelfSRTrainer", start="own", plans=plans)
+def _stage_1_setting(plans: str, title: str, *, smore: bool = False) -> tuple[Row, ...]:
+    """Stage 1 under other plans, with or without SMORE, and stage 2 on it."""
+    first = [Row(f"smore_{plans}", f"SMORE for {title}", "SMORETrainer", start="own", plans=plans)] if smore else []
+    after = tuple(row.key for row in first)
+    stage_1 = Row(f"self_sr_{plans}", f"self-SR, {title}", "SelfSRTrainer", start="own", after=after, plans=plans)
     name = f"REHRSeg on self-SR, {title}"
-    return stage_1, Row(f"rehrseg_{plans}", name, "REHRSegTrainer", after=(stage_1.key,), plans=plans)
+    return *first, stage_1, Row(f"rehrseg_{plans}", name, "REHRSegTrainer", after=(stage_1.key,), plans=plans)
 
 
 ROWS = {
@@ -89,6 +94,7 @@ ROWS = {
         _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
         _variant("data_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", after=()),
         _variant("data_smore", "SMORE's cases as pseudo-HR data", "pseudoDataSMORE", after=("smore",)),
+        *_stage_1_setting("smoreImage", "image by SMORE", smore=True),
         *_stage_1_setting("bspline", "trained on B-spline + signed distance"),
         _variant("mimic", "MIMIC", "MIMIC"),
         _variant("ifvd", "IFVD", "IFVD"),
@@ -99,11 +105,14 @@ ROWS = {
         _variant("lambda10", "lambda 10", "lambda10"),
         *_stage_1_setting("direct", "on B-spline, image itself instead of a residual (Eq. 4)"),
         *_stage_1_setting("majority", "on B-spline, labels by majority"),
+        *_stage_1_setting("features8", "on B-spline, 8 features"),
         _setting("eq11", "LR loss and data by Eq. 11 alone"),
         _setting("noLRDice", "no Dice in the LR loss"),
         _setting("noTrueLR", "no true acquisitions"),
         _setting("perSlice", "affinity per slice"),
         _setting("subpixel", "HR head by sub-pixel convolution"),
+        _setting("wideHead", "HR head by sub-pixel convolution, 16 features"),
+        _variant("noDeepSupervision", "no deep supervision", "noDeepSupervision"),
         _setting("rate1e-3", "initial learning rate 1e-3"),
         Row(
             "continued_rate1e-3",
@@ -134,12 +143,16 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "noTrueLR",
             "perSlice",
             "subpixel",
+            "wideHead",
+            "noDeepSupervision",
             "rate1e-3",
             "continued_rate1e-3",
             "scratch",
+            "rehrseg_smoreImage",
             "rehrseg_bspline",
             "rehrseg_direct",
             "rehrseg_majority",
+            "rehrseg_features8",
         ),
     ),
 }

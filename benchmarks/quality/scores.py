@@ -12,8 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
 from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
-from rehrseg_nnunet.evaluation.comparison import UPSAMPLING_NAMES
-from rehrseg_nnunet.evaluation.upsampling import upsample_folder
+from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
 from rehrseg_nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
@@ -88,7 +87,7 @@ def _hr_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
     else:
         plans = PlansManager(str(run.folder.parent / "plans.json"))
         dataset_json = _dataset_json(run.benchmark)
-        for method, title in UPSAMPLING_NAMES.items():
+        for method, title in METHODS.items():
             target = run.predictions / f"{name}_{method}"
             upsample_folder(
                 _source(run, name),

@@ -16,7 +16,14 @@ import numpy as np
 from benchmarks.quality.rows import ROWS, TABLES, Row
 from benchmarks.quality.runs import Run, seconds_file
 from benchmarks.quality.scores import SETS, read_scores
-from rehrseg_nnunet.evaluation.summary import MEAN, SEGMENTATION_METRICS, method_summary, paired_test, statistic
+from rehrseg_nnunet.evaluation.summary import (
+    MEAN,
+    SEGMENTATION_METRICS,
+    WITHOUT_HD95,
+    method_summary,
+    paired_test,
+    statistic,
+)
 from rehrseg_nnunet.safe_files import write_atomically
 
 RESOLUTIONS = {"lr": "thick slices (LR)", "hr": "thin slices (HR)"}
@@ -148,6 +155,8 @@ def _segmentation_cells(
         test = tests.get(metric)
         cells[f"first minus this ({metric})"] = _difference(test, DIGITS[metric])
         cells[f"p ({metric})"] = "" if test is None else _p_value(test["p"])
+    missed = sum(summary["hd95_one_empty"].values())
+    cells[WITHOUT_HD95] = str(missed or "")
     return cells
 
 
@@ -170,7 +179,7 @@ def restoration_table(name: str, runs: Sequence[Run]) -> Table:
         {
             "": title,
             **{
-                TITLES[m]: _mean_std(data[title][m], DIGITS[m]) if m in data[title] else ""
+                f"{TITLES[m]}, mean ± std over runs": _mean_std(data[title][m], DIGITS[m]) if m in data[title] else ""
                 for m in TITLES
                 if m.islower()
             },

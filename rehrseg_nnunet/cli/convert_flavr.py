@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.config import load_config
 from rehrseg_nnunet.networks.flavr_checkpoint import load_backbone, read_flavr_checkpoint
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, build_self_sr_network
+from rehrseg_nnunet.safe_files import move_into_place, partial_name
 
 SEED = 0
 
@@ -73,9 +73,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _save_atomically(content: dict[str, Any], path: Path) -> None:
     """Write beside the target and rename: an interrupted command leaves no half-written weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_name(path)
     try:
         torch.save(content, partial)
-        os.replace(partial, path)
+        move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -134,7 +134,7 @@ class Demo:
 
     def tables(self) -> str:
         """LR and HR Dice and HD95 of the validation cases."""
-        from rehrseg_nnunet.evaluation.comparison import brief_table, compare_fold
+        from rehrseg_nnunet.evaluation.fold_comparison import brief_table, compare_fold
 
         print("6/6 LR and HR comparison on the validation cases")
         with self._quiet():

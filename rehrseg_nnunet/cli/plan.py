@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.config import BLOCK
 from rehrseg_nnunet.geometry import check_thick_slices
 from rehrseg_nnunet.presets import apply_preset, load_preset, preset_names
+from rehrseg_nnunet.safe_files import write_atomically
 
 RESAMPLERS = ("resampling_fn_data_kwargs", "resampling_fn_seg_kwargs", "resampling_fn_probabilities_kwargs")
 
@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
     parser.add_argument("-o", required=True, metavar="NAME", help="name of the new plans, for nnU-Net's -p")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
-    parser.add_argument("--preset", choices=preset_names(), default="paper", help="settings to add (default: paper)")
+    parser.add_argument(
+        "--preset", choices=preset_names(), default="default", help="settings to add (default: all defaults)"
+    )
     parser.add_argument(
         "--z-spacing",
         choices=("plans", "median"),
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     preprocess = args.z_spacing == "median" or args.order_z == 1
     if preprocess:
         _set_order_z(plans, args.order_z)
-    _write(plans, folder / f"{args.o}.json")
+    write_atomically(folder / f"{args.o}.json", json.dumps(plans, indent=4))
     print(f"wrote {folder / args.o}.json")
     if preprocess:
         print(f"next: nnUNetv2_preprocess -d {_dataset_number(folder)} -plans_name {args.o} -c 3d_fullres")
@@ -105,9 +107,3 @@ def _set_order_z(plans: dict[str, Any], order_z: int) -> None:
         for key in RESAMPLERS:
             if key in configuration:
                 configuration[key] = {k: along_z.get(k, value) for k, value in configuration[key].items()}
-
-
-def _write(plans: dict[str, Any], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(plans, indent=4))
-    os.replace(partial, file)

@@ -8,6 +8,8 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -32,7 +34,8 @@ def to_channels(labels: torch.Tensor, groups: Sequence[LabelGroup]) -> torch.Ten
         (heads, ...) float32 of zeros and ones.
     """
     known = torch.where(labels == -1, torch.zeros_like(labels), labels)
-    return torch.stack([torch.isin(known, torch.tensor(group, device=labels.device)) for group in groups]).float()
+    # compared with Python numbers: a tensor of the group would have to be copied to a GPU, which waits for it
+    return torch.stack([reduce(or_, (known == label for label in group)) for group in groups]).float()
 
 
 def masked_value(label_manager: LabelManager) -> int:

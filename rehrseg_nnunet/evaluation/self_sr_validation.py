@@ -15,6 +15,7 @@ from rehrseg_nnunet.networks.wdsr import WDSROutput
 
 IMAGE_METRICS = ("psnr", "ssim")
 SELF_SR_METRICS = (*IMAGE_METRICS, "uncertainty_spearman")
+SCORED_IMAGES = 8  # of a batch: each takes milliseconds on the CPU, of large batches longer than a GPU's training step
 
 
 def restoration_metrics(
@@ -30,9 +31,9 @@ def restoration_metrics(
         masked: label value that does not count (plain labels).
 
     Returns:
-        tp_hard, fp_hard, fn_hard per foreground class or region, and psnr (dB), ssim, uncertainty_spearman over the
-        parts of the windows that lie inside the volume (nan if there is none, or where the output is not finite); data
-        range: the target's max - min.
+        tp_hard, fp_hard, fn_hard per foreground class or region of the whole batch, and psnr (dB), ssim,
+        uncertainty_spearman over the parts of the first `SCORED_IMAGES` windows that lie inside the volume (nan if
+        there is none, or where the output is not finite); data range: the target's max - min.
     """
     image, labels, mask = target
     counts = _label_counts(output.labels.float(), labels, regions=regions, masked=masked)
@@ -40,7 +41,7 @@ def restoration_metrics(
     maps = (image, output.image, output.uncertainty) if uncertain else (image, output.image)
     rows = [
         _image_metrics(*(t[b][(slice(None), *box)].float().cpu().numpy() for t in maps))
-        for b, box in enumerate(_inside(m[0]) for m in mask)
+        for b, box in enumerate(_inside(m[0]) for m in mask[:SCORED_IMAGES])
     ]
     rows = [row for row in rows if row is not None]
     metrics = SELF_SR_METRICS if uncertain else IMAGE_METRICS

@@ -19,6 +19,7 @@ from scipy import stats
 SEGMENTATION_METRICS = ("Dice", "HD95")
 IMAGE_METRICS = ("PSNR", "SSIM")
 MEAN = "mean"
+WITHOUT_HD95 = "without HD95 (empty)"  # title of the count of structures that are missed or made up
 _MIN_PAIRS = 6
 
 
@@ -70,9 +71,9 @@ def method_summary(
     """Statistics of one method.
 
     Returns:
-        ``over_cases`` (cases of all folds), ``over_folds`` (of the folds' means), ``hd95_one_empty`` (number of cases
-        by label in which exactly one of reference and prediction is empty, so that HD95 leaves them out although the
-        segmentation is wrong), and for each of ``folds`` its folder, statistics and single cases.
+        ``over_cases`` (cases of all folds), ``over_folds`` (of the folds' means), ``hd95_one_empty`` (number of results
+        by label, of a case and fold, in which exactly one of reference and prediction is empty, so that HD95 leaves
+        them out although the segmentation is wrong), and for each of ``folds`` its folder, statistics and single cases.
     """
     pooled = [case for cases in folds.values() for case in cases]
     fold_statistics = {fold: statistics(cases, labels=labels, metrics=metrics) for fold, cases in folds.items()}
@@ -107,22 +108,25 @@ def paired_test(
     """Two-sided Wilcoxon signed-rank test of the cases' means over labels, method minus other method.
 
     The cases of all folds are pooled; cases that only one method has are left out. For HD95 a label counts in a case
-    only where both methods have a distance, so that a method cannot gain by missing a structure.
+    (and fold, if the methods have the same folds) only where both methods have a distance, so that a method cannot gain
+    by missing a structure.
 
     Returns:
         ``n`` pairs, ``mean_difference``, ``p`` (nan without pairs, 1 without differences) and a ``note`` on what limits
         the test, or an empty one.
     """
-    scores, others = (
-        case_scores([case for cases in method.values() for case in cases], labels=labels, metric=metric)
-        for method in (folds, other_folds)
-    )
-    common = sorted(scores.keys() & others.keys())
-    first, second = (np.array([table[case] for case in common]).reshape(-1, len(labels)) for table in (scores, others))
-    if metric == "HD95":
-        undefined = np.isnan(first) | np.isnan(second)
-        first, second = np.where(undefined, np.nan, first), np.where(undefined, np.nan, second)
-    return wilcoxon(_nan_mean(first, axis=1), _nan_mean(second, axis=1))
+    if folds.keys() != other_folds.keys():
+        folds, other_folds = ({"": [case for cases in m.values() for case in cases]} for m in (folds, other_folds))
+    pairs: dict[str, list[np.ndarray]] = {}
+    for fold in folds:
+        first, second = (case_scores(m[fold], labels=labels, metric=metric) for m in (folds, other_folds))
+        for case in first.keys() & second.keys():
+            pair = np.stack([first[case], second[case]])
+            if metric == "HD95":
+                pair[:, np.isnan(pair).any(axis=0)] = np.nan
+            pairs.setdefault(case, []).append(pair)
+    means = [_nan_mean(_nan_mean(np.stack(pairs[case]), axis=0), axis=1) for case in sorted(pairs)]
+    return wilcoxon(*np.reshape(means, (-1, 2)).T)
 
 
 def wilcoxon(values: np.ndarray, others: np.ndarray) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rehrseg_nnunet.evaluation.summary import MEAN
+from rehrseg_nnunet.safe_files import write_atomically
 
 _DECIMALS = {"Dice": 4, "HD95": 2, "PSNR": 2, "SSIM": 4}
 _TITLES = {"HD95": "HD95 (mm)", "PSNR": "PSNR (dB)"}
@@ -129,15 +129,6 @@ def write_summary(summary: Mapping[str, Any], *, json_file: Path, csv_file: Path
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     writer.writerows(score_rows(summary))
-    _write(csv_file, text.getvalue())
-    _write(json_file, json.dumps(summary, indent=2) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    for file, content in ((csv_file, text.getvalue()), (json_file, json.dumps(summary, indent=2) + "\n")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content)

@@ -16,7 +16,8 @@ from rehrseg_nnunet.geometry import scale_slice_geometry
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import interpolate
 
-METHODS = ("nearest", "linear", "signed_distance")
+# the ways, and what tables call them
+METHODS = {"nearest": "nearest", "linear": "linear probabilities", "signed_distance": "signed distance"}
 
 
 def upsample_folder(
@@ -47,7 +48,7 @@ def upsample_folder(
         FileNotFoundError: no predictions, or no probabilities.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
     ending = dataset_json["file_ending"]
     files = sorted(source.glob(f"*{ending}"))
     if not files:

@@ -245,11 +245,12 @@ class HRPredictor(nnUNetPredictor):
             input_image: (C, D, H, W).
 
         Returns:
-            (K, r*D, H, W) float16.
+            (K, r*D, H, W) float16, on the CPU.
         """
         with output_mode(self.network, "hr"), self._folded_heads():
             folded = super().predict_sliding_window_return_logits(input_image)
-        return unfold_phases(folded, self.factor)
+        # the copy would not fit where nnU-Net's own logits just did, and its callers take the result to the CPU
+        return unfold_phases(folded.cpu(), self.factor)
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         return fold_phases(super()._internal_maybe_mirror_and_predict(x), self.factor)

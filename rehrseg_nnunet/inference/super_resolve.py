@@ -8,6 +8,7 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 
@@ -83,12 +84,18 @@ def teacher_features(network: SelfSRNetwork, image: torch.Tensor, labels: torch.
         (B, base_features, D, ceil(H/2), ceil(W/2)), without gradient.
     """
     volumes = torch.cat([image, labels], dim=1)
-    slices = volumes.shape[2]
-    starts = torch.tensor([max(0, min(start, slices - SLICES)) for start in range(0, slices, SLICES)])
-    index = (starts[:, None] + torch.arange(SLICES)).clamp(max=slices - 1)  # (windows, 4): the slice at each place
+    index, first_place = _windows_side_by_side(volumes.shape[2], volumes.device)
     with torch.no_grad():
-        windows = volumes[:, :, index.to(volumes.device)].movedim(2, 1).flatten(0, 1)
+        windows = volumes[:, :, index].movedim(2, 1).flatten(0, 1)
         features = network.layer1_features(windows).unflatten(0, (image.shape[0], -1)).movedim(1, 2)
-    flat = index.flatten().tolist()
-    first_place = torch.tensor([flat.index(k) for k in range(slices)], device=features.device)
     return features.flatten(2, 3)[:, :, first_place]
+
+
+@lru_cache(maxsize=16)  # a training has one patch size; a copy to a GPU in every step would wait for it
+def _windows_side_by_side(slices: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slice at each place of the windows, (windows, 4), and the first place of each slice, (slices,)."""
+    starts = torch.tensor([max(0, min(start, slices - SLICES)) for start in range(0, slices, SLICES)])
+    index = (starts[:, None] + torch.arange(SLICES)).clamp(max=slices - 1)
+    flat = index.flatten().tolist()
+    first_place = torch.tensor([flat.index(k) for k in range(slices)])
+    return index.to(device), first_place.to(device)

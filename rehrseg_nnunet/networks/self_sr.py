@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from rehrseg_nnunet.config import RehrsegConfig
+from rehrseg_nnunet.losses.precision import without_autocast
 from rehrseg_nnunet.networks.flavr import (
     IN_PLANE_STRIDE,
     NEGATIVE_SLOPE,
@@ -122,7 +123,9 @@ class SliceInterpolation(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, 4, H, W) to (B, C, r, H, W)."""
         change = self.change - self.change.mean(dim=1, keepdim=True)
-        return interpolate_middle(image, self.factor) + torch.einsum("rs,bcshw->bcrhw", change, image)
+        with without_autocast(image.device.type):  # intensities that are not normalised can overflow in float16
+            trained = torch.einsum("rs,bcshw->bcrhw", change, image)
+        return interpolate_middle(image, self.factor) + trained
 
 
 class UASRHead(nn.Module):

@@ -292,7 +292,7 @@ def test_results_of_a_former_network_are_forgotten(make_run, recorder, checkpoin
     run.other("baseline").folder.mkdir(parents=True)
     for file in (run.predictions / "lr" / "a.nii.gz", scores_file(run), seconds_file(run)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("{}")
+        file.write_text(json.dumps({"predict_lr": {"wall": 1.0, "cpu": 1.0}}))
     if checkpoint is not None:
         run.folder.mkdir(parents=True)
         (run.folder / checkpoint).touch()
@@ -301,7 +301,7 @@ def test_results_of_a_former_network_are_forgotten(make_run, recorder, checkpoin
     assert not run.predictions.exists()
     assert not scores_file(run).exists()
     seconds = json.loads(seconds_file(run).read_text())
-    assert set(seconds) == {"train"}
+    assert set(seconds) == ({"train"} if checkpoint is None else {"train", "predict_lr"})
 
 
 def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatch):

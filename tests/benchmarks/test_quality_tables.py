@@ -185,6 +185,7 @@ def test_a_missed_structure_is_counted(study, tmp_path):
     row = json.loads((tmp_path / "tables" / "tables.json").read_text())[LR_TITLE]["REHRSeg"]
     assert row["hd95_one_empty"] == {"1": 0, "2": 1}
     assert row["over_cases"]["2"]["HD95"]["n"] == CASES  # the other seed has a distance
+    assert cells((tmp_path / "tables" / "tables.md").read_text(), LR_TITLE)["REHRSeg"]["without HD95 (empty)"] == "1"
 
 
 def test_the_files(study, tmp_path):
@@ -216,6 +217,9 @@ def test_every_value_is_in_the_csv(study, tmp_path):
     assert float(value) == study.dice("continued", "hr", "linear probabilities")[1, 5, 1]
 
 
+PSNR, SSIM, RESTORED_DICE, SPEARMAN = (
+    f"{metric}, mean ± std over runs" for metric in ("PSNR (dB)", "SSIM", "Dice", "Spearman of U")
+)
 B_SPLINE = {"psnr": 25.0, "ssim": 0.7, "dice": 0.75}
 
 
@@ -241,20 +245,18 @@ def test_restoring_networks(make_run, write_json, tmp_path):
     rows = {row[""]: row for row in table.rows}
     plain = ["B-spline + nearest", "B-spline + signed distance"]
     assert list(rows) == [*plain, "SMORE", "self-SR on SMORE's cases"]
-    assert rows["SMORE"]["PSNR (dB)"] == f"27.50 ± {np.std([27, 28], ddof=1):.2f}"
-    assert rows["SMORE"]["Spearman of U"] == ""
+    assert rows["SMORE"][PSNR] == f"27.50 ± {np.std([27, 28], ddof=1):.2f}"
+    assert rows["SMORE"][SPEARMAN] == ""
     own = rows["self-SR on SMORE's cases"]
-    assert (own["PSNR (dB)"], own["SSIM"]) == (f"28.50 ± {np.std([28, 29], ddof=1):.2f}", "0.900 ± 0.000")
-    assert own["Spearman of U"] == "0.25 ± 0.00"
+    assert (own[PSNR], own[SSIM]) == (f"28.50 ± {np.std([28, 29], ddof=1):.2f}", "0.900 ± 0.000")
+    assert own[SPEARMAN] == "0.25 ± 0.00"
     # plain interpolation stands in the reports of both rows but counts once for each run
-    assert rows[plain[0]]["PSNR (dB)"] == f"25.50 ± {np.std([25, 26], ddof=1):.2f}"
-    assert rows[plain[1]]["Dice"] == "0.800 ± 0.000"
+    assert rows[plain[0]][PSNR] == f"25.50 ± {np.std([25, 26], ddof=1):.2f}"
+    assert rows[plain[1]][RESTORED_DICE] == "0.800 ± 0.000"
     assert table.data[plain[0]]["psnr"]["n"] == len(FOLDS)
     markdown = write_tables(["2"], runs, tmp_path / "tables")
     shown = cells(markdown, "Table 2: super-resolution, validation cases")
-    assert {name: row["PSNR (dB)"] for name, row in shown.items()} == {
-        name: row["PSNR (dB)"] for name, row in rows.items()
-    }
+    assert {name: row[PSNR] for name, row in shown.items()} == {name: row[PSNR] for name, row in rows.items()}
 
 
 def test_reports_without_truth_are_no_rows(make_run, write_json):

@@ -9,7 +9,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.config import load_config, parse_block
+from rehrseg_nnunet.config import RehrsegConfig, load_config, parse_block
 from rehrseg_nnunet.presets import load_preset
 
 DATASET = "Dataset009_Thick"
@@ -99,7 +99,7 @@ def test_preprocessed_data_are_shared(folder):
     old, new = plans()["configurations"], written(folder)["configurations"]
     assert new["2d"] == old["2d"]
     block = new["3d_fullres"].pop("rehrseg")
-    assert parse_block(block) == load_preset("paper").rehrseg
+    assert parse_block(block) == RehrsegConfig()
     assert new["3d_fullres"] == old["3d_fullres"]
     assert {file.name for file in folder.iterdir()} == {"nnUNetPlans.json", "mine.json"}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from rehrseg_nnunet.evaluation.self_sr_validation import SELF_SR_METRICS, restoration_metrics
+from rehrseg_nnunet.evaluation.self_sr_validation import SCORED_IMAGES, SELF_SR_METRICS, restoration_metrics
 from rehrseg_nnunet.networks.self_sr import SelfSROutput
 from rehrseg_nnunet.networks.wdsr import WDSROutput
 
@@ -75,6 +75,15 @@ def test_image_metrics_are_means_over_windows_and_channels(channels):
     errors = (output.image - target[0]).abs().mean(1)
     ranks = [spearmanr(u.flatten(), e.flatten()).statistic for u, e in zip(output.uncertainty, errors, strict=True)]
     assert float(found["uncertainty_spearman"]) == pytest.approx(np.mean(ranks))
+
+
+def test_of_large_batches_the_first_images_are_scored_and_all_labels_counted():
+    output, target = batch(size=SCORED_IMAGES + 2)
+    first = metrics(SelfSROutput(*(t[:SCORED_IMAGES] for t in output)), [t[:SCORED_IMAGES] for t in target])
+    found = metrics(output, target)
+    assert {key: found[key] for key in SELF_SR_METRICS} == {key: first[key] for key in SELF_SR_METRICS}
+    for name in ("tp_hard", "fp_hard", "fn_hard"):
+        assert (found[name] > first[name]).all()
 
 
 def test_uncertainty_that_ranks_the_error_has_correlation_1():

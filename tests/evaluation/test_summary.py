@@ -69,6 +69,15 @@ def test_deviation_over_folds_is_that_of_their_means():
     assert summary["folds"]["0"]["over_cases"]["mean"]["Dice"]["mean"] == pytest.approx(0.3)
 
 
+def test_a_structure_that_one_run_missed_is_left_out_of_that_pair_of_runs():
+    """Not of the case: the mean over a method's other runs would be compared with the mean over all of the other's."""
+    missed = {"0": [result("a", {"1": 0.0}, {"1": NAN})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
+    other = {"0": [result("a", {"1": 0.7}, {"1": 20.0})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
+    for first, second in ((missed, other), (other, missed)):
+        assert paired_test(first, second, labels=["1"], metric="HD95")["mean_difference"] == 0
+    assert paired_test(missed, other, labels=["1"], metric="Dice")["mean_difference"] == pytest.approx(-0.35)
+
+
 def test_cases_with_one_empty_mask_are_counted():
     cases = [
         result("a", {"1": 0.0}, n_ref=0),

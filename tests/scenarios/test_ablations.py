@@ -71,6 +71,7 @@ def watch(monkeypatch):
         if self.components is not before:
             seen.steps.append((self.components, loss.detach(), targets[-1]))
             seen.strength = self.uncertainty_strength
+            seen.lr_outputs = 1 if isinstance(outputs.lr, torch.Tensor) else len(outputs.lr)
         return loss
 
     def watched_load(self, identifier):
@@ -181,9 +182,21 @@ def test_a_variant_of_a_length_takes_stage_1_of_that_length_and_predicts(prepare
         assert len(list(output.glob("*.nii.gz"))) == 5
 
 
-def test_the_quality_benchmarks_bound_trains_on_the_true_volumes(prepared, stage_1, watch, monkeypatch):
+@pytest.fixture
+def benchmarks_trainers(monkeypatch):
+    """nnU-Net finds the quality benchmark's own trainers too."""
     folders = os.pathsep.join([os.environ["nnUNet_extTrainer"], str(OWN_TRAINERS)])
     monkeypatch.setenv("nnUNet_extTrainer", folders)
+
+
+def test_the_quality_benchmark_turns_deep_supervision_off(prepared, stage_1, watch, benchmarks_trainers):
+    prepared.train("REHRSegTrainer", THICK)
+    assert watch.lr_outputs > 1
+    prepared.train("REHRSegTrainer_noDeepSupervision", THICK)
+    assert watch.lr_outputs == 1
+
+
+def test_the_quality_benchmarks_bound_trains_on_the_true_volumes(prepared, stage_1, watch, benchmarks_trainers):
     fold = prepared.train("REHRSegTrainer_trueHRData", THICK)
     assert watch.folders == {fold / "true_hr"}
     assert all(not uncertainty.any() for _, _, uncertainty in watch.steps)

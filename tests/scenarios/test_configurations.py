@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from workspace import assert_same_field_of_view
 
 from rehrseg_nnunet.cli.main import main
@@ -67,6 +68,25 @@ def trained(planned):
     for trainer in TRAINERS:
         planned.train(trainer, THICK, configuration=LOWRES)
     return planned
+
+
+def test_a_compiled_network_and_loss(trained, monkeypatch):
+    """As nnU-Net compiles on a GPU, but for the backend."""
+    compiled, compile_it = [], torch.compile
+
+    def compile_eagerly(module, **options):
+        compiled.append(type(module).__name__)
+        return compile_it(module, **options, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
+    fold = trained.train("REHRSegTrainer_1epoch", THICK, configuration=LOWRES)
+    assert compiled[0].startswith("HR")  # the network
+    assert len(compiled) == 3
+    assert compiled[1] == compiled[2]  # nnU-Net's Dice, for validation and for stage 2's losses
+    validated = {file.name for file in (fold / "validation").glob("*.nii.gz")}
+    assert validated
+    assert {file.name for file in (fold / "validation_hr").glob("*.nii.gz")} == validated
 
 
 def lowres_configuration(nnunet):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rehrseg_nnunet.evaluation.comparison import brief_table, compare_fold
+from rehrseg_nnunet.evaluation.fold_comparison import brief_table, compare_fold
 
 FACTOR = 2
 LR, HR = (6, 10, 10), (12, 10, 10)
@@ -57,9 +57,6 @@ def dice(summary, name):
 
 
 def test_rows_and_scores(tmp_path, raw):
-    (extra_lr, extra_hr) = tmp_path / "lr", tmp_path / "hr"
-    write(extra_lr / "a.nrrd", ball(LR, 2, 1))
-    write(extra_hr / "a.nrrd", ball(HR, 1, 1))
     lr, hr = compare_fold(
         raw_folder=raw,
         fold_folders={
@@ -69,12 +66,10 @@ def test_rows_and_scores(tmp_path, raw):
         factor=FACTOR,
         axis=0,
         output_folder=tmp_path / "out",
-        lr_folders={"more": extra_lr},
-        hr_folders={"more": extra_hr},
     )
-    assert list(lr["methods"]) == ["base line", "REHRSeg", "more"]
+    assert list(lr["methods"]) == ["base line", "REHRSeg"]
     upsampled = ["base line, nearest", "base line, linear probabilities", "base line, signed distance"]
-    assert list(hr["methods"]) == [*upsampled, "REHRSeg", "more"]
+    assert list(hr["methods"]) == [*upsampled, "REHRSeg"]
     assert dice(lr, "REHRSeg") == dice(hr, "REHRSeg") == 1
     truth, shifted = ball(LR, 2), ball(LR, 2, 1)
     assert dice(lr, "base line") == pytest.approx(2 * (truth & shifted).sum() / (truth.sum() + shifted.sum()))
@@ -106,20 +101,27 @@ def statistic(mean, std, n=3):
     return {"mean": mean, "std": std, "n": n}
 
 
+def method(dice, hd95, missed=0):
+    return {"over_cases": {"mean": {"Dice": dice, "HD95": hd95}}, "hd95_one_empty": {"1": missed, "2": 0}}
+
+
 def test_the_brief_table():
     methods = {
-        "one": {"over_cases": {"mean": {"Dice": statistic(0.81234, 0.1), "HD95": statistic(2.5, 0.25)}}},
-        "another": {"over_cases": {"mean": {"Dice": statistic(0.9, 0.05), "HD95": statistic(1.25, 0.125)}}},
+        "one": method(statistic(0.81234, 0.1), statistic(2.5, 0.25)),
+        "another": method(statistic(0.9, 0.05), statistic(1.25, 0.125)),
     }
-    paired = [
-        {"name": "another", "against": "one", "metric": "Dice", "p": 0.03125},
-        {"name": "another", "against": "one", "metric": "HD95", "p": 0.5},
-    ]
-    table = brief_table({"methods": methods, "paired": paired})
-    lines = [line.split() for line in table.splitlines()]
+    lines = [line.split() for line in brief_table({"methods": methods}).splitlines()]
     assert lines[0] == ["n", "Dice", "HD95", "(mm)"]
     assert lines[2] == ["one", "3", "0.8123", "±", "0.1000", "2.50", "±", "0.25"]
-    with_p = brief_table({"methods": methods, "paired": paired}, against="one").splitlines()
-    assert "p (Dice)" in with_p[0]
-    assert with_p[3].split() == ["another", "3", "0.9000", "±", "0.0500", "0.0312", "1.25", "±", "0.12", "0.5"]
-    assert with_p[2].split()[-1] == "0.25"  # nothing against itself
+    assert lines[3] == ["another", "3", "0.9000", "±", "0.0500", "1.25", "±", "0.12"]
+
+
+def test_the_brief_table_tells_of_missed_structures():
+    methods = {
+        "one": method(statistic(0.8, 0.1), statistic(2.5, 0.25), missed=2),
+        "another": method(statistic(0.9, 0.05), statistic(1.25, 0.125)),
+    }
+    lines = brief_table({"methods": methods}).splitlines()
+    assert lines[0].split()[-3:] == ["without", "HD95", "(empty)"]
+    assert lines[2].split()[-1] == "2"
+    assert lines[3].split()[-1] == "0.12"

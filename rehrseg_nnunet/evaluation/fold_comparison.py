@@ -10,11 +10,9 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
-from rehrseg_nnunet.evaluation.summary import MEAN
+from rehrseg_nnunet.evaluation.summary import MEAN, WITHOUT_HD95
 from rehrseg_nnunet.evaluation.tables import format_table, write_summary
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
-
-UPSAMPLING_NAMES = {"nearest": "nearest", "linear": "linear probabilities", "signed_distance": "signed distance"}
 
 
 def compare_fold(
@@ -24,8 +22,6 @@ def compare_fold(
     factor: int,
     axis: int,
     output_folder: Path,
-    lr_folders: Mapping[str, Path] | None = None,
-    hr_folders: Mapping[str, Path] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compare the validation cases of one fold, at LR with `labelsTr` and at HR with `labelsTrHR`.
 
@@ -36,8 +32,6 @@ def compare_fold(
         factor: r.
         axis: array axis of the slices in the files.
         output_folder: for upsampled files, `lr.json`, `hr.json` and their csv.
-        lr_folders: further LR rows: name to folder of LR predictions.
-        hr_folders: further HR rows: name to folder of HR predictions.
 
     Returns:
         The LR and the HR summary of `evaluate_folders`; both are also written to `output_folder`.
@@ -45,15 +39,13 @@ def compare_fold(
     dataset_json = json.loads((raw_folder / "dataset.json").read_text())
     output_folder.mkdir(parents=True, exist_ok=True)
     lr_methods = {name: [fold / "validation"] for name, fold in fold_folders.items()}
-    lr_methods |= {name: [folder] for name, folder in (lr_folders or {}).items()}
     hr_methods: dict[str, list[Path]] = {}
     for name, fold in fold_folders.items():
         if (fold / "validation_hr").is_dir():
             hr_methods[name] = [fold / "validation_hr"]
             continue
         for method, folder in _upsample(fold, output_folder / name.replace(" ", "_"), factor, axis, dataset_json):
-            hr_methods[f"{name}, {UPSAMPLING_NAMES[method]}"] = [folder]
-    hr_methods |= {name: [folder] for name, folder in (hr_folders or {}).items()}
+            hr_methods[f"{name}, {METHODS[method]}"] = [folder]
     summaries = []
     for resolution, methods, labels in (("lr", lr_methods, "labelsTr"), ("hr", hr_methods, "labelsTrHR")):
         summary = evaluate_folders(raw_folder / labels, methods, dataset_json=dataset_json, chill=True)
@@ -66,24 +58,21 @@ def compare_fold(
     return summaries[0], summaries[1]
 
 
-def brief_table(summary: Mapping[str, Any], *, against: str | None = None) -> str:
-    """One row per method: Dice and HD95, mean over foreground and mean ± std over cases.
+def brief_table(summary: Mapping[str, Any]) -> str:
+    """One row per method of `evaluate_folders`: Dice and HD95, mean over foreground and mean ± std over cases.
 
-    Args:
-        summary: of `evaluate_folders`.
-        against: first method of the summary, to show its paired tests' p values; None leaves them out.
+    A structure that only one of reference and prediction has is without HD95; where there are such, they are counted.
     """
-    tests = {(test["name"], test["metric"]): test["p"] for test in summary["paired"]}
     rows = []
     for name, method in summary["methods"].items():
         scores = method["over_cases"][MEAN]
         row = {"": name, "n": str(scores["Dice"]["n"])}
         for metric, title, digits in (("Dice", "Dice", 4), ("HD95", "HD95 (mm)", 2)):
             row[title] = f"{scores[metric]['mean']:.{digits}f} ± {scores[metric]['std']:.{digits}f}"
-            if against is not None:
-                p = tests.get((name, metric))
-                row[f"p ({metric})"] = "" if p is None else f"{p:.3g}"
+        row[WITHOUT_HD95] = str(sum(method["hd95_one_empty"].values()) or "")
         rows.append(row)
+    if not any(row[WITHOUT_HD95] for row in rows):
+        rows = [{title: cell for title, cell in row.items() if title != WITHOUT_HD95} for row in rows]
     return format_table(rows)
 
 

@@ -1,0 +1,34 @@
+"""Stage 2 without deep supervision."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer as Base  # nnU-Net must find that one elsewhere
+
+from rehrseg_nnunet.training_lengths import trainer_of_length
+
+
+class REHRSegTrainer_noDeepSupervision(Base):
+    """Only the full-resolution output of the LR head has a loss, as in the paper's released code."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+
+TRAINERS = {REHRSegTrainer_noDeepSupervision.__name__: REHRSegTrainer_noDeepSupervision}
+
+
+@cache
+def __getattr__(name: str) -> type[nnUNetTrainer]:
+    return trainer_of_length(name, TRAINERS, module=__name__)
