@@ -142,7 +142,7 @@ class SegmentationConfig(StrictModel):
 
 
 class SMOREConfig(StrictModel):
-    """SMORE, an initialisation of stage 1 that is learnt (paper section 4.4.1).
+    """SMORE, a learnt interpolation that stage 1 can be trained on (paper section 4.4.1).
 
     Attributes:
         blocks: residual blocks of the 2D network.
@@ -167,7 +167,7 @@ class RehrsegConfig(StrictModel):
 
     Attributes:
         factor: r, HR slices per LR slice; None takes max(2, round(c / sqrt(a_y a_x))) from the plans' spacing.
-        smore: the initialisation of stage 1, where it is wanted.
+        smore: the interpolation that stage 1 is trained on, where it is wanted.
         self_sr: stage 1.
         segmentation: stage 2.
     """

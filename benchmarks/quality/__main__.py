@@ -94,8 +94,9 @@ def _legend(args: argparse.Namespace) -> str:
     return (
         f"r = {args.factor} along {args.axis}, preset {args.preset}, {args.precision}, {args.cases} cases in nnU-Net's "
         f"5 folds, folds {args.folds}, seeds {args.seeds}; epochs of 250 steps, a+b: b epochs from the baseline's "
-        "checkpoint. Mean of all classes. p: paired two-sided Wilcoxon test against the first row, over cases with "
-        "their mean over runs."
+        "checkpoint. Mean of all classes. ± over runs: standard deviation of the means of all folds and seeds. p: "
+        "paired two-sided Wilcoxon test against the first row, over cases with their mean over runs, not corrected for "
+        "the number of rows; it says how sure the difference is for other cases, not for another training."
     )
 
 
