@@ -39,6 +39,7 @@ class RestorationTraining:
         store_name: folder of the fold that the cases are written to.
         stored: the cases, in messages.
         needed_by: who reads them, in messages.
+        cases_between_barriers: cases that a rank of a DDP training writes before it waits for the others.
     """
 
     config: RehrsegConfig
@@ -47,6 +48,7 @@ class RestorationTraining:
     store_name: str
     stored: str
     needed_by: str
+    cases_between_barriers: int = 4
 
     @property
     def phase_epochs(self) -> Sequence[int]:
@@ -189,13 +191,22 @@ class RestorationTraining:
         if self.is_ddp:
             dist.barrier()
             store.open_created(manifest)
-        world_size = dist.get_world_size() if self.is_ddp else 1
-        self.write_cases(network, store, sorted(self.cases_to_write())[self.local_rank :: world_size])
+        identifiers = sorted(self.cases_to_write())
         if self.is_ddp:
-            dist.barrier()
+            self._write_in_turns(network, store, identifiers)
+        else:
+            self.write_cases(network, store, identifiers)
         if self.local_rank == 0:
             self.print_to_log_file(f"{len(store.complete_cases())} {self.stored} are in {store.folder}")
             self.report(network)
+
+    def _write_in_turns(self, network: nn.Module, store: PseudoHRStore, identifiers: Sequence[str]) -> None:
+        """Each rank a share, with barriers between: one that waits longer than the timeout would end the job."""
+        world_size = dist.get_world_size()
+        together = self.cases_between_barriers * world_size
+        for start in range(0, len(identifiers), together):
+            self.write_cases(network, store, identifiers[start : start + together][self.local_rank :: world_size])
+            dist.barrier()
 
     def manifest(self, weights_sha256: str) -> PseudoHRManifest:
         """What identifies cases that this fold's network makes."""

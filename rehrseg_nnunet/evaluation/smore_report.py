@@ -10,7 +10,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from rehrseg_nnunet.evaluation.self_sr_report import SelfSRReport, mean_scores, method_scores, true_hr_case
+from rehrseg_nnunet.evaluation.restoration import RestorationReport, mean_scores, method_scores, true_hr_case
 from rehrseg_nnunet.inference.smore_export import smore_case
 from rehrseg_nnunet.networks.wdsr import WDSR
 
@@ -25,7 +25,7 @@ def report_smore(
     configuration_manager: ConfigurationManager,
     dataset_json: Mapping[str, Any],
     raw_folder: Path | None,
-) -> SelfSRReport:
+) -> RestorationReport:
     """Score the validation cases whose true HR volumes lie beside the raw data; without any the report is empty.
 
     Args:
@@ -55,4 +55,6 @@ def report_smore(
         restored = {SMORE: smore_case(network, *lr, label_manager)}
         spacing_mm = list(configuration_manager.spacing)
         rows.append(method_scores(restored, lr, truth, label_manager, factor=network.factor, spacing_mm=spacing_mm))
-    return SelfSRReport({"true HR": mean_scores(rows)}, {"true HR": len(rows)}) if rows else SelfSRReport({}, {})
+    return (
+        RestorationReport({"true HR": mean_scores(rows)}, {"true HR": len(rows)}) if rows else RestorationReport({}, {})
+    )

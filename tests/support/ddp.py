@@ -36,6 +36,7 @@ def join_group(trainer):
     trainer._set_batch_size_and_oversample()
     trainer.network = DistributedDataParallel(trainer.network)
     trainer.loss = trainer._build_loss()
+    trainer.cases_between_barriers = 1  # several rounds, the last of which not all ranks take part in
     if hasattr(trainer, "_initial_hash"):
         trainer._initial_hash = hash_weights(trainer.network.module.state_dict())
 

@@ -15,7 +15,7 @@ from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer as Base  # nn
 from rehrseg_nnunet.data.certain_cases import CertainCases
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
 from rehrseg_nnunet.data.source_files import SOURCE, source_state
-from rehrseg_nnunet.evaluation.self_sr_report import true_hr_case
+from rehrseg_nnunet.evaluation.restoration import true_hr_case
 from rehrseg_nnunet.training_lengths import trainer_of_length
 
 STORE_NAME = "true_hr"
