@@ -1,0 +1,66 @@
+"""The figure that shows segmentations of one case side by side."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.image import imread
+
+from benchmarks.figure import MARGIN_MM, Panel, draw, main
+
+
+@pytest.fixture
+def case(tmp_path, write_volume):
+    """Panel's argument: a block of foreground, HR (12, 20, 16), on r times thicker slices for r > 1."""
+
+    def make(name, factor=1, label=1):
+        labels = np.zeros((12, 20, 16), np.uint8)
+        labels[4:8, 6:12, 5:11] = label
+        thick = labels.reshape(-1, factor, 20, 16)[:, 0]
+        rng = np.random.default_rng(0)
+        grid = {"spacing": (1.0, 1.0, float(factor)), "origin": (3.0, -2.0, 10 + (factor - 1) / 2)}
+        write_volume(tmp_path / f"{name}_image.nii.gz", rng.normal(size=thick.shape).astype(np.float32), **grid)
+        write_volume(tmp_path / f"{name}_labels.nii.gz", thick, **grid)
+        return f"{name}={tmp_path / f'{name}_image.nii.gz'},{tmp_path / f'{name}_labels.nii.gz'}"
+
+    return make
+
+
+def panel(text):
+    title, files = text.split("=")
+    return Panel(title, *(sitk.ReadImage(file) for file in files.split(",")))
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_planes_and_edges_in_mm(case, factor):
+    thin, shown = panel(case("thin")), panel(case("shown", factor))
+    point = thin.centre_mm()
+    assert point == (3 + 8, -2 + 8, 10 + 6)  # the middle of an even number of voxels lies between two
+    plane = shown.plane(shown.labels, point, 2)  # across x
+    np.testing.assert_array_equal(plane, sitk.GetArrayFromImage(shown.labels)[:, :, 8])
+    assert shown.extent_mm(2) == (-2.5, 17.5, 9.5, 21.5)  # y, z
+    assert shown.extent_mm(0) == (2.5, 18.5, -2.5, 17.5)  # x, y
+
+
+def test_all_panels_show_the_window_of_the_truth(case):
+    panels = [panel(case("thick", 4)), panel(case("truth"))]
+    for column in draw(panels, axis=2).axes:
+        assert column.get_xlim() == (-2.5 + 6 - MARGIN_MM, -2.5 + 12 + MARGIN_MM)
+        assert column.get_ylim() == (9.5 + 4 - MARGIN_MM, 9.5 + 8 + MARGIN_MM)
+
+
+def test_a_label_is_where_its_voxels_are(case, tmp_path):
+    """In the saved picture: grey where there is none."""
+    output = tmp_path / "figure.png"
+    main([str(output), case("thick", 4), case("truth")])
+    pixels = imread(output)[..., :3]
+    coloured = np.ptp(pixels, axis=-1) > 0.1
+    left, right = np.array_split(coloured, 2, axis=1)
+    assert left.any()
+    assert right.any()
+    assert left.sum() == pytest.approx(right.sum(), rel=0.1)  # the block is one thick slice
+
+
+def test_a_panel_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        main(["out.png", "truth=image.nii.gz"])
+    assert "a panel must be TITLE=IMAGE,LABELS, got truth=image.nii.gz" in capsys.readouterr().err
