@@ -134,6 +134,17 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "distillation",
         ("rehrseg", "mimic", "ifvd", "correlation", "spatial", "lambda0_01", "lambda0_1", "lambda10"),
     ),
+    "stage_1": (
+        "stage 1",
+        (
+            "self_sr",
+            "self_sr_bspline",
+            "self_sr_direct",
+            "self_sr_majority",
+            "self_sr_features8",
+            "self_sr_smoreImage",
+        ),
+    ),
     "settings": (
         "settings",
         (

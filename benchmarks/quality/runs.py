@@ -212,19 +212,21 @@ def seconds_file(run: Run) -> Path:
 
 @contextmanager
 def _measured(run: Run, step: str) -> Iterator[None]:
-    """Add a step's wall and CPU seconds, those of its children, to what interrupted attempts have taken."""
+    """Add a step's wall and CPU seconds, those of its children, to what interrupted attempts have taken.
+
+    What a killed attempt took is not known; the step is then marked `incomplete`.
+    """
+    file = seconds_file(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    seconds = json.loads(file.read_text()) if file.is_file() else {}
+    before = seconds.get(step, {"wall": 0.0, "cpu": 0.0})
+    write_atomically(file, json.dumps({**seconds, step: {**before, "incomplete": True}}, indent=2))
     wall, cpu = time.perf_counter(), _children_cpu()
     try:
         yield
     finally:
-        file = seconds_file(run)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        seconds = json.loads(file.read_text()) if file.is_file() else {}
-        before = seconds.get(step, {"wall": 0.0, "cpu": 0.0})
-        seconds[step] = {
-            "wall": before["wall"] + time.perf_counter() - wall,
-            "cpu": before["cpu"] + _children_cpu() - cpu,
-        }
+        taken = {"wall": time.perf_counter() - wall, "cpu": _children_cpu() - cpu}
+        seconds[step] = {**before, **{clock: before[clock] + value for clock, value in taken.items()}}
         write_atomically(file, json.dumps(seconds, indent=2))
 
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -190,15 +191,19 @@ def restoration_table(name: str, runs: Sequence[Run]) -> Table:
 
 
 def cost_table(runs: Sequence[Run]) -> Table:
-    """What REHRSeg's trainings take, over what the baseline's do, in wall and in CPU time, per fold and seed."""
+    """What REHRSeg's trainings take, over what the baseline's do, in wall and in CPU time, per fold and seed.
+
+    Trainings of which an attempt was killed are left out: nobody knows how long it was.
+    """
     totals: dict[tuple[int, int], dict[str, dict[str, float]]] = {}
     for run in runs:
         file = seconds_file(run)
-        if file.is_file() and run.finished and "train" in (seconds := json.loads(file.read_text())):
-            totals.setdefault((run.seed, run.fold), {})[run.row.key] = seconds["train"]
+        taken = json.loads(file.read_text()).get("train") if file.is_file() and run.finished else None
+        if taken is not None and not taken.get("incomplete"):
+            totals.setdefault((run.seed, run.fold), {})[run.row.key] = taken
     rows, data = [], {}
-    pipeline = ("smore", "self_sr", "rehrseg")
-    for base in (("baseline",), ("baseline", "continued")):
+    stages = ("self_sr", "rehrseg")
+    for pipeline, base in product((("smore", *stages), stages), (("baseline",), ("baseline", "continued"))):
         ratios = {
             clock: statistic(
                 sum(taken[key][clock] for key in pipeline) / sum(taken[key][clock] for key in base)

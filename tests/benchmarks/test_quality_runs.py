@@ -338,6 +338,19 @@ def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatc
     assert not seconds_file(make_run("baseline", fold=1)).exists()
 
 
+def test_seconds_of_a_killed_attempt_are_known_to_be_missing(make_run, recorder):
+    run = make_run("baseline")
+    (run.folder / "checkpoint_latest.pth").parent.mkdir(parents=True, exist_ok=True)
+    (run.folder / "checkpoint_latest.pth").touch()
+    at_a_kill = []
+    recorder.effect = lambda command: at_a_kill.append(seconds_file(run).read_text())
+    train(run, device="cpu", execute=recorder)
+    assert "incomplete" not in json.loads(seconds_file(run).read_text())["train"]
+    seconds_file(run).write_text(at_a_kill.pop())  # what the killed attempt leaves
+    train(run, device="cpu", execute=recorder)
+    assert json.loads(seconds_file(run).read_text())["train"]["incomplete"] is True
+
+
 def test_execute_runs_this_pythons_commands_and_raises(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("KEPT", "kept")
     code = "import os; print(os.environ['KEPT'], os.environ['NEW'], os.environ['PATH'].split(os.pathsep)[0])"

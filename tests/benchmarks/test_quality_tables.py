@@ -301,7 +301,8 @@ def test_cost(timed_runs):
         assert alone[clock]["mean"] == pytest.approx(np.mean(expected))
         assert alone[clock]["std"] == pytest.approx(np.std(expected, ddof=1))
     assert both["wall"]["mean"] == pytest.approx((200 / 150 + 400 / 400) / 2)
-    assert [row["wall"] for row in table.rows] == ["1.67 ± 0.47", "1.17 ± 0.24"]
+    assert [row["wall"] for row in table.rows] == ["1.67 ± 0.47", "1.17 ± 0.24", "1.50 ± 0.42", "1.05 ± 0.21"]
+    assert table.rows[2]["training, export and validation"] == "SelfSRTrainer + REHRSegTrainer, over nnU-Net"
 
 
 def test_cost_is_of_runs_whose_trainings_are_all_finished(timed_runs):
@@ -311,8 +312,16 @@ def test_cost_is_of_runs_whose_trainings_are_all_finished(timed_runs):
         if run.row.key == "continued":
             seconds_file(run).unlink()
     table = cost_table(timed_runs)
-    assert [row["wall"] for row in table.rows] == ["2.00"]
+    assert [row["wall"] for row in table.rows] == ["2.00", "1.80"]
     assert cost_table(timed_runs[:4]).rows == []
+
+
+def test_a_training_of_which_an_attempt_was_killed_has_no_cost(timed_runs, write_json):
+    for run in timed_runs:
+        if (run.row.key, run.seed) == ("smore", 1):
+            seconds = json.loads(seconds_file(run).read_text())
+            write_json(seconds_file(run), {**seconds, "train": {**seconds["train"], "incomplete": True}})
+    assert [row["wall"] for row in cost_table(timed_runs).rows] == ["2.00", "1.33", "1.50 ± 0.42", "1.05 ± 0.21"]
 
 
 def test_the_report_of_a_work_folder(study, make_benchmark, write_source, capsys):
