@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--across", choices=AXES, default="x", help="axis that the plane is across (default: x)")
     parser.add_argument("--dpi", type=int, default=100)
     args = parser.parse_args(argv)
-    draw(args.panels, axis=AXES[args.across]).savefig(args.output, dpi=args.dpi)
+    draw(args.panels, axis=AXES[args.across]).savefig(args.output, dpi=args.dpi, bbox_inches="tight")
 
 
 def _panel(text: str) -> Panel:
