@@ -93,14 +93,14 @@ class HRHeadConfig(StrictModel):
     """HR segmentation head (paper section 4.2): the last features, conv, ReLU, conv.
 
     Attributes:
-        upsampling: "interpolate" the features along z before the first convolution, as in the paper, or let that
-            convolution predict r slices for each LR slice ("subpixel").
+        upsampling: let the first convolution predict r slices for each LR slice ("subpixel"), or "interpolate" the
+            features along z before it, as in the paper.
         hidden_features: channels between the two convolutions.
         first_kernel: edge of the first kernel, odd.
         second_kernel: edge of the second kernel, odd.
     """
 
-    upsampling: Literal["interpolate", "subpixel"] = "interpolate"
+    upsampling: Literal["interpolate", "subpixel"] = "subpixel"
     hidden_features: PositiveInt = 16
     first_kernel: PositiveInt = 3
     second_kernel: PositiveInt = 5

@@ -8,7 +8,7 @@ import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet import presets
-from rehrseg_nnunet.config import RehrsegConfig, load_config
+from rehrseg_nnunet.config import HRHeadConfig, RehrsegConfig, load_config
 from rehrseg_nnunet.presets import Preset, apply_preset, load_preset, preset_names
 
 
@@ -55,7 +55,9 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
     export = RehrsegConfig().self_sr.export.model_copy(update=alone)
     own = {
         "self_sr": RehrsegConfig().self_sr.model_copy(update={"export": export}),
-        "segmentation": RehrsegConfig().segmentation.model_copy(update={"lr_dice_weight": 0, "true_lr_probability": 0}),
+        "segmentation": RehrsegConfig().segmentation.model_copy(
+            update={"lr_dice_weight": 0, "true_lr_probability": 0, "hr_head": HRHeadConfig(upsampling="interpolate")}
+        ),
     }
     assert paper == RehrsegConfig().model_copy(update=own)
     assert load_preset("paper").network_width == 1

@@ -66,9 +66,8 @@ def interleave_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
 class HRHead(nn.Module):
     """Features to HR logits by two convolutions (paper section 4.2).
 
-    With `upsampling` "interpolate", the paper's, the features are interpolated along z before the first convolution.
-    With "subpixel" the first convolution runs on the LR grid and gives r times as many channels, which are then
-    arranged as slices.
+    With `upsampling` "subpixel" the first convolution runs on the LR grid and gives r times as many channels, which are
+    then arranged as slices. With "interpolate", the paper's, the features are interpolated along z before it.
 
     Args:
         in_channels: channels of the features.

@@ -177,12 +177,21 @@ def test_upsampling_hits_the_hr_slice_positions():
 
 
 def test_constant_features_give_constant_logits_away_from_the_border():
-    head = with_head(stock()).decoder.seg_layers[-1].hr_head
+    config = HRHeadConfig(upsampling="interpolate", hidden_features=4)
+    head = with_head(stock(), config=config).decoder.seg_layers[-1].hr_head
     hr = head(torch.full((1, 4, 6, 9, 9), 0.7))
     centre = hr[0, :, :, 4, 4]
     # kernels 3 and 5 look 3 HR slices far
     torch.testing.assert_close(centre[:, 3:-3], centre[:, 9:10].expand(-1, 12))
     assert not torch.allclose(centre[:, 0], centre[:, 9])
+
+
+def test_constant_features_give_every_lr_slice_the_same_logits_with_subpixel_convolution():
+    head = with_head(stock()).decoder.seg_layers[-1].hr_head
+    hr = head(torch.full((1, 4, 6, 9, 9), 0.7))
+    slices = hr[0, :, :, 4, 4].unflatten(1, (6, FACTOR))
+    # kernel 3 looks one LR slice far, kernel 5 one more
+    torch.testing.assert_close(slices[:, 2:-2], slices[:, 2:3].expand(-1, 2, -1))
 
 
 def test_subpixel_head_predicts_each_hr_slice_from_its_lr_neighbourhood():

@@ -47,9 +47,8 @@ class IntensityTrainer(REHRSegTrainer):
         plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ):
         factor = load_config(configuration_manager.configuration).factor
-        network = add_hr_head(
-            _IntensityNetwork(), factor=factor, teacher_channels=1, config=HRHeadConfig(hidden_features=2)
-        )
+        config = HRHeadConfig(upsampling="interpolate", hidden_features=2)
+        network = add_hr_head(_IntensityNetwork(), factor=factor, teacher_channels=1, config=config)
         layer = network.decoder.seg_layers[-1]
         with torch.no_grad():
             for parameter in network.parameters():
