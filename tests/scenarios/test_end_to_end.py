@@ -184,7 +184,7 @@ def test_trainers_are_found_from_a_wheel(tmp_path):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
     ).stdout
     assert str(site) in output
-    assert "'cpu', 'demo', 'paper'" in output
+    assert "'cpu', 'default', 'demo', 'paper'" in output
     assert "['SelfSRTrainer', 'REHRSegTrainer', 'ContinuedBaselineTrainer', 'REHRSegTrainer_10epochs']" in output
 
 
