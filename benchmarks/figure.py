@@ -48,13 +48,11 @@ class Panel:
 
     def extent_mm(self, axis: int) -> tuple[float, float, float, float]:
         """Edges (left, right, bottom, top) of that plane in mm, relative to the scanner's origin."""
-        origin, spacing, size = (tuple(reversed(values)) for values in self._grid())
+        grid = self.image.GetOrigin(), self.image.GetSpacing(), self.image.GetSize()
+        origin, spacing, size = (values[::-1] for values in grid)
         rows, columns = (other for other in range(3) if other != axis)
         edges = [(origin[a] - spacing[a] / 2, origin[a] + spacing[a] * (size[a] - 0.5)) for a in (columns, rows)]
         return (*edges[0], *edges[1])
-
-    def _grid(self) -> tuple[tuple[float, ...], ...]:
-        return self.image.GetOrigin(), self.image.GetSpacing(), self.image.GetSize()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,10 +95,10 @@ def draw(panels: list[Panel], *, axis: int) -> plt.Figure:
 
 def _window_mm(panel: Panel, point: tuple[float, float, float], axis: int) -> tuple[float, float, float, float]:
     """Box of the foreground in the plane, with a margin, as `extent_mm`."""
-    rows, columns = np.nonzero(panel.plane(panel.labels, point, axis))
+    labels = panel.plane(panel.labels, point, axis)
+    rows, columns = np.nonzero(labels)
     left, right, bottom, top = panel.extent_mm(axis)
-    height, width = panel.plane(panel.labels, point, axis).shape
-    x, y = ((right - left) / width, (top - bottom) / height)
+    y, x = (top - bottom) / labels.shape[0], (right - left) / labels.shape[1]
     return (
         left + columns.min() * x - MARGIN_MM,
         left + (columns.max() + 1) * x + MARGIN_MM,

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
 from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
-from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
+from rehrseg_nnunet.evaluation.upsampling import upsample_in_every_way
 from rehrseg_nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
@@ -85,21 +83,14 @@ def _hr_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
     elif run.row.hr == "head":
         yield "", run.folder / "validation_hr" if name == "validation" else run.predictions / "hr"
     else:
-        plans = PlansManager(str(run.folder.parent / "plans.json"))
-        dataset_json = _dataset_json(run.benchmark)
-        for method, title in METHODS.items():
-            target = run.predictions / f"{name}_{method}"
-            upsample_folder(
-                _source(run, name),
-                target,
-                method=method,
-                factor=run.benchmark.factor,
-                axis=run.benchmark.array_axis,
-                reader=plans.image_reader_writer_class(),
-                label_manager=plans.get_label_manager(dataset_json),
-                dataset_json=dataset_json,
-            )
-            yield title, target
+        yield from upsample_in_every_way(
+            _source(run, name),
+            lambda method: run.predictions / f"{name}_{method}",
+            plans_file=run.folder.parent / "plans.json",
+            factor=run.benchmark.factor,
+            axis=run.benchmark.array_axis,
+            dataset_json=_dataset_json(run.benchmark),
+        )
 
 
 def _dataset_json(benchmark: Benchmark) -> dict[str, Any]:

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
 from rehrseg_nnunet.evaluation.summary import MEAN, WITHOUT_HD95
 from rehrseg_nnunet.evaluation.tables import format_table, write_summary
-from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
+from rehrseg_nnunet.evaluation.upsampling import upsample_in_every_way
 
 
 def compare_fold(
@@ -44,8 +42,15 @@ def compare_fold(
         if (fold / "validation_hr").is_dir():
             hr_methods[name] = [fold / "validation_hr"]
             continue
-        for method, folder in _upsample(fold, output_folder / name.replace(" ", "_"), factor, axis, dataset_json):
-            hr_methods[f"{name}, {METHODS[method]}"] = [folder]
+        upsampled = upsample_in_every_way(
+            fold / "validation",
+            (output_folder / name.replace(" ", "_")).joinpath,
+            plans_file=fold.parent / "plans.json",
+            factor=factor,
+            axis=axis,
+            dataset_json=dataset_json,
+        )
+        hr_methods |= {f"{name}, {title}": [folder] for title, folder in upsampled}
     summaries = []
     for resolution, methods, labels in (("lr", lr_methods, "labelsTr"), ("hr", hr_methods, "labelsTrHR")):
         summary = evaluate_folders(raw_folder / labels, methods, dataset_json=dataset_json, chill=True)
@@ -74,21 +79,3 @@ def brief_table(summary: Mapping[str, Any]) -> str:
     if not any(row[WITHOUT_HD95] for row in rows):
         rows = [{title: cell for title, cell in row.items() if title != WITHOUT_HD95} for row in rows]
     return format_table(rows)
-
-
-def _upsample(
-    fold: Path, target: Path, factor: int, axis: int, dataset_json: Mapping[str, Any]
-) -> list[tuple[str, Path]]:
-    plans = PlansManager(str(fold.parent / "plans.json"))
-    for method in METHODS:
-        upsample_folder(
-            fold / "validation",
-            target / method,
-            method=method,
-            factor=factor,
-            axis=axis,
-            reader=plans.image_reader_writer_class(),
-            label_manager=plans.get_label_manager(dataset_json),
-            dataset_json=dataset_json,
-        )
-    return [(method, target / method) for method in METHODS]

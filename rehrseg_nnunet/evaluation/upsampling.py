@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.geometry import scale_slice_geometry
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
@@ -18,6 +19,43 @@ from rehrseg_nnunet.slice_profile import interpolate
 
 # the ways, and what tables call them
 METHODS = {"nearest": "nearest", "linear": "linear probabilities", "signed_distance": "signed distance"}
+
+
+def upsample_in_every_way(
+    source: Path,
+    target: Callable[[str], Path],
+    *,
+    plans_file: Path,
+    factor: int,
+    axis: int,
+    dataset_json: Mapping[str, Any],
+) -> Iterator[tuple[str, Path]]:
+    """Upsample a folder by each of `METHODS`; the arguments are those of `upsample_folder`.
+
+    Args:
+        source: nnU-Net predictions with probabilities.
+        target: folder for the HR files of a method.
+        plans_file: plans.json of the model that made the predictions.
+        factor: r.
+        axis: array axis of the slices in the files.
+        dataset_json: nnU-Net's.
+
+    Yields:
+        What tables call the method, and its folder.
+    """
+    plans = PlansManager(str(plans_file))
+    for method, title in METHODS.items():
+        upsample_folder(
+            source,
+            target(method),
+            method=method,
+            factor=factor,
+            axis=axis,
+            reader=plans.image_reader_writer_class(),
+            label_manager=plans.get_label_manager(dataset_json),
+            dataset_json=dataset_json,
+        )
+        yield title, target(method)
 
 
 def upsample_folder(
