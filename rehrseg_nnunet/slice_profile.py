@@ -82,7 +82,9 @@ def _blur_and_decimate(volume: torch.Tensor, weights: torch.Tensor, factor: int)
     return thick
 
 
-def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = "centre") -> torch.Tensor:
+def degrade_labels(
+    labels: torch.Tensor, factor: int, axis: int, *, mode: str = "centre", upper_ties: bool = False
+) -> torch.Tensor:
     """Label map on thick slices.
 
     Args:
@@ -90,9 +92,12 @@ def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = 
         factor: r.
         axis: the slice axis.
         mode: "centre" (Eq. 1 decimates labels unblurred): the label at the LR slice's centre; for even r the two
-            central HR slices vote, ties decided by the next ones out, and at last by the smaller HR index (the smaller
-            label would wear structures away).
+            central HR slices vote, ties decided by the next ones out. Where all of them leave it open (mostly: the
+            boundary passes through the centre) it is the label of the lower or the upper central slice.
             "majority": the image's profile on one-hot maps, then argmax (ties: smaller label).
+        upper_ties: such ties go to the central slice with the larger HR index. One side always keeps a structure's
+            volume but moves it by up to half an HR voxel against the image, which networks learn and interpolation
+            cannot know: whoever degrades many cases lets the sides take turns.
 
     Returns:
         Label map with r times fewer slices, same dtype.
@@ -108,14 +113,14 @@ def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, mode: str = 
     if mode != "centre":
         raise ValueError(f"mode must be 'centre' or 'majority', got {mode!r}")
     groups = labels.movedim(axis, -1).unflatten(-1, (slices // factor, factor))
-    centre = groups[..., factor // 2] if factor % 2 else _vote_outwards(groups, factor)
+    centre = groups[..., factor // 2] if factor % 2 else _vote_outwards(groups, factor, upper_ties=upper_ties)
     return centre.movedim(-1, axis).contiguous()
 
 
-def _vote_outwards(groups: torch.Tensor, factor: int) -> torch.Tensor:
+def _vote_outwards(groups: torch.Tensor, factor: int, *, upper_ties: bool) -> torch.Tensor:
     """Label at the centre of groups (..., D, r), r even: the first pair outwards whose voters decide."""
     left, right = groups[..., factor // 2 - 1], groups[..., factor // 2]
-    result, open_ = left.clone(), left != right
+    result, open_ = (right if upper_ties else left).clone(), left != right
     left_votes, right_votes = torch.zeros_like(left), torch.zeros_like(left)
     for step in range(1, factor // 2):
         for voter in (groups[..., factor // 2 - 1 - step], groups[..., factor // 2 + step]):

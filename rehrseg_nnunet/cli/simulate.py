@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> None:
 def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode: str) -> Path:
     """Write `Dataset<ID>_<source name>_r<factor><axis>` beside the source dataset (paper section 4.1.1).
 
-    Images are blurred with the slice profile and decimated; labels by `degrade_labels`. The truth, cropped at the end
-    of the axis to a multiple of the factor, is kept in `imagesTrHR`, `labelsTrHR` (and `...Ts...` where there is a
-    test set): LR and HR files cover the same field of view.
+    Images are blurred with the slice profile and decimated; labels by `degrade_labels`, every other case with upper
+    ties.
+    The truth, cropped at the end of the axis to a multiple of the factor, is kept in `imagesTrHR`, `labelsTrHR` (and
+    `...Ts...` where there is a test set): LR and HR files cover the same field of view.
 
     Returns:
         The folder that was written.
@@ -98,8 +99,9 @@ def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: 
         (target / subfolder).mkdir()
         (target / f"{subfolder}HR").mkdir()
         files = sorted((source / subfolder).glob(f"*{ending}"))
-        for file in tqdm(files, desc=subfolder):
-            lr, hr = thicken(file, factor=factor, axis=axis, label_mode=label_mode if "labels" in subfolder else None)
+        mode = label_mode if "labels" in subfolder else None
+        for number, file in enumerate(tqdm(files, desc=subfolder)):
+            lr, hr = thicken(file, factor=factor, axis=axis, label_mode=mode, upper_ties=number % 2 == 1)
             sitk.WriteImage(hr, str(target / f"{subfolder}HR" / file.name), True)
             sitk.WriteImage(lr, str(target / subfolder / file.name), True)
     dataset["name"] = name
@@ -110,7 +112,9 @@ def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: 
     (target / "dataset.json").write_text(json.dumps(dataset, indent=2))
 
 
-def thicken(file: Path, *, factor: int, axis: int, label_mode: str | None) -> tuple[sitk.Image, sitk.Image]:
+def thicken(
+    file: Path, *, factor: int, axis: int, label_mode: str | None, upper_ties: bool = False
+) -> tuple[sitk.Image, sitk.Image]:
     """Read one file and return it with thick slices and as it was, cropped to a multiple of the factor.
 
     Args:
@@ -118,6 +122,7 @@ def thicken(file: Path, *, factor: int, axis: int, label_mode: str | None) -> tu
         factor: r.
         axis: array axis (0: the file's last axis).
         label_mode: mode of `degrade_labels`, or None for an intensity image (written as float32).
+        upper_ties: see `degrade_labels`.
 
     Raises:
         ValueError: the file is not 3D, is a label map of non-integers, or has fewer slices than the factor.
@@ -142,7 +147,7 @@ def thicken(file: Path, *, factor: int, axis: int, label_mode: str | None) -> tu
         labels = values.to(torch.int32)
         if not torch.equal(labels.to(values.dtype), values):
             raise ValueError(f"{file} must hold integer labels")
-        lr = degrade_labels(labels, factor, axis, mode=label_mode).to(values.dtype)
+        lr = degrade_labels(labels, factor, axis, mode=label_mode, upper_ties=upper_ties).to(values.dtype)
     return with_scaled_slices(lr, hr, axis, factor), hr
 
 

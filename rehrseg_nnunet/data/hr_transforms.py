@@ -96,6 +96,8 @@ class DegradeTransform(BasicTransform):
 class LRLabelTransform(BasicTransform):
     """Derive the LR labels from the HR labels as they are now, so that both agree after every augmentation.
 
+    Ties of the centre rule go to either side, drawn anew for every sample: on average labels stay where the image is.
+
     Args:
         factor: r.
         mode: "centre" or "majority", see `degrade_labels`. The true acquisition's repeated labels always take the
@@ -109,11 +111,15 @@ class LRLabelTransform(BasicTransform):
         self.mode = mode
         self.has_halo = has_halo
 
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        """Draw the side of ties."""
+        return {"upper_ties": bool(torch.rand(()) < 0.5)}
+
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Set `segmentation` to the LR labels (1, ...) and `hr_segmentation` to the HR labels (1, ...)."""
         segmentation = data_dict["segmentation"]
         mode = "centre" if is_true_acquisition(segmentation) else self.mode
-        lr = degrade_labels(segmentation[-1:], self.factor, axis=1, mode=mode)
+        lr = degrade_labels(segmentation[-1:], self.factor, axis=1, mode=mode, upper_ties=params["upper_ties"])
         hr = segmentation[:1]
         if self.has_halo:
             lr, hr = strip_halo(lr, HALO_LR_SLICES), strip_halo(hr, HALO_LR_SLICES * self.factor)

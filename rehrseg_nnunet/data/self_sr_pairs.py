@@ -49,6 +49,7 @@ class WindowSpec:
         offset: HR slices left out at the start, 0 .. r - 1: the phase of the simulated acquisition.
         window: k.
         flip: cut from the volume flipped along the slice axis.
+        upper_ties: see `degrade_labels`.
     """
 
     slices: int
@@ -56,6 +57,7 @@ class WindowSpec:
     offset: int
     window: int
     flip: bool
+    upper_ties: bool = False
 
     @property
     def thick_slices(self) -> int:
@@ -91,7 +93,7 @@ class WindowSpec:
 
 
 def sample_window(slices: int, factor: int, rng: np.random.Generator, *, centre: int | None = None) -> WindowSpec:
-    """Draw phase, flip and window uniformly, or the window whose target is around a given HR slice.
+    """Draw phase, flip, side of ties and window uniformly, or the window whose target is around a given HR slice.
 
     Args:
         slices: HR slices of the volume along the simulated axis, at least `factor`.
@@ -105,14 +107,14 @@ def sample_window(slices: int, factor: int, rng: np.random.Generator, *, centre:
     if slices < factor:
         raise ValueError(f"slices along the simulated axis must be at least {factor}, got {slices}")
     offset = int(rng.integers(0, min(factor, slices - factor + 1)))
-    flip = bool(rng.random() < 0.5)
+    flip, upper_ties = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
     thick = (slices - offset) // factor
     if centre is None:
         window = int(rng.integers(-1, thick))
     else:
         position = (slices - 1 - centre if flip else centre) - offset
         window = int(np.clip((position - factor // 2) // factor, -1, thick - 1))
-    return WindowSpec(slices=slices, factor=factor, offset=offset, window=window, flip=flip)
+    return WindowSpec(slices=slices, factor=factor, offset=offset, window=window, flip=flip, upper_ties=upper_ties)
 
 
 def random_interval(size: int, edge: int, rng: np.random.Generator, contain: int | None) -> list[int]:
@@ -144,7 +146,7 @@ def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, la
     hr = hr.clamp(0, image.shape[1] - 1)
     return SRPair(
         lr_image=degrade(image, r, 1)[:, lr],
-        lr_labels=degrade_labels(labels, r, 0, mode=label_profile)[lr],
+        lr_labels=degrade_labels(labels, r, 0, mode=label_profile, upper_ties=spec.upper_ties)[lr],
         hr_image=image[:, hr],
         hr_labels=labels[hr],
         mask=mask[None, :, None, None].expand(1, -1, *image.shape[2:]).clone(),

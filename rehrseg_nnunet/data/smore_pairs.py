@@ -46,6 +46,7 @@ class SliceSpec:
         mirror: flip the columns first.
         turns: quarter turns after that, 0 .. 3, as `torch.rot90` counts them.
         offset: thin rows left out at the start, 0 .. r - 1: the phase of the simulated acquisition.
+        upper_ties: see `degrade_labels`.
         rows: thick rows, half-open; may reach outside the slice.
         columns: columns, half-open; may reach outside the slice.
     """
@@ -53,6 +54,7 @@ class SliceSpec:
     mirror: bool
     turns: int
     offset: int
+    upper_ties: bool
     rows: tuple[int, int]
     columns: tuple[int, int]
 
@@ -81,7 +83,7 @@ def sample_slice(
     pixel: Sequence[int] | None = None,
     augment: bool = True,
 ) -> SliceSpec:
-    """Draw symmetry, phase and position uniformly, or a position that contains a given pixel (if the phase allows).
+    """Draw symmetry, phase, ties and position uniformly, or so that it contains a given pixel (if the phase allows).
 
     Args:
         shape: (H, W) of the slice.
@@ -109,6 +111,7 @@ def sample_slice(
         mirror=mirror,
         turns=turns,
         offset=offset,
+        upper_ties=bool(rng.random() < 0.5),
         rows=tuple(random_interval(thick, size[0], rng, row)),
         columns=tuple(random_interval(width, size[1], rng, column)),
     )
@@ -131,11 +134,12 @@ def make_slice_pair(
     thick = (image.shape[-2] - spec.offset) // factor
     kept = slice(spec.offset, spec.offset + thick * factor)
     image, labels = image[:, kept], labels[kept]
+    lr_labels = degrade_labels(labels, factor, 0, mode=label_profile, upper_ties=spec.upper_ties)
     lr_box = (spec.rows, spec.columns)
     hr_box = (tuple(factor * edge for edge in spec.rows), spec.columns)
     return SlicePair(
         lr_image=_cut(degrade(image, factor, 1), lr_box, pad_mode="edge"),
-        lr_labels=_cut(degrade_labels(labels, factor, 0, mode=label_profile)[None], lr_box, value=outside)[0],
+        lr_labels=_cut(lr_labels[None], lr_box, value=outside)[0],
         hr_image=_cut(image, hr_box, pad_mode="edge"),
         hr_labels=_cut(labels[None], hr_box, value=outside)[0],
         mask=_cut(torch.ones(1, *labels.shape), hr_box, value=0),

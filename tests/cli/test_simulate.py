@@ -106,24 +106,26 @@ def test_physical_points(raw, axis, factor):
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("mode", ["centre", "majority"])
-def test_values(raw, axis, mode):
+@pytest.mark.parametrize("factor", [3, 4])
+def test_values(raw, axis, mode, factor):
     source = dataset(raw)
-    target = make(3, axis, mode)
+    target = make(factor, axis, mode)
     a = AXES[axis]
-    keep = tuple(slice(0, n // 3 * 3 if i == a else n) for i, n in enumerate(SIZE))
-    for case in ("a", "b"):
+    keep = tuple(slice(0, n // factor * factor if i == a else n) for i, n in enumerate(SIZE))
+    for case, upper_ties in (("a", False), ("b", True)):  # ties take turns from case to case
         for channel in ("0000", "0001"):
             name = f"{case}_{channel}.nrrd"
             before = values(source / "imagesTr", name)[keep]
             hr, lr = values(target / "imagesTrHR", name), values(target / "imagesTr", name)
             assert hr.dtype == lr.dtype == np.float32
             np.testing.assert_array_equal(hr, before)
-            np.testing.assert_array_equal(lr, degrade(torch.from_numpy(before.astype(np.float32)), 3, a).numpy())
+            np.testing.assert_array_equal(lr, degrade(torch.from_numpy(before.astype(np.float32)), factor, a).numpy())
         before = values(source / "labelsTr", f"{case}.nrrd")[keep]
         hr, lr = values(target / "labelsTrHR", f"{case}.nrrd"), values(target / "labelsTr", f"{case}.nrrd")
         assert hr.dtype == lr.dtype == np.uint8
         np.testing.assert_array_equal(hr, before)
-        np.testing.assert_array_equal(lr, degrade_labels(torch.from_numpy(before).int(), 3, a, mode=mode).numpy())
+        expected = degrade_labels(torch.from_numpy(before).int(), factor, a, mode=mode, upper_ties=upper_ties)
+        np.testing.assert_array_equal(lr, expected.numpy())
 
 
 def test_the_dataset_as_a_whole(raw):

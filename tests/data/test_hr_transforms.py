@@ -21,11 +21,28 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.data.hr_cases import hr_class_locations
 from rehrseg_nnunet.data.hr_loader import HRPatchLoader
-from rehrseg_nnunet.data.hr_transforms import HALO_LR_SLICES, TakeUncertaintyOut, build_training_transforms, slice_mean
+from rehrseg_nnunet.data.hr_transforms import (
+    HALO_LR_SLICES,
+    LRLabelTransform,
+    TakeUncertaintyOut,
+    build_training_transforms,
+    slice_mean,
+)
 from rehrseg_nnunet.slice_profile import degrade, degrade_labels, half_support
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "c": 3}, None)
 SCALES = [[1, 1, 1], [1, 0.5, 0.5], [0.5, 0.25, 0.25]]
+
+
+@pytest.fixture(autouse=True)
+def ties_go_to(monkeypatch):
+    """What would be drawn: the lower side unless a test says otherwise."""
+
+    def choose(upper_ties):
+        monkeypatch.setattr(LRLabelTransform, "get_parameters", lambda *_, **__: {"upper_ties": upper_ties})
+
+    choose(False)
+    return choose
 
 
 def stock_transforms(patch, *, dummy_2d=True, mirror_axes=(0, 1, 2), use_mask=(False, False), **options):
@@ -198,8 +215,20 @@ def test_all_targets_agree_under_nnunets_full_augmentation(factor, dummy_2d):
     assert batch["keys"].tolist() == ["case"] * 16
 
 
+def test_either_side_of_ties_is_drawn(monkeypatch):
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    transform = LRLabelTransform(4, mode="centre", has_halo=False)
+    labels = torch.tensor([1, 1, 2, 2]).view(1, 4, 1, 1)
+    drawn = [transform(segmentation=labels)["segmentation"].item() for _ in range(100)]
+    assert 30 < drawn.count(1) < 70
+    assert drawn.count(1) + drawn.count(2) == 100
+
+
+@pytest.mark.parametrize("upper_ties", [False, True])
 @pytest.mark.parametrize("dummy_2d", [True, False])
-def test_lr_labels_are_the_degraded_hr_labels_after_rotation_and_flips(dummy_2d):
+def test_lr_labels_are_the_degraded_hr_labels_after_rotation_and_flips(dummy_2d, upper_ties, ties_go_to):
+    ties_go_to(upper_ties)
     data, labels = volume(4)
     labels = labels.clip(0)  # -1 votes as a value of its own before it becomes 0
     labels[labels == 0] = 1  # only padding is 0 in the result, where both are padding
@@ -208,7 +237,7 @@ def test_lr_labels_are_the_degraded_hr_labels_after_rotation_and_flips(dummy_2d)
     transforms = build_training_transforms(stock, factor=4, highest_label=3)
     _, (lr_labels, hr_labels, _) = sample_at(data, labels, 0, factor=4, phase=0, patch=patch, transforms=transforms)
     with_padding = torch.where(hr_labels == 0, -1, hr_labels)
-    expected = degrade_labels(with_padding, 4, 1)
+    expected = degrade_labels(with_padding, 4, 1, upper_ties=upper_ties)
     assert torch.equal(lr_labels, expected.where(expected > 0, 0).to(lr_labels.dtype))
 
 

@@ -24,7 +24,8 @@ def specs(draw):
     offset = draw(st.integers(0, min(factor, slices - factor + 1) - 1))
     thick = (slices - offset) // factor
     window = draw(st.one_of(st.sampled_from((-1, thick - 1)), st.integers(-1, thick - 1)))
-    return WindowSpec(slices=slices, factor=factor, offset=offset, window=window, flip=draw(st.booleans()))
+    flip, upper_ties = draw(st.booleans()), draw(st.booleans())
+    return WindowSpec(slices, factor, offset, window, flip=flip, upper_ties=upper_ties)
 
 
 def all_windows(slices, factor, offset, flip=False):
@@ -58,7 +59,7 @@ def test_a_pair_is_cut_from_the_whole_degraded_volume(spec, profile):
     pair = cut(image, labels, spec, label_profile=profile)
     whole, whole_labels = seen(image, labels, spec)
     lr = degrade(whole, spec.factor, 1)
-    lr_labels = degrade_labels(whole_labels, spec.factor, 0, mode=profile)
+    lr_labels = degrade_labels(whole_labels, spec.factor, 0, mode=profile, upper_ties=spec.upper_ties)
     window = [min(max(k, 0), spec.thick_slices - 1) for k in range(spec.window - 1, spec.window + 3)]
     torch.testing.assert_close(pair.lr_image, lr[:, window], rtol=0, atol=1e-12)
     assert torch.equal(pair.lr_labels, lr_labels[window])
@@ -147,6 +148,7 @@ def test_every_phase_flip_and_window_is_drawn():
         counts[key] = counts.get(key, 0) + 1
     expected = {(o, f, k) for o in range(4) for f in (False, True) for k in range(-1, (9 - o) // 4)}
     assert set(counts) == expected
+    assert 240 < sum(spec.upper_ties for spec in drawn) < 360
     per_phase = [sum(n for (offset, _, _), n in counts.items() if offset == o) for o in range(4)]
     assert min(per_phase) > 100
 

@@ -44,11 +44,11 @@ def test_thick_rows_are_centred_on_their_thin_ones(factor):
     """Positions are a ramp, which the slice profile keeps where it lies inside the slice."""
     compared = 0
     for seed in range(12):
-        _, pair = draw(seed, size=(2, 8), factor=factor, shape=(60, 70))
+        spec, pair = draw(seed, size=(2, 8), factor=factor, shape=(60, 70))
         centres = pair.hr_image.unflatten(1, (2, factor)).mean(dim=2)
         away = ((centres > 12) & (centres < torch.tensor([47.0, 57.0])[:, None, None])).all(0)
         torch.testing.assert_close(pair.lr_image[:, away], centres[:, away], rtol=0, atol=1e-4)
-        assert torch.equal(pair.lr_labels, degrade_labels(pair.hr_labels, factor, 0))
+        assert torch.equal(pair.lr_labels, degrade_labels(pair.hr_labels, factor, 0, upper_ties=spec.upper_ties))
         compared += int(away.sum())
     assert compared > 40
 
@@ -57,6 +57,7 @@ def test_all_symmetries_phases_and_positions_occur():
     specs = [draw(seed)[0] for seed in range(600)]
     assert {(s.mirror, s.turns) for s in specs} == {(m, t) for m in (False, True) for t in range(4)}
     assert {s.offset for s in specs} == {0, 1, 2}
+    assert {s.upper_ties for s in specs} == {False, True}
     upright = [s for s in specs if s.turns % 2 == 0 and s.offset == 0]
     assert {s.rows for s in upright} == {(k, k + 3) for k in range(3)}  # 17 rows hold 5 thick ones
     assert {s.columns for s in upright} == {(k, k + 8) for k in range(15)}
