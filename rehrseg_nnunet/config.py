@@ -31,15 +31,11 @@ class ExportConfig(StrictModel):
     """How pseudo-HR cases are made with the trained stage-1 network; none of it is in the paper.
 
     Attributes:
-        self_ensemble: average over the 8 flips and 90-degree rotations of the plane, at 8 times the cost.
-        shape_prior_weight: how much the interpolated signed distance of each label, in pixels, adds to its logit.
         image: where the image comes from, "self_sr", or "smore", which needs SMORETrainer of the same fold. Labels and
             U are the network's either way.
         back_projection_steps: steps that bring the image, made thick again, closer to the acquired one.
     """
 
-    self_ensemble: bool = False
-    shape_prior_weight: float = Field(default=1.0, ge=0)
     image: Literal["self_sr", "smore"] = "self_sr"
     back_projection_steps: int = Field(default=2, ge=0)
 
@@ -52,6 +48,8 @@ class SelfSRConfig(StrictModel):
         candidates: N of the uncertainty-aware head (Eq. 2).
         image_mode: "residual" predicts the residual to the linear interpolation of the two middle slices, "direct" the
             image itself (Eq. 4).
+        label_mode: "residual" predicts what is added to the interpolated shapes of the window's labels, "direct" the
+            labels themselves (Eq. 4).
         batch_size: windows per step.
         patch_size: in-plane size of a training window, HR pixels.
         epochs: epochs of the first phase plus the uncertainty phase; one epoch is 250 steps, as in nnU-Net.
@@ -67,6 +65,7 @@ class SelfSRConfig(StrictModel):
     base_features: PositiveInt = 64
     candidates: PositiveInt = 16
     image_mode: Literal["residual", "direct"] = "residual"
+    label_mode: Literal["residual", "direct"] = "residual"
     batch_size: PositiveInt = 64
     patch_size: tuple[PositiveInt, PositiveInt] = (64, 64)
     epochs: PositiveInt = 600

@@ -212,7 +212,6 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             identifiers,
             store,
             label_manager=self.label_manager,
-            spacing_mm=self.configuration_manager.spacing,
             config=self.settings,
             hr_patch_size=self.hr_patch_size,
             # of all cases on every DDP rank: none may write others than the manifest says

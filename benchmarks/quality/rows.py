@@ -15,6 +15,7 @@ PLANS: dict[str, Changes] = {
     "bspline": {},  # stage 1 finds SMORE's cases by its plans' name; under this one there are none
     "scratch": {},  # nor a baseline under this one
     "direct": {"self_sr": {"image_mode": "direct"}},
+    "directLabels": {"self_sr": {"label_mode": "direct"}},
     "majority": {"self_sr": {"label_profile": "majority"}},
     "features16": {"self_sr": {"base_features": 16}},
     "eq11": {"segmentation": {"lr_dice_weight": 0, "true_lr_probability": 0}},
@@ -104,6 +105,7 @@ ROWS = {
         _variant("lambda0_1", "lambda 0.1", "lambda0_1"),
         _variant("lambda10", "lambda 10", "lambda10"),
         *_stage_1_setting("direct", "on B-spline, image itself instead of a residual (Eq. 4)"),
+        *_stage_1_setting("directLabels", "on B-spline, labels themselves instead of a residual (Eq. 4)"),
         *_stage_1_setting("majority", "on B-spline, labels by majority"),
         *_stage_1_setting("features16", "on B-spline, 16 features"),
         _setting("eq11", "LR loss and data by Eq. 11 alone"),
@@ -140,6 +142,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "self_sr",
             "self_sr_bspline",
             "self_sr_direct",
+            "self_sr_directLabels",
             "self_sr_majority",
             "self_sr_features16",
             "self_sr_smoreImage",
@@ -162,6 +165,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "rehrseg_smoreImage",
             "rehrseg_bspline",
             "rehrseg_direct",
+            "rehrseg_directLabels",
             "rehrseg_majority",
             "rehrseg_features16",
         ),

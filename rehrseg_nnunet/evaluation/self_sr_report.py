@@ -60,7 +60,7 @@ def restoration_scores(
         max - min), dice (mean over the classes or regions that occur) and for the self-SR `spearman` of U with the
         image error. Voxels count for the Dice as in `method_scores`.
     """
-    hr = super_resolve_case(network, *lr, label_manager, spacing_mm=spacing_mm, config=config, smore_image=smore_image)
+    hr = super_resolve_case(network, *lr, label_manager, config=config, smore_image=smore_image)
     method = WITH_SMORE if config.image == "smore" and smore_image is not None else SELF_SR
     rows = method_scores(
         {method: (hr.image, hr.labels)}, lr, truth, label_manager, factor=network.factor, spacing_mm=spacing_mm
@@ -155,9 +155,7 @@ def report_self_sr(
             )
             scores.setdefault(name, []).append(row)
         if number < figures:
-            hr = super_resolve_case(
-                network, *lr, label_manager, spacing_mm=spacing, config=config.export, smore_image=smore_image
-            )
+            hr = super_resolve_case(network, *lr, label_manager, config=config.export, smore_image=smore_image)
             _draw(lr, fine, hr, figure_folder / f"pseudo_hr_{identifier}.png")
     return RestorationReport(
         comparisons={name: mean_scores(rows) for name, rows in scores.items()},

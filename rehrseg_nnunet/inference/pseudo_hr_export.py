@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,9 @@ from rehrseg_nnunet.config import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
 from rehrseg_nnunet.data.source_files import SOURCE, source_state
-from rehrseg_nnunet.inference.self_ensemble import super_resolve_ensemble
 from rehrseg_nnunet.inference.super_resolve import super_resolve
 from rehrseg_nnunet.metrics import dice
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
-from rehrseg_nnunet.shape_interpolation import interpolated_distance
 from rehrseg_nnunet.slice_profile import back_project, degrade_labels
 
 MIN_LABEL_DICE = 0.8
@@ -47,7 +44,6 @@ def super_resolve_case(
     labels: np.ndarray,
     label_manager: LabelManager,
     *,
-    spacing_mm: Sequence[float],
     config: ExportConfig,
     smore_image: np.ndarray | None = None,
 ) -> PseudoHRVolumes:
@@ -58,50 +54,20 @@ def super_resolve_case(
         image: (C, D, H, W) float.
         labels: (1, D, H, W) label map; ignore label and -1 are stamped back from the nearest LR slice.
         label_manager: nnU-Net's.
-        spacing_mm: LR spacing (c, a_y, a_x), mm.
         config: what is done beyond applying the network.
         smore_image: (C, r*D, H, W), what SMORE made of the case; None: there is no SMORE.
     """
     channels = to_channels(torch.from_numpy(labels[0].astype(np.int64)), head_labels(label_manager))
     acquired = torch.from_numpy(np.ascontiguousarray(image)).float()
-    restore = super_resolve_ensemble if config.self_ensemble else super_resolve
-    output = restore(network, acquired, channels)
-    logits = output.labels
-    if config.shape_prior_weight > 0:
-        distances = shape_logits(channels, network.factor, spacing_mm=spacing_mm, has_regions=label_manager.has_regions)
-        logits = logits + config.shape_prior_weight * distances
+    output = super_resolve(network, acquired, channels)
     use_smore = config.image == "smore" and smore_image is not None
     fine = torch.from_numpy(smore_image).float() if use_smore else output.image
     sharp = back_project(fine, acquired, network.factor, 1, steps=config.back_projection_steps)
     return PseudoHRVolumes(
         image=sharp.numpy(),
         uncertainty=output.uncertainty.numpy(),
-        labels=to_label_map(logits, labels, network.factor, label_manager),
+        labels=to_label_map(output.labels, labels, network.factor, label_manager),
     )
-
-
-def shape_logits(
-    channels: torch.Tensor, factor: int, *, spacing_mm: Sequence[float], has_regions: bool
-) -> torch.Tensor:
-    """What the shapes between thick slices say of each label, as logits.
-
-    With the signed distance d of a head's mask, interpolated to r times as many slices, in pixels (positive inside):
-    softmax over d for labels; sigmoid(2 d) for a region, the softmax over d and -d. The maps of both sides of a
-    boundary then differ by 2 per pixel either way.
-
-    Args:
-        channels: (K, D, H, W), 1 inside the head's label or region.
-        factor: r.
-        spacing_mm: LR spacing (c, a_y, a_x), mm.
-        has_regions: whether heads are regions.
-
-    Returns:
-        (K, r*D, H, W) float32.
-    """
-    pixel_mm = math.sqrt(spacing_mm[1] * spacing_mm[2])
-    per_mm = (2 if has_regions else 1) / pixel_mm
-    masks = channels.bool().numpy()
-    return per_mm * torch.stack([interpolated_distance(mask, factor, 0, spacing_mm=spacing_mm) for mask in masks])
 
 
 def to_label_map(logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager) -> np.ndarray:
@@ -138,7 +104,6 @@ def export_pseudo_hr(
     store: PseudoHRStore,
     *,
     label_manager: LabelManager,
-    spacing_mm: Sequence[float],
     config: SelfSRConfig,
     hr_patch_size: Sequence[int],
     smore: nnUNetBaseDataset | None = None,
@@ -151,7 +116,6 @@ def export_pseudo_hr(
         identifiers: cases to write.
         store: opened for writing.
         label_manager: nnU-Net's.
-        spacing_mm: LR spacing (c, a_y, a_x), mm.
         config: stage 1's settings.
         hr_patch_size: (r*p_z, p_y, p_x) that stage 2 reads at a time.
         smore: SMORE's cases, for `config.export.image` "smore".
@@ -171,7 +135,6 @@ def export_pseudo_hr(
             image,
             labels,
             label_manager,
-            spacing_mm=spacing_mm,
             config=config.export,
             smore_image=None if smore is None else np.asarray(smore.load_case(identifier)[0][:]),
         )

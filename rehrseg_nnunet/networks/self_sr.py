@@ -30,8 +30,9 @@ from rehrseg_nnunet.networks.flavr import (
     merge_slices,
     split_slices,
 )
+from rehrseg_nnunet.networks.shape_interpolation import ShapeInterpolation
 
-IMAGE_MODES = ("residual", "direct")
+MODES = ("residual", "direct")
 MIDDLE_SLICES = (1, 2)
 # Candidate maps computed at once: as many as the backbone of the paper has features, so that no chunk needs more
 # memory than the features it is computed from.
@@ -150,8 +151,7 @@ class UASRHead(nn.Module):
         self.attention_branch = nn.Conv3d(features, candidates, 1)
         self.uncertainty = nn.Conv3d(candidates, 1, 1)
         # Training starts from the interpolation (the constant, in direct mode) and from U close to 1/2.
-        nn.init.normal_(self.image_branch.weight, std=1e-2)
-        nn.init.zeros_(self.image_branch.bias)
+        start_at_zero(self.image_branch)
         nn.init.zeros_(self.uncertainty.bias)
 
     def forward(self, features: torch.Tensor) -> SelfSROutput:
@@ -216,6 +216,12 @@ def _mix(
     return (attention.unsqueeze(2) * maps.unflatten(1, (attention.shape[1], -1))).sum(dim=1)
 
 
+def start_at_zero(branch: nn.Conv3d) -> None:
+    """Weights so small, in place, that the branch adds next to nothing to what it is a residual to."""
+    nn.init.normal_(branch.weight, std=1e-2)
+    nn.init.zeros_(branch.bias)
+
+
 def initialise(module: nn.Module) -> None:
     """He-normal convolutions and open gates, in place.
 
@@ -247,6 +253,9 @@ class SelfSRNetwork(nn.Module):
       deblurring needs beyond it (R/2 from a mid-grey, R from the brightest value).
     - "direct" (Eq. 4): middle of the range + R * mixture, reaching R/2 beyond the range on either side.
 
+    Labels likewise, as logits: "residual" adds the mixture to the interpolated shapes of the window's labels
+    (`ShapeInterpolation`), "direct" (Eq. 4) is the mixture alone.
+
     An image a*I + b with a > 0 gives a*image + b, and the same labels and U. (Images whose range is below 1e-6 are
     taken for constant.)
 
@@ -257,6 +266,7 @@ class SelfSRNetwork(nn.Module):
         base_features: width of the backbone; 64 is FLAVR's.
         candidates: N.
         image_mode: "residual" or "direct".
+        label_mode: "residual" or "direct".
 
     Raises:
         ValueError: an impossible size or an unknown mode.
@@ -271,6 +281,7 @@ class SelfSRNetwork(nn.Module):
         base_features: int = 64,
         candidates: int = 16,
         image_mode: str = "residual",
+        label_mode: str = "residual",
     ) -> None:
         super().__init__()
         sizes = {"image_channels": image_channels, "label_channels": label_channels, "base_features": base_features}
@@ -279,13 +290,14 @@ class SelfSRNetwork(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if factor < 2:
             raise ValueError(f"factor must be at least 2, got {factor}")
-        if image_mode not in IMAGE_MODES:
-            raise ValueError(f"image_mode must be one of {IMAGE_MODES}, got {image_mode!r}")
+        for name, mode in (("image_mode", image_mode), ("label_mode", label_mode)):
+            if mode not in MODES:
+                raise ValueError(f"{name} must be one of {MODES}, got {mode!r}")
         self.image_channels = image_channels
         self.label_channels = label_channels
         self.factor = factor
         self.base_features = base_features
-        self.image_mode = image_mode
+        self.image_mode, self.label_mode = image_mode, label_mode
         if image_mode == "residual":
             self.interpolation = SliceInterpolation(factor)
         self.encoder = FLAVREncoder(image_channels + label_channels, base_features=base_features)
@@ -293,6 +305,9 @@ class SelfSRNetwork(nn.Module):
         self.head = UASRHead(base_features, image_channels, label_channels, factor=factor, candidates=candidates)
         for part in (self.encoder, self.decoder, self.head.fuse):
             initialise(part)
+        if label_mode == "residual":
+            self.shapes = ShapeInterpolation(factor)
+            start_at_zero(self.head.label_branch)
 
     def forward(self, window: torch.Tensor) -> SelfSROutput:
         """Predict the r HR slices between the two middle slices.
@@ -314,6 +329,8 @@ class SelfSRNetwork(nn.Module):
         )
         residual = self.image_mode == "residual"
         offset = self.interpolation(image) if residual else lowest + value_range / 2
+        if self.label_mode == "residual":
+            labels = labels + self.shapes(window[:, self.image_channels :])
         return SelfSROutput(offset + value_range * mixture, labels, uncertainty)
 
     def layer1_features(self, window: torch.Tensor) -> torch.Tensor:
@@ -370,4 +387,5 @@ def build_self_sr_network(config: RehrsegConfig, image_channels: int, label_chan
         base_features=config.self_sr.base_features,
         candidates=config.self_sr.candidates,
         image_mode=config.self_sr.image_mode,
+        label_mode=config.self_sr.label_mode,
     )

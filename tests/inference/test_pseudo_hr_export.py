@@ -9,21 +9,17 @@ from torch import nn
 
 from rehrseg_nnunet.config import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore, robust_min_max
-from rehrseg_nnunet.inference import pseudo_hr_export
 from rehrseg_nnunet.inference.pseudo_hr_export import (
     export_pseudo_hr,
     label_agreement,
-    shape_logits,
     super_resolve_case,
 )
-from rehrseg_nnunet.inference.self_ensemble import super_resolve_ensemble
 from rehrseg_nnunet.networks.self_sr import SelfSROutput, interpolate_middle
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import degrade
 
 FACTOR = 3
-SPACING = (3.0, 1.0, 1.0)
-NETWORK_ALONE = ExportConfig(self_ensemble=False, shape_prior_weight=0, back_projection_steps=0)
+NETWORK_ALONE = ExportConfig(back_projection_steps=0)
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = LabelManager({"background": 0, "whole": (1, 2), "core": 2}, [1, 2])
@@ -52,8 +48,8 @@ def lr_case(highest=2, lowest=0, slices=4, plane=(6, 7), channels=1, seed=0):
     return image, rng.integers(lowest, highest + 1, size=(1, slices, *plane)).astype(np.int8)
 
 
-def restore(network, image, labels, manager, config=NETWORK_ALONE, spacing=SPACING):
-    return super_resolve_case(network, image, labels, manager, spacing_mm=spacing, config=config)
+def restore(network, image, labels, manager, config=NETWORK_ALONE):
+    return super_resolve_case(network, image, labels, manager, config=config)
 
 
 def centres(volume):
@@ -97,7 +93,7 @@ def test_the_image_can_be_smores_and_labels_stay_the_networks():
 
     def export(config, given):
         network = Interpolating()
-        return super_resolve_case(network, image, labels, PLAIN, spacing_mm=SPACING, config=config, smore_image=given)
+        return super_resolve_case(network, image, labels, PLAIN, config=config, smore_image=given)
 
     np.testing.assert_array_equal(export(smore, smore_image).image, smore_image)
     np.testing.assert_array_equal(export(own, smore_image).image, export(smore, None).image)
@@ -118,52 +114,6 @@ def test_minus_one_is_background_for_its_neighbours():
     np.testing.assert_array_equal(hr.labels[0, :, 0, 0], [-1, -1, -1, 0, 0, 0])
 
 
-def blob(seed=0):
-    """A smooth two-class label map (1, 5, 12, 12)."""
-    z, y, x = np.meshgrid(np.arange(5), np.arange(12), np.arange(12), indexing="ij")
-    distance = np.sqrt(((z - 2) * 2) ** 2 + (y - 5 - 0.5 * z) ** 2 + (x - 6) ** 2)
-    return np.where(distance < 2, 2, np.where(distance < 4.2, 1, 0)).astype(np.int8)[None]
-
-
-class Silent(Interpolating):
-    """Says nothing about labels: all logits are equal."""
-
-    def forward(self, window):
-        output = super().forward(window)
-        return output._replace(labels=torch.zeros_like(output.labels))
-
-
-def test_without_a_word_from_the_network_the_shapes_decide():
-    labels = blob()
-    image = np.zeros(labels.shape, np.float32)
-    hr = restore(Silent(), image, labels, PLAIN, ExportConfig(shape_prior_weight=0.5, back_projection_steps=0))
-    np.testing.assert_array_equal(hr.labels[0], interpolate_labels(labels[0], FACTOR, 0, spacing_mm=SPACING))
-
-
-@pytest.mark.parametrize("pixel", [1.0, 0.5])
-def test_shapes_change_the_odds_by_two_per_pixel_across_a_boundary(pixel):
-    """A plane boundary, labels or regions: log-odds 2 d with d in pixels, whatever the unit of length."""
-    inside = torch.zeros(3, 6, 10)
-    inside[..., 5:] = 1
-    spacing = (4 * pixel, pixel, pixel)
-    plain = shape_logits(torch.stack([1 - inside, inside]), 4, spacing_mm=spacing, has_regions=False)
-    region = shape_logits(inside[None], 4, spacing_mm=spacing, has_regions=True)
-    expected = 2.0 * torch.arange(-4.5, 5)
-    # distances are measured to the nearest voxel of the other side: half a pixel more than to the boundary
-    expected = expected + expected.sign()
-    torch.testing.assert_close(plain[1] - plain[0], expected.expand(12, 6, 10), rtol=0, atol=1e-4)
-    torch.testing.assert_close(region[0], expected.expand(12, 6, 10), rtol=0, atol=1e-4)
-
-
-def test_a_sure_network_overrules_the_shapes():
-    labels = blob()
-    image = np.zeros(labels.shape, np.float32)
-    shaped = restore(Interpolating(sign=1e3), image, labels, PLAIN, ExportConfig(back_projection_steps=0))
-    alone = restore(Interpolating(sign=1e3), image, labels, PLAIN)
-    assert (shaped.labels != alone.labels).mean() < 0.01
-    assert (alone.labels[0] != interpolate_labels(labels[0], FACTOR, 0, spacing_mm=SPACING)).mean() > 0.01
-
-
 def test_back_projection_brings_the_image_closer_to_the_acquired_one():
     image, labels = lr_case(slices=6)
     gaps = []
@@ -174,25 +124,6 @@ def test_back_projection_brings_the_image_closer_to_the_acquired_one():
         gaps.append(np.abs(degrade(torch.from_numpy(hr.image), FACTOR, 1).numpy() - image).mean())
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[2] < 0.3 * gaps[0]
-
-
-def test_the_ensemble_is_taken_where_it_is_wanted(monkeypatch):
-    image, labels = lr_case()
-    calls = []
-
-    def counted(*arguments):
-        calls.append(arguments)
-        return super_resolve_ensemble(*arguments)
-
-    monkeypatch.setattr(pseudo_hr_export, "super_resolve_ensemble", counted)
-    network = Interpolating()
-    restore(network, image, labels, PLAIN)
-    assert not calls
-    alone = network.windows
-    hr = restore(network, image, labels, PLAIN, NETWORK_ALONE.model_copy(update={"self_ensemble": True}))
-    assert len(calls) == 1
-    assert network.windows == 9 * alone
-    np.testing.assert_array_equal(centres(hr.labels), labels)
 
 
 def test_agreement_is_the_mean_dice_of_the_classes_that_occur():
@@ -250,7 +181,6 @@ def export(network, dataset, identifiers, store, profile="centre"):
         identifiers,
         store,
         label_manager=PLAIN,
-        spacing_mm=SPACING,
         config=SelfSRConfig(label_profile=profile, export=NETWORK_ALONE),
         hr_patch_size=(9, 8, 8),
     )

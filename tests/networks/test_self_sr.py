@@ -144,7 +144,7 @@ def test_any_plane_size(height, width, label_channels):
 
 
 def test_the_plane_is_extended_by_its_last_pixels():
-    network = make_network()
+    network = make_network(label_mode="direct")
     window = make_window(1, 3, 4, 7, 6)
     image, lowest, value_range = normalise(window[:, :1])  # of the window as it came
     rows, columns = [0, 1, 2, 3, 4, 5, 6, 6], [0, 1, 2, 3, 4, 5, 5, 5]
@@ -256,6 +256,7 @@ def test_mixed_precision_returns_the_windows_dtype():
         ({"label_channels": 0}, "label_channels must be at least 1, got 0"),
         ({"image_channels": 0}, "image_channels must be at least 1, got 0"),
         ({"image_mode": "absolute"}, "image_mode must be one of .* got 'absolute'"),
+        ({"label_mode": "absolute"}, "label_mode must be one of .* got 'absolute'"),
         ({"candidates": 0}, "candidates must be at least 1, got 0"),
     ],
 )
@@ -273,10 +274,14 @@ def test_bad_windows_are_refused(shape):
 
 
 def test_network_is_built_from_the_plans_block():
-    block = {"factor": 5, "self_sr": {"base_features": 3, "candidates": 7, "image_mode": "direct"}}
+    block = {
+        "factor": 5,
+        "self_sr": {"base_features": 3, "candidates": 7, "image_mode": "direct", "label_mode": "direct"},
+    }
     config = load_config({"spacing": [5.0, 1.0, 1.0], "rehrseg": block})
     network = build_self_sr_network(config, 2, 4)
-    assert (network.factor, network.base_features, network.image_mode) == (5, 3, "direct")
+    assert (network.factor, network.base_features) == (5, 3)
+    assert (network.image_mode, network.label_mode) == ("direct", "direct")
     assert (network.image_channels, network.label_channels) == (2, 4)
     assert network.head.attention_branch.out_channels == 7
     with pytest.raises(ValueError, match="factor must be set"):
