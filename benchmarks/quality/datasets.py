@@ -278,7 +278,7 @@ def interpolate_dataset(thick: Path, target: Path, *, factor: int, axis: int) ->
 
 
 def decimate_folder(source: Path, target: Path, *, factor: int, axis: int) -> None:
-    """HR segmentations on the thick slices, by the label at each slice's centre."""
+    """HR segmentations on the thick slices, by the label at each slice's centre (ties: lower side, in every case)."""
     for file, image in read_folder(source):
         labels = torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.int16))
         thick = with_scaled_slices(degrade_labels(labels, factor, axis), image, axis, factor)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from benchmarks.quality.datasets import (
     CONFIGURATION,
@@ -24,6 +25,7 @@ from rehrseg_nnunet.cli.simulate import AXES, add_arguments, simulate
 from rehrseg_nnunet.cli.simulate import run as run_simulate
 from rehrseg_nnunet.config import BLOCK, load_config
 from rehrseg_nnunet.presets import load_preset
+from rehrseg_nnunet.slice_profile import degrade_labels
 
 
 def names(folder):
@@ -197,14 +199,17 @@ def test_interpolated_thin_slices_lie_where_the_true_ones_do(simulated, tmp_path
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_true_thin_labels_decimated_are_the_thick_slices(simulated, tmp_path, factor, axis):
+def test_true_thin_labels_decimated_are_the_thick_slices_but_for_the_side_of_ties(simulated, tmp_path, factor, axis):
     thick = simulated(factor, axis)
     decimate_folder(thick / "labelsTrHR", tmp_path / "slice_centres", factor=factor, axis=AXES[axis])
     assert names(tmp_path / "slice_centres") == ["case_0.nii.gz", "case_1.nii.gz"]
-    for file, image in read_folder(tmp_path / "slice_centres"):
+    for number, (file, image) in enumerate(read_folder(tmp_path / "slice_centres")):
         truth = sitk.ReadImage(str(thick / "labelsTr" / file.name))
         assert same_grid(image, truth)
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(truth))
+        fine = torch.from_numpy(sitk.GetArrayFromImage(sitk.ReadImage(str(thick / "labelsTrHR" / file.name))))
+        sides = [degrade_labels(fine, factor, AXES[axis], upper_ties=upper).numpy() for upper in (False, True)]
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sides[0])
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(truth), sides[number])  # ties in turn
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
