@@ -45,9 +45,8 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode
     """Write `Dataset<ID>_<source name>_r<factor><axis>` beside the source dataset (paper section 4.1.1).
 
     Images are blurred with the slice profile and decimated; labels by `degrade_labels`, every other case with upper
-    ties.
-    The truth, cropped at the end of the axis to a multiple of the factor, is kept in `imagesTrHR`, `labelsTrHR` (and
-    `...Ts...` where there is a test set): LR and HR files cover the same field of view.
+    ties. The truth, cropped at the end of the axis to a multiple of the factor, is kept in `imagesTrHR`, `labelsTrHR`
+    (and `...Ts...` where there is a test set): LR and HR files cover the same field of view.
 
     Returns:
         The folder that was written.
