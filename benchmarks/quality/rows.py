@@ -12,8 +12,8 @@ Changes = Mapping[str, Mapping[str, Any]]
 PLANS: dict[str, Changes] = {
     "": {},
     "smoreImage": {"self_sr": {"export": {"image": "smore"}}},
-    "bspline": {},  # stage 1 finds SMORE's cases by its plans' name; under this one there are none
-    "scratch": {},  # nor a baseline under this one
+    "smore": {},  # stage 1 finds SMORE's cases by its plans' name: here and under no other
+    "scratch": {},  # the baseline likewise: there is none here
     "direct": {"self_sr": {"image_mode": "direct"}},
     "directLabels": {"self_sr": {"label_mode": "direct"}},
     "majority": {"self_sr": {"label_profile": "majority"}},
@@ -85,8 +85,7 @@ ROWS = {
     for row in (
         Row("baseline", "nnU-Net", "nnUNetTrainer", start="none", hr="upsampled"),
         Row("continued", "nnU-Net continued", "ContinuedBaselineTrainer", hr="upsampled"),
-        Row("smore", "SMORE", "SMORETrainer", start="own"),
-        Row("self_sr", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",)),
+        Row("self_sr", "self-SR", "SelfSRTrainer", start="own"),
         Row("rehrseg", "REHRSeg", "REHRSegTrainer", after=("self_sr",)),
         Row("interpolated", "nnU-Net on interpolated", "SafeTrainer", "interpolated", "scratch", hr="data"),
         Row("true_hr", "nnU-Net on true HR images (upper bound)", "SafeTrainer", "true_hr", "scratch", hr="data"),
@@ -95,9 +94,17 @@ ROWS = {
         _variant("uncertainty", "+ uncertainty", "withUncertainty"),
         _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
         _variant("data_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", after=()),
-        _variant("data_smore", "SMORE's cases as pseudo-HR data", "pseudoDataSMORE", after=("smore",)),
-        *_stage_1_setting("smoreImage", "image by SMORE", smore=True),
-        *_stage_1_setting("bspline", "trained on B-spline + signed distance"),
+        Row("smore", "SMORE", "SMORETrainer", start="own", plans="smore"),
+        Row("self_sr_smore", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",), plans="smore"),
+        Row("rehrseg_smore", "REHRSeg on SMORE's cases", "REHRSegTrainer", after=("self_sr_smore",), plans="smore"),
+        Row(
+            "data_smore",
+            "SMORE's cases as pseudo-HR data",
+            "REHRSegTrainer_pseudoDataSMORE",
+            after=("smore",),
+            plans="smore",
+        ),
+        *_stage_1_setting("smoreImage", "on SMORE's cases, image by SMORE", smore=True),
         _variant("mimic", "MIMIC", "MIMIC"),
         _variant("ifvd", "IFVD", "IFVD"),
         _variant("correlation", "correlation only", "correlationOnly"),
@@ -105,11 +112,11 @@ ROWS = {
         _variant("lambda0_01", "lambda 0.01", "lambda0_01"),
         _variant("lambda0_1", "lambda 0.1", "lambda0_1"),
         _variant("lambda10", "lambda 10", "lambda10"),
-        *_stage_1_setting("direct", "on B-spline, image itself instead of a residual (Eq. 4)"),
-        *_stage_1_setting("directLabels", "on B-spline, labels themselves instead of a residual (Eq. 4)"),
-        *_stage_1_setting("majority", "on B-spline, labels by majority"),
-        *_stage_1_setting("features16", "on B-spline, 16 features"),
-        *_stage_1_setting("epochs3", "on B-spline, 3 epochs, 1 of them of Eq. 6"),
+        *_stage_1_setting("direct", "image itself instead of a residual (Eq. 4)"),
+        *_stage_1_setting("directLabels", "labels themselves instead of a residual (Eq. 4)"),
+        *_stage_1_setting("majority", "labels by majority"),
+        *_stage_1_setting("features16", "16 features"),
+        *_stage_1_setting("epochs3", "3 epochs, 1 of them of Eq. 6"),
         _setting("eq11", "LR loss and data by Eq. 11 alone"),
         _setting("noLRDice", "no Dice in the LR loss"),
         _setting("noTrueLR", "no true acquisitions"),
@@ -130,10 +137,10 @@ ROWS = {
 }
 
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "2": ("super-resolution", ("smore", "self_sr_bspline", "self_sr")),
+    "2": ("super-resolution", ("self_sr", "smore", "self_sr_smore")),
     "3": ("segmentation", ("rehrseg", "baseline", "continued", "interpolated", "true_hr_data", "true_hr")),
     "4": ("components", ("rehrseg", "continued", "pseudo_data", "uncertainty", "distillation")),
-    "5": ("source of the pseudo-HR data", ("rehrseg", "data_bspline", "data_smore", "pseudo_data", "rehrseg_bspline")),
+    "5": ("source of the pseudo-HR data", ("rehrseg", "data_bspline", "data_smore", "pseudo_data", "rehrseg_smore")),
     "6": (
         "distillation",
         ("rehrseg", "mimic", "ifvd", "correlation", "spatial", "lambda0_01", "lambda0_1", "lambda10"),
@@ -142,7 +149,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "stage 1",
         (
             "self_sr",
-            "self_sr_bspline",
+            "self_sr_smore",
             "self_sr_direct",
             "self_sr_directLabels",
             "self_sr_majority",
@@ -166,7 +173,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "continued_rate1e-3",
             "scratch",
             "rehrseg_smoreImage",
-            "rehrseg_bspline",
+            "rehrseg_smore",
             "rehrseg_direct",
             "rehrseg_directLabels",
             "rehrseg_majority",

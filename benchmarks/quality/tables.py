@@ -37,6 +37,9 @@ TITLES = {
     "spearman": "Spearman of U",
 }
 DIGITS = {"Dice": 3, "HD95": 2, "psnr": 2, "ssim": 3, "dice": 3, "spearman": 2}
+# Rows whose times are summed up, and those over which
+PIPELINES = (("self_sr", "rehrseg"), ("smore", "self_sr_smore", "rehrseg_smore"))
+BASELINES = (("baseline",), ("baseline", "continued"))
 
 
 @dataclass(frozen=True)
@@ -202,8 +205,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
         if taken is not None and not taken.get("incomplete"):
             totals.setdefault((run.seed, run.fold), {})[run.row.key] = taken
     rows, data = [], {}
-    stages = ("self_sr", "rehrseg")
-    for pipeline, base in product((("smore", *stages), stages), (("baseline",), ("baseline", "continued"))):
+    for pipeline, base in product(PIPELINES, BASELINES):
         ratios = {
             clock: statistic(
                 sum(taken[key][clock] for key in pipeline) / sum(taken[key][clock] for key in base)

@@ -354,17 +354,17 @@ def test_everything_is_prepared_once(prepared, recorder):
 
 def test_the_plans(prepared):
     benchmark, run = prepared
-    run("noLRDice", "bspline")
+    run("noLRDice", "smore")
     stock, preset, changed, same = (
         plans_of(benchmark, "thick", name)
-        for name in ("nnUNetPlans", "rehrsegCPU", "rehrsegCPU_noLRDice", "rehrsegCPU_bspline")
+        for name in ("nnUNetPlans", "rehrsegCPU", "rehrsegCPU_noLRDice", "rehrsegCPU_smore")
     )
     assert changed["plans_name"] == "rehrsegCPU_noLRDice"
     configurations = [plans["configurations"][CONFIGURATION] for plans in (preset, changed)]
     configs = [load_config(configuration) for configuration in configurations]
     assert configs[1].segmentation == configs[0].segmentation.model_copy(update={"lr_dice_weight": 0})
     assert configs[1].self_sr == configs[0].self_sr
-    assert {**preset, "plans_name": "rehrsegCPU_bspline"} == same
+    assert {**preset, "plans_name": "rehrsegCPU_smore"} == same
     width = load_preset("cpu").network_width
     assert width != 1
     narrow = [max(4, round(features * width)) for features in (32, 64, 128)]

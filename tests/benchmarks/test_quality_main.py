@@ -37,7 +37,7 @@ def test_row_by_row_on_all_seeds_and_folds(start, make_benchmark):
     first, *steps = start("--rows", "rehrseg", "--seeds", "0", "4", "--folds", "1", "2", "--stage-2-epochs", "20")
     assert first == ("prepare", make_benchmark(), set(), {""})
     expected = []
-    for key, epochs in (("baseline", 10), ("smore", None), ("self_sr", None), ("rehrseg", 20)):
+    for key, epochs in (("baseline", 10), ("self_sr", None), ("rehrseg", 20)):
         for seed in (0, 4):
             for fold in (1, 2):
                 segments = key in ("baseline", "rehrseg")

@@ -134,7 +134,7 @@ def test_stage_1_of_other_plans_is_named(make_run, recorder, finish, key):
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 10, 20])
-@pytest.mark.parametrize("key", ["continued", "rehrseg", "mimic", "eq11", "rehrseg_bspline"])
+@pytest.mark.parametrize("key", ["continued", "rehrseg", "mimic", "eq11", "rehrseg_smore"])
 def test_the_baseline_is_found_under_any_plans_and_length(make_run, recorder, finish, key, epochs):
     baseline, run = make_run("baseline", epochs=epochs), make_run(key, epochs=epochs)
     finish(baseline)
@@ -155,15 +155,18 @@ def test_each_seed_has_its_own_baseline(make_run, recorder, finish):
     assert make_run("eq11", seed=0).results != make_run("eq11", seed=1).results
 
 
-@pytest.mark.parametrize("key", ["scratch", "true_hr", "self_sr_bspline"])
+@pytest.mark.parametrize("key", ["scratch", "true_hr", "self_sr"])
 def test_what_does_not_start_from_the_baseline_does_not_find_it(make_run, recorder, finish, key):
     finish(make_run("baseline"))
     run = make_run(key)
     train(run, device="cpu", execute=recorder)
     assert find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer)) is None
-    if key == "self_sr_bspline":  # nor SMORE's cases
-        finish(make_run("smore"))
-        assert find_finished_run(run.folder, ["SMORETrainer"]) is None
+
+
+def test_smores_cases_are_found_by_the_rows_on_them_alone(make_run, finish):
+    finish(make_run("smore"))
+    found = {key: find_finished_run(make_run(key).folder, ["SMORETrainer"]) for key in ("self_sr", "self_sr_smore")}
+    assert found == {"self_sr": None, "self_sr_smore": make_run("smore").folder}
 
 
 def test_runs_have_files_of_their_own(make_run):
