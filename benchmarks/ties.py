@@ -10,7 +10,6 @@ taking turns, where they are meant. For odd r there are no ties. Mean Dice over 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from scipy.interpolate import CubicSpline
 
 from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.evaluation.tables import format_table
-from rehrseg_nnunet.metrics import dice
+from rehrseg_nnunet.inference.pseudo_hr_export import label_agreement
 from rehrseg_nnunet.shape_interpolation import signed_distance
 from rehrseg_nnunet.slice_profile import degrade_labels
 
@@ -36,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--skip", type=int, default=0, help="cases to leave out at the start, in order of their names")
     parser.add_argument("--every", type=int, default=1, help="take every n-th of the others")
     args = parser.parse_args(argv)
+    if min(args.factors) < 2 or args.skip < 0 or args.every < 1:
+        parser.error("--factors must be at least 2, --skip at least 0 and --every at least 1")
     files = sorted((args.source / "labelsTr").glob("*.nii.gz"))[args.skip :: args.every]
     if not files:
         parser.error(f"no cases are left of {args.source / 'labelsTr'}")
@@ -48,12 +49,14 @@ def table_row(volumes: list[np.ndarray], factor: int, axis: str) -> dict[str, st
     scores: dict[str, list[float]] = {}
     for number, volume in enumerate(volumes):
         truth = _whole_slices(volume, factor, AXES[axis])
+        classes = [(int(value),) for value in np.unique(truth)]
         for rule, upper_ties in (("lower ties", False), ("ties in turn", number % 2 == 1)):
             thick = degrade_labels(torch.from_numpy(truth), factor, 0, upper_ties=upper_ties).numpy()
             for place, offset in PLACES.items():
-                moved = interpolated(thick, factor, offset=offset)
-                scores.setdefault(f"{rule}, {place}", []).append(mean_dice(truth, moved))
-            scores.setdefault(f"{rule}, nearest", []).append(mean_dice(truth, np.repeat(thick, factor, axis=0)))
+                labels = interpolated(thick, factor, offset=offset)
+                scores.setdefault(f"{rule}, {place}", []).append(label_agreement(labels, truth, classes))
+            nearest = np.repeat(thick, factor, axis=0)
+            scores.setdefault(f"{rule}, nearest", []).append(label_agreement(nearest, truth, classes))
     return {"r": str(factor), "axis": axis, **{name: f"{np.mean(values):.3f}" for name, values in scores.items()}}
 
 
@@ -77,16 +80,6 @@ def interpolated(thick: np.ndarray, factor: int, *, offset: float) -> np.ndarray
     distances = (signed_distance(thick == value, (factor, 1, 1)) for value in values)
     splines = [CubicSpline(centres, distance, bc_type="natural")(wanted) for distance in distances]
     return values[np.argmax(splines, axis=0)]
-
-
-def mean_dice(truth: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the foreground classes that occur."""
-    return float(np.nanmean(list(_class_dice(truth, labels))))
-
-
-def _class_dice(truth: np.ndarray, labels: np.ndarray) -> Iterator[float]:
-    for value in np.unique(truth[truth > 0]):
-        yield dice(truth == value, labels == value)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ class Row:
         return self.start != "own"
 
 
-def _variant(key: str, title: str, suffix: str, *, after: Sequence[str] = ("self_sr",)) -> Row:
-    return Row(key, title, f"REHRSegTrainer_{suffix}", after=after)
+def _variant(key: str, title: str, suffix: str, *, after: Sequence[str] = ("self_sr",), plans: str = "") -> Row:
+    return Row(key, title, f"REHRSegTrainer_{suffix}", after=after, plans=plans)
 
 
 def _setting(plans: str, title: str) -> Row:
@@ -97,13 +97,7 @@ ROWS = {
         Row("smore", "SMORE", "SMORETrainer", start="own", plans="smore"),
         Row("self_sr_smore", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",), plans="smore"),
         Row("rehrseg_smore", "REHRSeg on SMORE's cases", "REHRSegTrainer", after=("self_sr_smore",), plans="smore"),
-        Row(
-            "data_smore",
-            "SMORE's cases as pseudo-HR data",
-            "REHRSegTrainer_pseudoDataSMORE",
-            after=("smore",),
-            plans="smore",
-        ),
+        _variant("data_smore", "SMORE's cases as pseudo-HR data", "pseudoDataSMORE", after=("smore",), plans="smore"),
         *_stage_1_setting("smoreImage", "on SMORE's cases, image by SMORE", smore=True),
         _variant("mimic", "MIMIC", "MIMIC"),
         _variant("ifvd", "IFVD", "IFVD"),

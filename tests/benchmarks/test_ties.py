@@ -44,6 +44,33 @@ def test_ties_in_turn_prefer_neither_side(ball):
     assert row["ties in turn, where meant"] == row["lower ties, where meant"]
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_every_other_case_has_upper_ties(ball, factor):
+    row = table_row([ball, ball], factor, "z")
+    assert row["ties in turn, half an HR voxel lower"] < row["lower ties, half an HR voxel lower"]
+    alone = table_row([ball], factor, "z")
+    assert alone["ties in turn, half an HR voxel lower"] == alone["lower ties, half an HR voxel lower"]
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_the_axis_is_the_one_that_is_named(ball, factor):
+    along_z = table_row([ball], factor, "z")
+    for axis, lying in (("y", ball.swapaxes(0, 1)), ("x", ball.swapaxes(0, 2))):
+        assert table_row([lying], factor, axis) == {**along_z, "axis": axis}
+
+
+def test_slices_that_fill_no_thick_one_are_left_out(ball):
+    assert len(ball) % 5 == 3
+    assert table_row([ball], 5, "z") == table_row([ball[:-3]], 5, "z")
+
+
+@pytest.mark.parametrize("options", [["--factors", "1"], ["--skip", "-1"], ["--every", "0"]])
+def test_impossible_counts_are_one_line(options, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--source", str(tmp_path), *options])
+    assert "error: --factors must be at least 2, --skip at least 0 and --every at least 1" in capsys.readouterr().err
+
+
 def test_command_prints_a_row_per_factor_and_axis(ball, tmp_path, capsys):
     (tmp_path / "labelsTr").mkdir()
     for name in ("a", "b", "c"):

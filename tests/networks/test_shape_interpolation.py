@@ -1,3 +1,5 @@
+"""The shapes of a window's labels, against distances and splines of scipy and the interpolation of volumes."""
+
 import numpy as np
 import pytest
 import torch
