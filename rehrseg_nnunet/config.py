@@ -92,6 +92,8 @@ class HRHeadConfig(StrictModel):
     """HR segmentation head (paper section 4.2): the last features, conv, ReLU, conv.
 
     Attributes:
+        label_mode: "residual" predicts what is added to the LR logits, interpolated along z, "direct" the HR logits
+            themselves, as in the paper.
         upsampling: let the first convolution predict r slices for each LR slice ("subpixel"), or "interpolate" the
             features along z before it, as in the paper.
         hidden_features: channels between the two convolutions.
@@ -99,6 +101,7 @@ class HRHeadConfig(StrictModel):
         second_kernel: edge of the second kernel, odd.
     """
 
+    label_mode: Literal["residual", "direct"] = "residual"
     upsampling: Literal["interpolate", "subpixel"] = "subpixel"
     hidden_features: PositiveInt = 16
     first_kernel: PositiveInt = 3

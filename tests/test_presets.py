@@ -56,7 +56,11 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
     own = {
         "self_sr": RehrsegConfig().self_sr.model_copy(update={"label_mode": "direct", "export": export}),
         "segmentation": RehrsegConfig().segmentation.model_copy(
-            update={"lr_dice_weight": 0, "true_lr_probability": 0, "hr_head": HRHeadConfig(upsampling="interpolate")}
+            update={
+                "lr_dice_weight": 0,
+                "true_lr_probability": 0,
+                "hr_head": HRHeadConfig(label_mode="direct", upsampling="interpolate"),
+            }
         ),
     }
     assert paper == RehrsegConfig().model_copy(update=own)

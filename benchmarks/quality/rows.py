@@ -23,7 +23,8 @@ PLANS: dict[str, Changes] = {
     "noLRDice": {"segmentation": {"lr_dice_weight": 0}},
     "noTrueLR": {"segmentation": {"true_lr_probability": 0}},
     "perSlice": {"segmentation": {"affinity_per_slice": True}},
-    "interpolatingHead": {"segmentation": {"hr_head": {"upsampling": "interpolate"}}},
+    "directHead": {"segmentation": {"hr_head": {"label_mode": "direct"}}},
+    "interpolatingHead": {"segmentation": {"hr_head": {"label_mode": "direct", "upsampling": "interpolate"}}},
     "wideHead": {"segmentation": {"hr_head": {"hidden_features": 32}}},
     "rate1e-3": {"segmentation": {"learning_rate_from_trained": 1e-3}},
 }
@@ -43,7 +44,7 @@ class Row:
         after: keys of rows that must be trained before.
         plans: key of `PLANS`.
         stage_1: key of the row whose pseudo-HR cases and teacher it takes, if that has other plans.
-        hr: how it gets to HR: by a head of its own, by upsampling its LR labels in three ways, or as its data are.
+        hr: how it gets to HR: by a head of its own, by upsampling what it says at LR in every way, or as its data are.
     """
 
     key: str
@@ -94,6 +95,13 @@ ROWS = {
         _variant("uncertainty", "+ uncertainty", "withUncertainty"),
         _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
         _variant("data_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", after=()),
+        _variant(
+            "data_bspline_directHead",
+            "B-spline + signed distance, HR head for the logits themselves",
+            "pseudoDataBSpline",
+            after=(),
+            plans="directHead",
+        ),
         Row("smore", "SMORE", "SMORETrainer", start="own", plans="smore"),
         Row("self_sr_smore", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",), plans="smore"),
         Row("rehrseg_smore", "REHRSeg on SMORE's cases", "REHRSegTrainer", after=("self_sr_smore",), plans="smore"),
@@ -115,6 +123,7 @@ ROWS = {
         _setting("noLRDice", "no Dice in the LR loss"),
         _setting("noTrueLR", "no true acquisitions"),
         _setting("perSlice", "affinity per slice"),
+        _setting("directHead", "HR head for the logits themselves"),
         _setting("interpolatingHead", "HR head on interpolated features (the paper's)"),
         _setting("wideHead", "HR head of 32 features"),
         _variant("noDeepSupervision", "no deep supervision", "noDeepSupervision"),
@@ -134,7 +143,10 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "2": ("super-resolution", ("self_sr", "smore", "self_sr_smore")),
     "3": ("segmentation", ("rehrseg", "baseline", "continued", "interpolated", "true_hr_data", "true_hr")),
     "4": ("components", ("rehrseg", "continued", "pseudo_data", "uncertainty", "distillation")),
-    "5": ("source of the pseudo-HR data", ("rehrseg", "data_bspline", "data_smore", "pseudo_data", "rehrseg_smore")),
+    "5": (
+        "source of the pseudo-HR data",
+        ("rehrseg", "data_bspline", "data_bspline_directHead", "data_smore", "pseudo_data", "rehrseg_smore"),
+    ),
     "6": (
         "distillation",
         ("rehrseg", "mimic", "ifvd", "correlation", "spatial", "lambda0_01", "lambda0_1", "lambda10"),
@@ -160,6 +172,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "noLRDice",
             "noTrueLR",
             "perSlice",
+            "directHead",
             "interpolatingHead",
             "wideHead",
             "noDeepSupervision",

@@ -26,7 +26,7 @@ def compare_fold(
     Args:
         raw_folder: simulated dataset in nnUNet_raw.
         fold_folders: method name to nnU-Net's fold folder. Every one gives an LR row; one with `validation_hr` gives an
-            HR row, any other three: upsampled by nearest neighbour, linear probabilities (`--npz`) and signed distance.
+            HR row, any other one for each of `upsampling.METHODS` (`--npz`).
         factor: r.
         axis: array axis of the slices in the files.
         output_folder: for upsampled files, `lr.json`, `hr.json` and their csv.

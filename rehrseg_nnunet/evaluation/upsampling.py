@@ -18,7 +18,13 @@ from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import interpolate
 
 # the ways, and what tables call them
-METHODS = {"nearest": "nearest", "linear": "linear probabilities", "signed_distance": "signed distance"}
+METHODS = {
+    "nearest": "nearest",
+    "linear": "linear probabilities",
+    "signed_distance": "signed distance",
+    "logits": "cubic logits",
+}
+CERTAIN = 1e-5  # probabilities closer to 0 or 1 are taken for this: their logits say how the network rounds
 
 
 def upsample_in_every_way(
@@ -72,9 +78,11 @@ def upsample_folder(
     """Upsample every segmentation of a folder r times along one axis, over the same field of view.
 
     Args:
-        source: nnU-Net predictions; "linear" needs their probabilities (`--npz`, `--save_probabilities`).
+        source: nnU-Net predictions; "linear" and "logits" need their probabilities (`--npz`, `--save_probabilities`).
         target: folder for the HR files.
-        method: "nearest" (repeat slices), "linear" (interpolate probabilities, then decide) or "signed_distance".
+        method: "nearest" (repeat slices), "linear" (interpolate probabilities, then decide), "signed_distance" (of the
+            labels), or "logits" (cubic B-spline of the logits: a boundary moves from slice to slice, as with signed
+            distances, but by fractions of a pixel).
         factor: r.
         axis: array axis of the slices in the files.
         reader: nnU-Net's reader and writer.
@@ -99,7 +107,10 @@ def upsample_folder(
         elif method == "signed_distance":
             hr = interpolate_labels(labels[0].astype(np.int16), factor, axis, spacing_mm=properties["spacing"])
         else:
-            hr = _from_probabilities(source / f"{file.name.removesuffix(ending)}.npz", factor, axis, label_manager)
+            probabilities = _read_probabilities(source / f"{file.name.removesuffix(ending)}.npz")
+            interpolated = _interpolate_probabilities if method == "linear" else _interpolate_logits
+            hr = interpolated(probabilities, factor, 1 + axis, has_regions=label_manager.has_regions)
+            hr = np.asarray(label_manager.convert_probabilities_to_segmentation(hr))
         partial = target / f".partial_{file.name}"
         try:
             reader.write_seg(hr, str(partial), scale_slice_geometry(properties, axis, 1 / factor))
@@ -108,9 +119,20 @@ def upsample_folder(
             partial.unlink(missing_ok=True)
 
 
-def _from_probabilities(file: Path, factor: int, axis: int, label_manager: LabelManager) -> np.ndarray:
+def _read_probabilities(file: Path) -> torch.Tensor:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: predict with probabilities (--npz or --save_probabilities)")
-    probabilities = torch.from_numpy(np.load(file)["probabilities"].astype(np.float32))
-    hr = interpolate(probabilities, factor, 1 + axis, order=1)
-    return np.asarray(label_manager.convert_probabilities_to_segmentation(hr))
+    return torch.from_numpy(np.load(file)["probabilities"].astype(np.float32))
+
+
+def _interpolate_probabilities(
+    probabilities: torch.Tensor, factor: int, axis: int, *, has_regions: bool
+) -> torch.Tensor:
+    return interpolate(probabilities, factor, axis, order=1)
+
+
+def _interpolate_logits(probabilities: torch.Tensor, factor: int, axis: int, *, has_regions: bool) -> torch.Tensor:
+    """(K, ...) probabilities of labels (softmax) or regions (sigmoid) to those of their interpolated logits."""
+    if has_regions:
+        return interpolate(probabilities.logit(CERTAIN), factor, axis).sigmoid()
+    return interpolate(probabilities.clamp_min(CERTAIN).log(), factor, axis).softmax(0)

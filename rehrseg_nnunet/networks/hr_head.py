@@ -12,7 +12,7 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Literal, NamedTuple
@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from rehrseg_nnunet.config import HRHeadConfig
+from rehrseg_nnunet.networks.slice_upsampling import LogitInterpolation, interleave_slices, upsample_slices
 
 OutputMode = Literal["lr", "hr", "training"]
 OUTPUT_MODES = ("lr", "hr", "training")
@@ -45,35 +46,19 @@ class TrainingOutputs(NamedTuple):
     image: torch.Tensor
 
 
-def upsample_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """Interpolate (B, C, D, H, W) linearly to (B, C, r*D, H, W), half-pixel positions, edge slices repeated."""
-    # H and W as one axis: the 2D kernel exists on every device (trilinear does not on MPS)
-    lines = functional.interpolate(
-        features.flatten(3), scale_factor=(float(factor), 1.0), mode="bilinear", align_corners=False
-    )
-    return lines.unflatten(3, features.shape[3:])
-
-
-def interleave_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """Sub-pixel arrangement along z: channels r*c .. r*c + r - 1 of (B, r*C, D, H, W) are the HR slices of channel c.
-
-    Returns:
-        (B, C, r*D, H, W).
-    """
-    return features.unflatten(1, (-1, factor)).transpose(2, 3).flatten(2, 3)
-
-
 class HRHead(nn.Module):
     """Features to HR logits by two convolutions (paper section 4.2).
 
     With `upsampling` "subpixel" the first convolution runs on the LR grid and gives r times as many channels, which are
-    then arranged as slices. With "interpolate", the paper's, the features are interpolated along z before it.
+    then arranged as slices. With "interpolate", the paper's, the features are interpolated along z before it. With
+    `label_mode` "residual" the convolutions' result is added to the interpolated LR logits, and is 0 at first: the head
+    starts as a way to upsample what the network already knows, and learns what that lacks.
 
     Args:
         in_channels: channels of the features.
         heads: K, channels of the logits.
         factor: r.
-        config: upsampling, widths and kernel sizes.
+        config: label mode, upsampling, widths and kernel sizes.
     """
 
     def __init__(self, in_channels: int, heads: int, *, factor: int, config: HRHeadConfig) -> None:
@@ -88,14 +73,23 @@ class HRHead(nn.Module):
             padding=config.first_kernel // 2,
         )
         self.second = nn.Conv3d(hidden, heads, config.second_kernel, padding=config.second_kernel // 2)
+        self.interpolation = LogitInterpolation(factor) if config.label_mode == "residual" else None
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (B, C, D, H, W) to logits (B, K, r*D, H, W)."""
+    def initialize(self, scheme: Callable[[nn.Module], None]) -> None:
+        """Draw the convolutions' weights by the network's own scheme; a residual starts at 0."""
+        self.apply(scheme)
+        if self.interpolation is not None:
+            nn.init.zeros_(self.second.weight)
+            nn.init.zeros_(self.second.bias)
+
+    def forward(self, features: torch.Tensor, lr_logits: torch.Tensor) -> torch.Tensor:
+        """Features (B, C, D, H, W) and LR logits (B, K, D, H, W) to HR logits (B, K, r*D, H, W)."""
         if self.subpixel:
             hr = interleave_slices(self.first(features), self.factor)
         else:
             hr = self.first(upsample_slices(features, self.factor))
-        return self.second(functional.relu(hr))
+        logits = self.second(functional.relu(hr))
+        return logits if self.interpolation is None else logits + self.interpolation(lr_logits)
 
 
 class HRSegLayer(nn.Conv3d):
@@ -130,8 +124,9 @@ class HRSegLayer(nn.Conv3d):
         """Logits of the features (B, C, D, H, W), according to `output_mode`."""
         if self.output_mode == "lr":
             return super().forward(features)
-        hr = self.hr_head(features)
-        return hr if self.output_mode == "hr" else (super().forward(features), hr)
+        lr = super().forward(features)
+        hr = self.hr_head(features, lr)
+        return hr if self.output_mode == "hr" else (lr, hr)
 
 
 class _HRForward:
@@ -194,13 +189,17 @@ def add_hr_head(network: nn.Module, *, factor: int, teacher_channels: int, confi
         adaptor=nn.Conv3d(int(network.encoder.output_channels[stage]), teacher_channels, 1),
     )
     new.to(device=layer.weight.device, dtype=layer.weight.dtype)
-    if hasattr(network, "initialize"):
-        new.hr_head.apply(network.initialize)
-        new.adaptor.apply(network.initialize)
+    scheme = getattr(network, "initialize", _keep)
+    new.hr_head.initialize(scheme)
+    new.adaptor.apply(scheme)
     network.decoder.seg_layers[-1] = new
     network.student_stage = stage
     network.__class__ = _with_hr_forward(type(network))
     return network
+
+
+def _keep(module: nn.Module) -> None:
+    """The scheme of a network without one: PyTorch's weights."""
 
 
 def _last_seg_layer(network: nn.Module) -> nn.Conv3d:

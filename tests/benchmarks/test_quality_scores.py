@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.interpolate import CubicSpline
 
 from benchmarks.quality import scores
 from benchmarks.quality.scores import read_scores, score, scores_file
@@ -14,7 +16,7 @@ FACTOR = 4
 LR, HR = (6, 10, 10), (24, 10, 10)
 CASES = {"validation": ["case_0", "case_1"], "test": ["case_8"]}
 SHIFTS = {"case_0": 0.0, "case_1": 0.5, "case_2": 0.0, "case_8": -0.5}
-WAYS = ["nearest", "linear probabilities", "signed distance"]
+WAYS = ["nearest", "linear probabilities", "signed distance", "cubic logits"]
 
 
 def halves(shape, shift=0.0, width=12):
@@ -128,6 +130,15 @@ def naive_linear(probabilities):
     return result.argmax(axis=0)
 
 
+def naive_cubic_logits(probabilities):
+    """Of the natural cubic spline through the slices' log-probabilities, and on in straight lines, the largest."""
+    depth = probabilities.shape[1]
+    spline = CubicSpline(np.arange(depth), np.log(np.maximum(probabilities, 1e-5)), axis=1, bc_type="natural")
+    position = (np.arange(depth * FACTOR) + 0.5) / FACTOR - 0.5
+    inside = position.clip(0, depth - 1)
+    return (spline(inside) + (position - inside)[:, None, None] * spline(inside, nu=1)).argmax(axis=0)
+
+
 @pytest.fixture
 def upsampled_run(make):
     """The baseline and its predictions' probabilities by case."""
@@ -155,6 +166,7 @@ def test_a_row_whose_labels_are_upsampled(upsampled_run):
         "signed distance": {
             case: interpolate_labels(values, FACTOR, 0, spacing_mm=spacing) for case, values in labels.items()
         },
+        "cubic logits": {case: naive_cubic_logits(values) for case, values in probabilities.items()},
     }
     for name, resolutions in read_scores(run).items():
         check(resolutions["lr"][""], name, labels, LR)
@@ -162,7 +174,7 @@ def test_a_row_whose_labels_are_upsampled(upsampled_run):
         for way in WAYS:
             check(resolutions["hr"][way], name, expected[way], HR)
         ways = [by_case(resolutions["hr"][way]) for way in WAYS]
-        assert all(one != other for one, other in ((ways[0], ways[1]), (ways[1], ways[2]), (ways[0], ways[2])))
+        assert all(one != other for one, other in combinations(ways, 2))
 
 
 def test_without_probabilities_the_remedy_is_named_and_nothing_is_written(upsampled_run):

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from rehrseg_nnunet.evaluation.fold_comparison import brief_table, compare_fold
+from rehrseg_nnunet.evaluation.upsampling import METHODS
 
 FACTOR = 2
 LR, HR = (6, 10, 10), (12, 10, 10)
@@ -68,7 +69,7 @@ def test_rows_and_scores(tmp_path, raw):
         output_folder=tmp_path / "out",
     )
     assert list(lr["methods"]) == ["base line", "REHRSeg"]
-    upsampled = ["base line, nearest", "base line, linear probabilities", "base line, signed distance"]
+    upsampled = [f"base line, {way}" for way in METHODS.values()]
     assert list(hr["methods"]) == [*upsampled, "REHRSeg"]
     assert dice(lr, "REHRSeg") == dice(hr, "REHRSeg") == 1
     truth, shifted = ball(LR, 2), ball(LR, 2, 1)

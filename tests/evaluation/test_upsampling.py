@@ -117,6 +117,19 @@ def test_linear_puts_the_boundary_where_the_probability_is_a_half(tmp_path, mana
     np.testing.assert_array_equal(line, (positions < 2 + 4 / 7).astype(int))
 
 
+@pytest.mark.parametrize("manager", [PLAIN, REGIONS])
+def test_logits_that_fall_evenly_put_the_boundary_where_they_are_zero(tmp_path, manager):
+    """Logits 6 - 2.6 z cross zero at z = 2.31: HR slice 2.125 is in, 2.375 is out."""
+    logits = 6 - 2.6 * np.arange(6.0)
+    foreground = np.broadcast_to((1 / (1 + np.exp(-logits)))[:, None, None], (6, 4, 4))
+    maps = [foreground, 0 * foreground] if manager is REGIONS else [1 - foreground, foreground]
+    blank = sitk.Image((4, 4, 6), sitk.sitkUInt8)
+    write(tmp_path / "lr", blank, np.zeros((6, 4, 4), np.uint8), np.stack(maps))
+    line = sitk.GetArrayFromImage(upsample(tmp_path / "lr", tmp_path / "hr", "logits", manager=manager))[:, 0, 0]
+    positions = (np.arange(24) + 0.5) / 4 - 0.5
+    np.testing.assert_array_equal(line, (positions < 6 / 2.6).astype(int))
+
+
 def test_every_prediction_is_done_and_other_files_are_left(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / "lr", grid(0), ball_on(grid(0)), name=name)

@@ -50,7 +50,7 @@ class ThresholdNetwork(nn.Module):
 
 def threshold_network(heads=2, factor=FACTOR):
     """HR logits are the LR logits, interpolated linearly along z."""
-    config = HRHeadConfig(upsampling="interpolate", hidden_features=2)
+    config = HRHeadConfig(label_mode="direct", upsampling="interpolate", hidden_features=2)
     network = add_hr_head(ThresholdNetwork(heads), factor=factor, teacher_channels=1, config=config)
     layer = network.decoder.seg_layers[-1]
     with torch.no_grad():

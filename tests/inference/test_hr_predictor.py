@@ -15,7 +15,8 @@ from rehrseg_nnunet.inference.hr_predictor import (
     hr_properties,
     unfold_phases,
 )
-from rehrseg_nnunet.networks.hr_head import add_hr_head, get_output_mode, upsample_slices
+from rehrseg_nnunet.networks.hr_head import add_hr_head, get_output_mode
+from rehrseg_nnunet.networks.slice_upsampling import upsample_slices
 
 FACTOR = 4
 
@@ -88,6 +89,8 @@ def test_mirrored_input_gives_mirrored_output(tiny):
         tiny.ThresholdNetwork(2), factor=FACTOR, teacher_channels=1, config=HRHeadConfig(hidden_features=3)
     )
     hr = tiny.predictor(network=network, gaussian=False)
+    with torch.no_grad():
+        network.decoder.seg_layers[-1].hr_head.second.weight.normal_(std=0.1)  # a new head adds nothing
     image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     logits = hr.predict_sliding_window_return_logits(image).float()
     assert logits.abs().max() > 0.1

@@ -1,25 +1,25 @@
 import copy
 
-import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
 from rehrseg_nnunet.config import HRHeadConfig
-from rehrseg_nnunet.geometry import hr_slice_positions
 from rehrseg_nnunet.networks.hr_head import (
+    HRHead,
     TrainingOutputs,
     add_hr_head,
     get_output_mode,
     has_hr_head,
     output_mode,
     set_output_mode,
-    upsample_slices,
 )
+from rehrseg_nnunet.networks.slice_upsampling import LogitInterpolation
 
 FACTOR = 3
 CONFIG = HRHeadConfig(hidden_features=4)
+LR_LOGITS = torch.zeros(())  # a direct head does not look at them
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 
 
@@ -52,6 +52,19 @@ def stock(kind="plain", *, deep_supervision=False, strides=STRIDES, conv_op=nn.C
 def with_head(network, **kwargs):
     torch.manual_seed(1)
     return add_hr_head(network, **{"factor": FACTOR, "teacher_channels": 5, "config": CONFIG, **kwargs})
+
+
+def give_residual(network, seed=3):
+    """Let the head add something to the interpolated logits, as after training."""
+    with torch.no_grad():
+        weight = network.decoder.seg_layers[-1].hr_head.second.weight
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    return network
+
+
+def direct_head(**config):
+    config = HRHeadConfig(label_mode="direct", **config)
+    return with_head(stock(), config=config).decoder.seg_layers[-1].hr_head
 
 
 def image(seed=2):
@@ -115,9 +128,10 @@ def test_new_weights_are_named_as_segmentation_layers(kind):
     plain, network = stock(kind), with_head(stock(kind))
     new = set(network.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(network.state_dict())
-    # two convolutions of the head and the adaptor, weight and bias each, once
-    assert len(new) == 6
+    # two convolutions of the head and the adaptor, weight and bias each, and the taps of the interpolation, once
+    assert len(new) == 7
     assert all(".seg_layers." in key for key in new)
+    give_residual(network)
     other = with_head(stock(kind, seed=7))
     other.load_state_dict(network.state_dict(), strict=True)
     with output_mode(network, "hr"), output_mode(other, "hr"):
@@ -139,7 +153,7 @@ def test_plain_checkpoint_passes_nnunets_pretrained_weights(kind, tmp_path):
 @variants
 @deep
 def test_gradients_reach_every_weight(kind, deep_supervision):
-    network = with_head(stock(kind, deep_supervision=deep_supervision))
+    network = give_residual(with_head(stock(kind, deep_supervision=deep_supervision)))
     set_output_mode(network, "training")
     out = network(image())
     sum(t.square().mean() for t in [*as_list(out.lr), out.hr, out.adapted]).backward()
@@ -152,7 +166,7 @@ def test_gradients_reach_every_weight(kind, deep_supervision):
 
 @variants
 def test_compiles_without_graph_break_in_every_mode(kind):
-    network = with_head(stock(kind, deep_supervision=True))
+    network = give_residual(with_head(stock(kind, deep_supervision=True)))
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     for mode in ("lr", "training", "hr"):
         set_output_mode(compiled, mode)
@@ -161,25 +175,32 @@ def test_compiles_without_graph_break_in_every_mode(kind):
             torch.testing.assert_close(compiled(image()), network(image()), rtol=0, atol=0)
 
 
-def test_upsampling_hits_the_hr_slice_positions():
-    ramp = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(1, 2, 5, 2, 3)
-    expected = np.clip(hr_slice_positions(5, FACTOR), 0, 4)
-    result = upsample_slices(ramp, FACTOR)
-    assert result.shape == (1, 2, 15, 2, 3)
-    np.testing.assert_allclose(result[0, 1, :, 1, 2].numpy(), expected, atol=1e-6)
-    reference = nn.functional.interpolate(
-        torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0)),
-        scale_factor=(FACTOR, 1, 1),
-        mode="trilinear",
+@variants
+@deep
+def test_a_new_residual_head_interpolates_the_lr_logits(kind, deep_supervision):
+    network = with_head(stock(kind, deep_supervision=deep_supervision))
+    with output_mode(network, "training"):
+        out = network(image())
+    lr = as_list(out.lr)[0]
+    torch.testing.assert_close(out.hr, LogitInterpolation(FACTOR)(lr))
+    assert out.hr.std() > 0.1 * lr.std() > 0
+
+
+@pytest.mark.parametrize("upsampling", ["subpixel", "interpolate"])
+def test_a_residual_is_what_the_direct_head_predicts_added_to_the_interpolated_logits(upsampling):
+    features, lr = (torch.randn(2, c, 4, 6, 7, generator=torch.Generator().manual_seed(c)) for c in (4, 3))
+    residual, direct = (
+        HRHead(4, 3, factor=FACTOR, config=HRHeadConfig(label_mode=mode, upsampling=upsampling))
+        for mode in ("residual", "direct")
     )
-    again = upsample_slices(torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0)), FACTOR)
-    torch.testing.assert_close(again, reference)
+    direct.load_state_dict(residual.state_dict(), strict=False)
+    torch.testing.assert_close(residual(features, lr) - direct(features, lr), residual.interpolation(lr))
+    torch.testing.assert_close(direct(features, lr), direct(features, lr + 1))
 
 
 def test_constant_features_give_constant_logits_away_from_the_border():
-    config = HRHeadConfig(upsampling="interpolate", hidden_features=4)
-    head = with_head(stock(), config=config).decoder.seg_layers[-1].hr_head
-    hr = head(torch.full((1, 4, 6, 9, 9), 0.7))
+    head = direct_head(upsampling="interpolate", hidden_features=4)
+    hr = head(torch.full((1, 4, 6, 9, 9), 0.7), LR_LOGITS)
     centre = hr[0, :, :, 4, 4]
     # kernels 3 and 5 look 3 HR slices far
     torch.testing.assert_close(centre[:, 3:-3], centre[:, 9:10].expand(-1, 12))
@@ -187,18 +208,17 @@ def test_constant_features_give_constant_logits_away_from_the_border():
 
 
 def test_constant_features_give_every_lr_slice_the_same_logits_with_subpixel_convolution():
-    head = with_head(stock()).decoder.seg_layers[-1].hr_head
-    hr = head(torch.full((1, 4, 6, 9, 9), 0.7))
+    head = direct_head(hidden_features=4)
+    hr = head(torch.full((1, 4, 6, 9, 9), 0.7), LR_LOGITS)
     slices = hr[0, :, :, 4, 4].unflatten(1, (6, FACTOR))
     # kernel 3 looks one LR slice far, kernel 5 one more
     torch.testing.assert_close(slices[:, 2:-2], slices[:, 2:3].expand(-1, 2, -1))
 
 
 def test_subpixel_head_predicts_each_hr_slice_from_its_lr_neighbourhood():
-    config = HRHeadConfig(upsampling="subpixel", hidden_features=4, first_kernel=3, second_kernel=1)
-    head = with_head(stock(), config=config).decoder.seg_layers[-1].hr_head
+    head = direct_head(upsampling="subpixel", hidden_features=4, first_kernel=3, second_kernel=1)
     features = torch.randn(1, 4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    hr = head(features)
+    hr = head(features, LR_LOGITS)
     assert hr.shape == (1, 3, 5 * FACTOR, 6, 7)
     maps = nn.functional.conv3d(features, head.first.weight, head.first.bias, padding=1)
     for lr_slice, sub in ((0, 0), (2, 1), (4, FACTOR - 1)):

@@ -47,7 +47,7 @@ class IntensityTrainer(REHRSegTrainer):
         plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ):
         factor = load_config(configuration_manager.configuration).factor
-        config = HRHeadConfig(upsampling="interpolate", hidden_features=2)
+        config = HRHeadConfig(label_mode="direct", upsampling="interpolate", hidden_features=2)
         network = add_hr_head(_IntensityNetwork(), factor=factor, teacher_channels=1, config=config)
         layer = network.decoder.seg_layers[-1]
         with torch.no_grad():
