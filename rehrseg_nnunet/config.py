@@ -128,7 +128,7 @@ class SegmentationConfig(StrictModel):
         lr_dice_weight: weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none).
         true_lr_probability: share of the patches whose LR input is the true acquisition with its true label; the others
             are pseudo-HR cases made thick again at a random phase (Eq. 1).
-        hr_head: the HR head's sizes.
+        hr_head: the HR head.
         learning_rate_from_trained: SGD's initial learning rate when training starts from a trained network.
     """
 

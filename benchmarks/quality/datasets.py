@@ -88,7 +88,8 @@ class Benchmark:
         """Check the source.
 
         Raises:
-            ValueError: its number leaves no room for the datasets that are made of it, or it has too few cases.
+            ValueError: its number leaves no room for the datasets that are made of it, or it has too few cases or
+                slices.
         """
         available = len(labelled_files(self.source))
         number, highest = _number(self.source.name), 999 - max(OFFSETS.values())
@@ -103,6 +104,16 @@ class Benchmark:
         if available < self.cases + self.test_cases:
             wanted = f"{self.cases} + {self.test_cases}"
             raise ValueError(f"--cases and --test-cases must be at most {available} together, got {wanted}")
+        fewest = min(map(self._slices, labelled_files(self.source)[: self.cases + self.test_cases]))
+        if not 2 <= self.factor <= fewest:
+            raise ValueError(f"--factor must be from 2 to the fewest slices of a case, {fewest}, got {self.factor}")
+
+    def _slices(self, file: Path) -> int:
+        """Slices of a file along the axis that gets thick ones."""
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+        return reader.GetSize()[2 - self.array_axis]
 
     def remember(self, *, write: bool = True) -> None:
         """Write down what the work folder is of, or, without `write`, only compare.
@@ -180,8 +191,8 @@ def _write_plans(benchmark: Benchmark, key: str) -> None:
     plans = apply_preset(stock, load_preset(benchmark.preset), plans_name=name)
     for configuration in plans["configurations"].values():
         if BLOCK in configuration:
-            configuration[BLOCK] = merged(configuration[BLOCK], PLANS[key])
-            parse_block(configuration[BLOCK])
+            block = parse_block(merged(configuration[BLOCK], PLANS[key]))
+            configuration[BLOCK] = block.model_dump(mode="json")  # every key: another version may have other defaults
     _write_once(folder / f"{name}.json", plans)
 
 

@@ -10,21 +10,21 @@ from typing import Any
 from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
 from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
-from rehrseg_nnunet.evaluation.upsampling import upsample_in_every_way
+from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_in_every_way
 from rehrseg_nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
 
 
 def score(run: Run) -> None:
-    """Score the validation cases and the test set of a segmenting run; nothing if that was done.
+    """Score the validation cases and the test set of a segmenting run; nothing if that was done in every way to HR.
 
     The file holds ``{set: {resolution: {way to HR, or "": {"labels": names by key, "cases": [...]}}}}``, as of
     `evaluate_folders`.
     """
-    file = scores_file(run)
-    if file.is_file():
+    if _complete(run):
         return
+    file = scores_file(run)
     result = {name: _score_set(run, name) for name in SETS if _source(run, name) is not None}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(result))
@@ -34,6 +34,13 @@ def read_scores(run: Run) -> dict[str, Any] | None:
     """A run's scores, None if it has none yet."""
     file = scores_file(run)
     return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _complete(run: Run) -> bool:
+    """Whether the scores are there, by all ways: an earlier version may have known fewer."""
+    scores = read_scores(run)
+    ways = set(METHODS.values()) if run.row.hr == "upsampled" else {""}
+    return scores is not None and all(ways <= scored["hr"].keys() for scored in scores.values())
 
 
 def _source(run: Run, name: str) -> Path | None:

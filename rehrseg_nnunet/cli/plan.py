@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", required=True, metavar="NAME", help="name of the new plans, for nnU-Net's -p")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
     parser.add_argument(
-        "--preset", choices=preset_names(), default="default", help="settings to add (default: all defaults)"
+        "--preset",
+        choices=preset_names(),
+        help="settings to add (default: all defaults, or those that the plans to start from have already)",
     )
     parser.add_argument(
         "--z-spacing",
@@ -47,9 +49,8 @@ def run(args: argparse.Namespace) -> None:
     if args.o == args.p:
         raise ValueError(f"-o must be another name than the plans to start from, got {args.o}")
     _check_free(folder, args.o)
-    preset = load_preset(args.preset)
     plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else _read(folder, args.p)
-    plans = apply_preset(plans, preset, plans_name=args.o)
+    plans = _with_settings(plans, args)
     preprocess = args.z_spacing == "median" or args.order_z == 1
     if preprocess:
         _set_order_z(plans, args.order_z)
@@ -66,10 +67,24 @@ def _read(folder: Path, plans_name: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+def _with_settings(plans: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Plans under their new name with a preset, or with the settings that they have already."""
+    if not _has_settings(plans):
+        return apply_preset(plans, load_preset(args.preset or "default"), plans_name=args.o)
+    if args.preset:  # its network width is relative to what nnU-Net planned
+        wanted = f"-p must be plans without a {BLOCK} block to take --preset {args.preset}"
+        raise ValueError(f"{wanted}, but {args.p} has one")
+    return {**plans, "plans_name": args.o}
+
+
+def _has_settings(plans: dict[str, Any]) -> bool:
+    return any(BLOCK in configuration for configuration in plans["configurations"].values())
+
+
 def _check_free(folder: Path, plans_name: str) -> None:
     """Plans without a REHRSeg preset are somebody else's: models and preprocessed data may belong to them."""
     file = folder / f"{plans_name}.json"
-    if file.is_file() and not any(BLOCK in c for c in _read(folder, plans_name)["configurations"].values()):
+    if file.is_file() and not _has_settings(_read(folder, plans_name)):
         raise FileExistsError(f"-o must be a new name or plans with a {BLOCK} block, but {file} has none")
 
 

@@ -24,7 +24,7 @@ from rehrseg_nnunet.inference.output_grid import HRGrid, OutputGrid, Resize, hr_
 from rehrseg_nnunet.inference.whole_files import UnusableImageError, WholeFilesPlansManager, staging
 from rehrseg_nnunet.networks.hr_head import has_hr_head, hr_factor, output_mode
 
-__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_configuration", "hr_properties", "unfold_phases"]
+__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties", "unfold_phases"]
 
 FAILURE = "failure"  # key of a case's properties
 
@@ -95,16 +95,6 @@ def _linear_along_z(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Options of one of nnU-Net's resampling functions with interpolation between slices switched to linear."""
     linear = {"order_z": 1, "aniso_axis_mode": "linear"}
     return {key: linear.get(key, value) for key, value in kwargs.items()}
-
-
-def hr_configuration(configuration_manager: ConfigurationManager, factor: int) -> HRConfigurationManager:
-    """Configuration for nnU-Net's export functions, to be used with HR logits and `hr_properties`.
-
-    Args:
-        configuration_manager: the plans' configuration.
-        factor: r.
-    """
-    return HRConfigurationManager(configuration_manager, factor=factor)
 
 
 @cache

@@ -6,8 +6,8 @@ out when it loads pretrained weights from a plain checkpoint.
 
 Convention:
     Feature maps are (B, C, D, H, W) with the slice axis z first. The HR head returns r*D slices over the same field of
-    view, at the positions of `rehrseg_nnunet.geometry.hr_slice_positions`; beyond the first and last LR centre features
-    are repeated.
+    view, at the positions of `rehrseg_nnunet.geometry.hr_slice_positions`. Convolutions pad with zeros; what is
+    interpolated is repeated beyond the first and last LR centre.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def add_hr_head(network: nn.Module, *, factor: int, teacher_channels: int, confi
             `encoder.strides` and `decoder.seg_layers`. It is changed in place.
         factor: r.
         teacher_channels: Ct, channels of the teacher's features.
-        config: sizes of the HR head.
+        config: modes and sizes of the HR head.
 
     Returns:
         The same object. Until `set_output_mode` says otherwise it computes what it computed before.

@@ -29,7 +29,7 @@ def interleave_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
     """Sub-pixel arrangement along z: channels r*c .. r*c + r - 1 of (B, r*C, D, ...) are the HR slices of channel c.
 
     Returns:
-        (B, C, r*D, ...).
+        (B, C, r*D, ...): slice r*k + j of channel c is slice k of channel r*c + j.
     """
     return features.unflatten(1, (-1, factor)).transpose(2, 3).flatten(2, 3)
 

@@ -16,6 +16,7 @@ from torch import nn
 from rehrseg_nnunet.config import RehrsegConfig
 from rehrseg_nnunet.losses.precision import without_autocast
 from rehrseg_nnunet.networks.self_sr import normalise
+from rehrseg_nnunet.networks.slice_upsampling import interleave_slices
 from rehrseg_nnunet.slice_profile import interpolate
 
 ROWS = 2
@@ -34,19 +35,6 @@ class WDSROutput(NamedTuple):
 
     image: torch.Tensor
     labels: torch.Tensor
-
-
-def shuffle_rows(maps: torch.Tensor, factor: int) -> torch.Tensor:
-    """Pixel shuffle along the rows alone.
-
-    Args:
-        maps: (B, C*r, L, W), the r maps of a channel side by side.
-        factor: r.
-
-    Returns:
-        (B, C, r*L, W): row r*k + j of channel c is row k of map r*c + j.
-    """
-    return maps.unflatten(1, (-1, factor)).movedim(2, 3).flatten(2, 3)
 
 
 class WideBlock(nn.Module):
@@ -124,7 +112,8 @@ class WDSR(nn.Module):
         image, labels = slices.split(sizes, dim=1)
         unit, _, value_range = normalise(image)
         features = self.blocks(self.stem(torch.cat([unit, labels], dim=1)))
-        residual, logits = shuffle_rows(self.residual(features), self.factor).to(slices.dtype).split(sizes, dim=1)
+        thin = interleave_slices(self.residual(features), self.factor).to(slices.dtype)
+        residual, logits = thin.split(sizes, dim=1)
         return WDSROutput(
             image=_interpolate(image, self.factor, order=3) + value_range * residual,
             labels=self.label_gain * (_interpolate(labels, self.factor, order=1) - 0.5) + logits,

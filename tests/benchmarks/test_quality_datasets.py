@@ -113,6 +113,17 @@ def test_counts_that_make_no_folds_are_refused(make_benchmark, write_source, cas
         benchmark.check()
 
 
+@pytest.mark.parametrize(("axis", "slices"), [("z", 16), ("y", 12), ("x", 12)])
+def test_thick_slices_must_fit_into_every_case(make_benchmark, write_source, axis, slices):
+    fits = make_benchmark(axis=axis, factor=slices)
+    write_source(fits.source)
+    fits.check()
+    for factor in (1, slices + 1):
+        message = rf"^--factor must be from 2 to the fewest slices of a case, {slices}, got {factor}$"
+        with pytest.raises(ValueError, match=message):
+            make_benchmark(axis=axis, factor=factor).check()
+
+
 @pytest.mark.parametrize("name", ["Dataset001_Lowest", "Dataset299_Highest"])
 def test_every_dataset_of_a_source_has_a_number_that_nnunet_takes(make_benchmark, write_source, tmp_path, name):
     benchmark = make_benchmark(source=tmp_path / name)
@@ -365,6 +376,8 @@ def test_the_plans(prepared):
     assert configs[1].segmentation == configs[0].segmentation.model_copy(update={"lr_dice_weight": 0})
     assert configs[1].self_sr == configs[0].self_sr
     assert {**preset, "plans_name": "rehrsegCPU_smore"} == same
+    every_key = load_preset("cpu").rehrseg.model_dump(mode="json")  # so that other defaults of a later version show
+    assert configurations[0][BLOCK] == every_key
     width = load_preset("cpu").network_width
     assert width != 1
     narrow = [max(4, round(features * width)) for features in (32, 64, 128)]

@@ -78,12 +78,14 @@ def test_a_report_trains_nothing(start, make_benchmark, capsys):
 
 def test_a_refused_command_leaves_nothing_so_that_a_corrected_one_works(start, make_benchmark):
     """Also where the refused setting is one that the work folder is of."""
-    for options in (["--cases", "6"], ["--test-cases", "3"]):
-        with pytest.raises(
-            SystemExit, match=r"^error: --cases and --test-cases must be at most 7 together, got \d \+ \d$"
-        ):
-            start("--rows", "baseline", *options)
-        assert not make_benchmark().work.exists()
+    too_many = r"--cases and --test-cases must be at most 7 together, got \d \+ \d"
+    factor = r"--factor must be from 2 to the fewest slices of a case, \d+, got \d+"
+    refused = {too_many: [("--cases", "6"), ("--test-cases", "3")], factor: [("--factor", "1"), ("--factor", "17")]}
+    for message, changes in refused.items():
+        for options in changes:
+            with pytest.raises(SystemExit, match=rf"^error: {message}$"):
+                start("--rows", "baseline", *options)
+            assert not make_benchmark().work.exists()
     steps = start("--rows", "baseline", "--cases", "6", "--test-cases", "1")
     assert [step[0] for step in steps] == ["prepare", "train on cpu", "predict on cpu", "score"]
     with pytest.raises(SystemExit, match=r"^error: --work \S+ was made with cases 6, got 5; take another$"):

@@ -177,6 +177,17 @@ def test_a_row_whose_labels_are_upsampled(upsampled_run):
         assert all(one != other for one, other in combinations(ways, 2))
 
 
+def test_a_way_that_an_earlier_version_did_not_know_is_scored_later(upsampled_run, write_json):
+    run, _ = upsampled_run
+    score(run)
+    complete = read_scores(run)
+    fewer = read_scores(run)
+    del fewer["test"]["hr"]["cubic logits"]
+    write_json(scores_file(run), fewer)
+    score(run)
+    assert read_scores(run) == complete
+
+
 def test_without_probabilities_the_remedy_is_named_and_nothing_is_written(upsampled_run):
     run, _ = upsampled_run
     (run.folder / "validation" / "case_1.npz").unlink()

@@ -38,10 +38,15 @@ def test_ties_to_the_lower_side_fit_half_a_voxel_lower_and_no_ties_do_not(ball):
 
 
 def test_ties_in_turn_prefer_neither_side(ball):
-    row = table_row([ball, ball[::-1].copy()], 2, "z")
-    mirrored = table_row([ball[::-1].copy(), ball], 2, "z")
-    assert row == mirrored
-    assert row["ties in turn, where meant"] == row["lower ties, where meant"]
+    """What the lower side does to a volume the upper one does to its mirror image."""
+    half = ball.copy()
+    half[24:] = 0
+    meant = []
+    for volume in (half, half[::-1].copy()):
+        both, alone = table_row([volume, volume[::-1].copy()], 2, "z"), table_row([volume], 2, "z")
+        assert both["ties in turn, where meant"] == alone["lower ties, where meant"]
+        meant.append(alone["lower ties, where meant"])
+    assert meant[0] != meant[1]
 
 
 @pytest.mark.parametrize("factor", [2, 4])

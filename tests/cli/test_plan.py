@@ -104,6 +104,21 @@ def test_preprocessed_data_are_shared(folder):
     assert {file.name for file in folder.iterdir()} == {"nnUNetPlans.json", "mine.json"}
 
 
+def test_plans_with_settings_keep_them_under_another_name(folder):
+    assert plan("--preset", "cpu") == 0
+    assert plan("-p", "mine", name="again") == 0
+    assert written(folder, "again") == {**written(folder), "plans_name": "again"}
+
+
+def test_a_preset_on_plans_that_have_one_is_refused(folder, capsys):
+    """The network would be narrowed twice, or stay narrow."""
+    assert plan("--preset", "cpu") == 0
+    for preset in ("cpu", "paper"):
+        error = error_of(capsys, "-p", "mine", "--preset", preset, name="again")
+        assert f"-p must be plans without a rehrseg block to take --preset {preset}, but mine has one" in error
+    assert not (folder / "again.json").exists()
+
+
 @pytest.mark.parametrize("dataset", ["9", "009", DATASET])
 def test_linear_interpolation_between_slices_has_data_of_its_own(folder, capsys, dataset):
     assert plan("--order-z", "1", dataset=dataset) == 0

@@ -93,15 +93,15 @@ def test_nearest_repeats_slices(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(result), labels.repeat(FACTOR, axis=0))
 
 
-def test_signed_distance_restores_a_ball_best(tmp_path):
+def test_shape_restores_a_ball_that_nearest_and_certain_probabilities_leave_in_steps(tmp_path):
     labels, truth = ball_on(grid(0)), ball_on(grid(0, FACTOR))
     write(tmp_path / "lr", grid(0), labels, soft(labels))
-    dice = {}
-    for method in METHODS:
-        result = sitk.GetArrayFromImage(upsample(tmp_path / "lr", tmp_path / method, method))
-        dice[method] = 2 * (result & truth).sum() / (result.sum() + truth.sum())
+    hr = {m: sitk.GetArrayFromImage(upsample(tmp_path / "lr", tmp_path / m, m)) for m in METHODS}
+    dice = {method: 2 * (result & truth).sum() / (result.sum() + truth.sum()) for method, result in hr.items()}
     assert dice["signed_distance"] > 0.93
     assert dice["signed_distance"] > dice["nearest"] + 0.02
+    for method in ("linear", "logits"):
+        np.testing.assert_array_equal(hr[method], hr["nearest"])
 
 
 @pytest.mark.parametrize("manager", [PLAIN, REGIONS])

@@ -9,9 +9,9 @@ from torch import nn
 
 from rehrseg_nnunet.config import HRHeadConfig
 from rehrseg_nnunet.inference.hr_predictor import (
+    HRConfigurationManager,
     HRPredictor,
     fold_phases,
-    hr_configuration,
     hr_properties,
     unfold_phases,
 )
@@ -221,7 +221,7 @@ def test_hr_properties_and_configuration_for_stored_cases(tiny):
     hr = tiny.predictor(axis=2)
     lr = hr.configuration_manager.lr
     before = copy.deepcopy(lr.configuration)
-    configuration = hr_configuration(lr, FACTOR)
+    configuration = HRConfigurationManager(lr, factor=FACTOR)
     assert configuration.spacing == [1.0, 1.0, 1.1]
     assert configuration.configuration["resampling_fn_probabilities_kwargs"]["order_z"] == 1
     assert lr.configuration == before

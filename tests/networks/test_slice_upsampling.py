@@ -1,5 +1,7 @@
 """From D slices to r*D: ramps, flips, the cubic spline of scipy, and boundaries that move from slice to slice."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -34,13 +36,15 @@ def test_linear_upsampling_hits_the_hr_slice_positions():
     torch.testing.assert_close(upsample_slices(maps(1, 2, 4, 3, 5), FACTOR), reference)
 
 
-def test_interleaved_slices_are_the_channels_of_one_map_in_turn():
-    features = maps(2, 2 * FACTOR, 4, 3, 5)
-    result = interleave_slices(features, FACTOR)
-    assert result.shape == (2, 2, 4 * FACTOR, 3, 5)
-    for channel, lr_slice, phase in ((0, 0, 0), (1, 3, 2), (1, 2, 1)):
-        expected = features[:, FACTOR * channel + phase, lr_slice]
-        assert torch.equal(result[:, channel, FACTOR * lr_slice + phase], expected)
+@factors
+@pytest.mark.parametrize("plane", [(3, 5), (5,)])
+def test_interleaved_slices_are_the_channels_of_one_map_in_turn(factor, plane):
+    features = maps(2, 2 * factor, 4, *plane)
+    result = interleave_slices(features, factor)
+    assert result.shape == (2, 2, 4 * factor, *plane)
+    for channel, lr_slice, phase in product(range(2), range(4), range(factor)):
+        expected = features[:, factor * channel + phase, lr_slice]
+        assert torch.equal(result[:, channel, factor * lr_slice + phase], expected)
 
 
 @factors

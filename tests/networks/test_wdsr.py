@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from rehrseg_nnunet.config import parse_block
-from rehrseg_nnunet.networks.wdsr import WDSR, build_wdsr, shuffle_rows
+from rehrseg_nnunet.networks.wdsr import WDSR, build_wdsr
 from rehrseg_nnunet.slice_profile import degrade, interpolate
 
 HEADS = 3
@@ -26,17 +26,6 @@ def trained(network):
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_shuffled_rows_are_the_thin_rows_of_each_thick_one(factor):
-    maps = torch.randn(2, 3 * factor, 4, 5)
-    shuffled = shuffle_rows(maps, factor)
-    assert shuffled.shape == (2, 3, 4 * factor, 5)
-    for c in range(3):
-        for k in range(4):
-            for j in range(factor):
-                assert torch.equal(shuffled[:, c, factor * k + j], maps[:, c * factor + j, k])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 6])

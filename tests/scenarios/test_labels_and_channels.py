@@ -249,7 +249,9 @@ def test_one_class_and_a_case_without_foreground(one):
 def test_the_prediction_of_one_class(one, tmp_path):
     images = one.raw / one.dataset(ONE) / "imagesTr"
     output = one.predict_hr(images, tmp_path / "out", ONE, "--save_probabilities", folds=("0", "1"))
-    for file in output.glob("*.nii.gz"):
+    files = sorted(output.glob("*.nii.gz"))
+    assert len(files) == len(list(images.iterdir()))
+    for file in files:
         probabilities = np.load(file.with_name(file.name.replace(".nii.gz", ".npz")))["probabilities"]
         assert probabilities.shape == (2, 16, 24, 24)
         assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(file))))) <= {0, 1}
