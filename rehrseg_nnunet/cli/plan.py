@@ -49,8 +49,14 @@ def run(args: argparse.Namespace) -> None:
     if args.o == args.p:
         raise ValueError(f"-o must be another name than the plans to start from, got {args.o}")
     _check_free(folder, args.o)
-    plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else _read(folder, args.p)
-    plans = _with_settings(plans, args)
+    plans = _read(folder, args.p)
+    if _has_settings(plans):
+        _check_copy(args)
+        plans = {**plans, "plans_name": args.o}
+    else:
+        preset = load_preset(args.preset or "default")
+        plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else plans
+        plans = apply_preset(plans, preset, plans_name=args.o)
     preprocess = args.z_spacing == "median" or args.order_z == 1
     if preprocess:
         _set_order_z(plans, args.order_z)
@@ -67,14 +73,11 @@ def _read(folder: Path, plans_name: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def _with_settings(plans: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Plans under their new name with a preset, or with the settings that they have already."""
-    if not _has_settings(plans):
-        return apply_preset(plans, load_preset(args.preset or "default"), plans_name=args.o)
-    if args.preset:  # its network width is relative to what nnU-Net planned
-        wanted = f"-p must be plans without a {BLOCK} block to take --preset {args.preset}"
-        raise ValueError(f"{wanted}, but {args.p} has one")
-    return {**plans, "plans_name": args.o}
+def _check_copy(args: argparse.Namespace) -> None:
+    """Plans with settings keep them: a preset's width is relative to nnU-Net's plans, and planning anew loses both."""
+    if args.preset or args.z_spacing == "median":
+        option = f"--preset {args.preset}" if args.preset else "--z-spacing median"
+        raise ValueError(f"-p must be plans without a {BLOCK} block to take {option}, but {args.p} has one")
 
 
 def _has_settings(plans: dict[str, Any]) -> bool:

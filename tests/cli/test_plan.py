@@ -110,12 +110,12 @@ def test_plans_with_settings_keep_them_under_another_name(folder):
     assert written(folder, "again") == {**written(folder), "plans_name": "again"}
 
 
-def test_a_preset_on_plans_that_have_one_is_refused(folder, capsys):
-    """The network would be narrowed twice, or stay narrow."""
+@pytest.mark.parametrize("options", [("--preset", "cpu"), ("--preset", "paper"), ("--z-spacing", "median")])
+def test_plans_with_settings_take_no_others(folder, capsys, options):
+    """The network would be narrowed twice, or stay narrow; planned anew, the settings would be lost."""
     assert plan("--preset", "cpu") == 0
-    for preset in ("cpu", "paper"):
-        error = error_of(capsys, "-p", "mine", "--preset", preset, name="again")
-        assert f"-p must be plans without a rehrseg block to take --preset {preset}, but mine has one" in error
+    error = error_of(capsys, "-p", "mine", *options, name="again")
+    assert f"-p must be plans without a rehrseg block to take {' '.join(options)}, but mine has one" in error
     assert not (folder / "again.json").exists()
 
 
