@@ -92,7 +92,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
     def get_dataloaders(self) -> tuple:
         """Loaders of windows from interpolated cases, which are written first where they are missing."""
         tr_keys, val_keys = self.do_split()
-        folder = self._interpolated_cases(sorted({*tr_keys, *val_keys})).source_folder
+        folder = self.interpolated_cases(sorted({*tr_keys, *val_keys})).source_folder
         tone, noise = intensity_transforms(self._stock_training_transforms())
         axes = self.settings.simulated_axes
         held_out = tuple({"x", "y"} - set(axes)) or axes  # a held-out axis shows when the anatomy is learnt by heart
@@ -146,7 +146,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             )
         return self._smore_cases(run, identifiers)
 
-    def _interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
+    def interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
         """The interpolated cases: SMORE's if this fold has them, else B-spline's, written if missing."""
         run = self._smore_run()
         try:
@@ -239,7 +239,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         report = report_self_sr(
             network,
             self.dataset_class(self.preprocessed_dataset_folder, val_keys),
-            self._interpolated_cases(val_keys),
+            self.interpolated_cases(val_keys),
             plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager,
             dataset_json=self.dataset_json,

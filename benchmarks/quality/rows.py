@@ -19,6 +19,7 @@ PLANS: dict[str, Changes] = {
     "majority": {"self_sr": {"label_profile": "majority"}},
     "features16": {"self_sr": {"base_features": 16}},
     "epochs3": {"self_sr": {"epochs": 3, "uncertainty_epochs": 1}},
+    "taught": {},  # stage 2 on a stage 1 of another trainer, beside the plans' own
     "eq11": {"segmentation": {"lr_dice_weight": 0, "true_lr_probability": 0}},
     "noLRDice": {"segmentation": {"lr_dice_weight": 0}},
     "noTrueLR": {"segmentation": {"true_lr_probability": 0}},
@@ -114,6 +115,19 @@ ROWS = {
         _variant("lambda0_01", "lambda 0.01", "lambda0_01"),
         _variant("lambda0_1", "lambda 0.1", "lambda0_1"),
         _variant("lambda10", "lambda 10", "lambda10"),
+        Row(
+            "self_sr_taught",
+            "self-SR taught by the true HR volumes (upper bound)",
+            "SelfSRTrainer_trueHRData",
+            start="own",
+        ),
+        Row(
+            "rehrseg_taught",
+            "REHRSeg on self-SR taught by the true HR volumes (upper bound for stage 1)",
+            "REHRSegTrainer",
+            plans="taught",
+            stage_1="self_sr_taught",
+        ),
         *_stage_1_setting("direct", "image itself instead of a residual (Eq. 4)"),
         *_stage_1_setting("directLabels", "labels themselves instead of a residual (Eq. 4)"),
         *_stage_1_setting("majority", "labels by majority"),
@@ -162,6 +176,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "self_sr_features16",
             "self_sr_epochs3",
             "self_sr_smoreImage",
+            "self_sr_taught",
         ),
     ),
     "settings": (
@@ -186,6 +201,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "rehrseg_majority",
             "rehrseg_features16",
             "rehrseg_epochs3",
+            "rehrseg_taught",
         ),
     ),
 }

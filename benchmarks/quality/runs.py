@@ -22,7 +22,11 @@ from rehrseg_nnunet.safe_files import write_atomically
 from rehrseg_nnunet.training_lengths import trainer_name
 
 OWN_TRAINERS = Path(__file__).resolve().parent / "trainers"
-REPORTS = {"SMORETrainer": "smore_report.json", "SelfSRTrainer": "self_sr_report.json"}
+REPORTS = {
+    "SMORETrainer": "smore_report.json",
+    "SelfSRTrainer": "self_sr_report.json",
+    "SelfSRTrainer_trueHRData": "self_sr_report.json",
+}
 DEFAULTS = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 

@@ -21,7 +21,7 @@ from rehrseg_nnunet.config import SelfSRConfig
 from rehrseg_nnunet.data.restoration_loader import RestorationLoader
 from rehrseg_nnunet.data.self_sr_pairs import WINDOW, SRPair, make_pair, random_interval, resize_in_plane, sample_window
 
-AXES = {"y": 1, "x": 2}
+AXES = {"z": 0, "y": 1, "x": 2}
 TONE = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
 
 
@@ -53,7 +53,7 @@ class SelfSRLoader(RestorationLoader):
         config: stage-1 settings.
         factor: r.
         label_manager: nnU-Net's.
-        axes: in-plane axes of the volume, "y" or "x", that play the slice axis.
+        axes: axes of the volume that play the slice axis: "y" or "x"; "z" only where it is known between the slices.
         oversample_foreground_percent: as in nnU-Net, share of each batch that contains foreground.
         augment: flips, transposes and zoom in plane, and the intensity transforms.
         tone: transform of input and target together.

@@ -16,7 +16,11 @@ from rehrseg_nnunet.cli.trainers import VARIABLE, trainers_folder
 from rehrseg_nnunet.config import parse_block
 from rehrseg_nnunet.presets import load_preset, preset_names
 
-OWN_STAGE_2 = {"true_hr_data": "quality_true_hr_data", "noDeepSupervision": "quality_no_deep_supervision"}
+OWN_TRAINER = {
+    "true_hr_data": "quality_true_hr_data",
+    "self_sr_taught": "quality_true_hr_data",
+    "noDeepSupervision": "quality_no_deep_supervision",
+}
 
 
 @pytest.fixture
@@ -86,8 +90,8 @@ def test_nnunet_finds_every_rows_trainer(key, make_run, environment):
     if key in ("interpolated", "true_hr"):
         assert trainer.__module__ == "quality_safe_trainer"
         assert issubclass(trainer, SafeCheckpoints)
-    elif key in OWN_STAGE_2:
-        assert trainer.__module__ == OWN_STAGE_2[key]
+    elif key in OWN_TRAINER:
+        assert trainer.__module__ == OWN_TRAINER[key]
     elif key != "baseline":
         assert trainer.__name__ in (run.row.trainer, f"{run.row.trainer}_{run.epochs}epochs")
         assert hasattr(rehrseg_training_lengths, f"{run.row.trainer}_10epochs")

@@ -16,6 +16,7 @@ from workspace import log_of
 from benchmarks.quality.runs import OWN_TRAINERS
 from rehrseg_nnunet.data.hr_loader import HRPatchLoader
 from rehrseg_nnunet.data.interpolated import interpolated_folder
+from rehrseg_nnunet.data.self_sr_loader import SelfSRLoader
 from rehrseg_nnunet.inference.smore_export import STORE_NAME
 from rehrseg_nnunet.losses.segmentation import REHRSegLoss
 
@@ -201,8 +202,33 @@ def test_the_quality_benchmarks_bound_trains_on_the_true_volumes(prepared, stage
     assert watch.folders == {fold / "true_hr"}
     assert all(not uncertainty.any() for _, _, uncertainty in watch.steps)
     assert [*watch.steps[0][0]] == [*BASIC, "affinity", "spatial"]
+    assert_true_volumes(prepared, fold)
+
+
+def test_the_quality_benchmarks_bound_of_stage_1_learns_from_the_true_volumes(
+    prepared, stage_1, benchmarks_trainers, monkeypatch
+):
+    drawn, draw_pair = set(), SelfSRLoader.draw_pair
+
+    def watched_draw(self, key, rng, **options):
+        drawn.add((self.augment, tuple(self.axes), Path(self._data.source_folder)))
+        return draw_pair(self, key, rng, **options)
+
+    monkeypatch.setattr(SelfSRLoader, "draw_pair", watched_draw)
+    fold = prepared.train("SelfSRTrainer_trueHRData", THICK)
+    along_z, in_plane = (0,), {(1, 2), (2, 1)}
+    assert {(axes, folder) for augment, axes, folder in drawn if augment} == {(along_z, fold / "true_hr")}
+    assert {axes for augment, axes, _ in drawn if not augment} <= in_plane
+    monkeypatch.setenv("REHRSEG_SELF_SR", str(fold))
+    assert f"stage 1: {fold / 'checkpoint_final.pth'}" in log_of(prepared.train("REHRSegTrainer_1epoch", THICK))
+    assert_true_volumes(prepared, fold)
+
+
+def assert_true_volumes(workspace, fold):
+    """The fold's training data are what `rehrseg simulate` kept."""
     cases = nnUNetDatasetBlosc2(str(fold / "true_hr"))
-    truth = prepared.raw / prepared.dataset(THICK) / "labelsTrHR"
+    truth = workspace.raw / workspace.dataset(THICK) / "labelsTrHR"
+    assert cases.identifiers
     for identifier in cases.identifiers:
         data, labels, _, _ = cases.load_case(identifier)
         true_labels = sitk.GetArrayFromImage(sitk.ReadImage(str(truth / f"{identifier}.nii.gz")))

@@ -1,4 +1,4 @@
-"""What thick-slice input can give at best: stage 2 trained on the true HR volumes instead of pseudo-HR cases."""
+"""What stage 1 and stage 2 can give at best: both trained on the true HR volumes that `rehrseg simulate` kept."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer as Base  # nnU-Net must find that one elsewhere
+from rehrseg_nnunet.trainers import rehrseg_self_sr_trainer, rehrseg_trainer  # nnU-Net must find those elsewhere
 
 from rehrseg_nnunet.data.certain_cases import CertainCases
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
@@ -21,8 +22,27 @@ from rehrseg_nnunet.training_lengths import trainer_of_length
 STORE_NAME = "true_hr"
 
 
-class REHRSegTrainer_trueHRData(Base):
-    """Stage 2 as it is, teacher and all, on the volumes that `rehrseg simulate` kept, with U = 0."""
+class SelfSRTrainer_trueHRData(rehrseg_self_sr_trainer.SelfSRTrainer):
+    """Stage 1 taught by the truth: pairs along the real slice axis, from true HR volumes of its training cases."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings = self.settings.model_copy(update={"simulated_axes": ("z",)})
+
+    def interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
+        """The true HR cases, written if missing."""
+        return nnUNetDatasetBlosc2(str(write_true_hr_cases(self, identifiers)), identifiers)
+
+
+class REHRSegTrainer_trueHRData(rehrseg_trainer.REHRSegTrainer):
+    """Stage 2 as it is, teacher and all, on the true HR volumes in place of pseudo-HR cases, with U = 0."""
 
     def open_pseudo_hr(self) -> None:
         """Find stage 1 for its teacher, then write the true HR cases that are missing.
@@ -31,44 +51,58 @@ class REHRSegTrainer_trueHRData(Base):
             ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
         """
         super().open_pseudo_hr()
-        identifiers, _ = self.do_split()
-        self.true_hr = PseudoHRStore(self.output_folder, name=STORE_NAME)
-        self.true_hr.open_or_create(PseudoHRManifest.of_trainer(self, weights_sha256=""))
-        lr = self.dataset_class(self.preprocessed_dataset_folder, identifiers)
-        for identifier in identifiers:
-            if not self.true_hr.is_current(identifier, self.preprocessed_dataset_folder):
-                self._write(lr, identifier)
-
-    def _write(self, lr: nnUNetBaseDataset, identifier: str) -> None:
-        data, labels, _, properties = lr.load_case(identifier)
-        truth = true_hr_case(
-            Path(nnUNet_raw, self.plans_manager.dataset_name),
-            identifier,
-            np.asarray(data[:], dtype=np.float32),
-            properties,
-            plans_manager=self.plans_manager,
-            dataset_json=self.dataset_json,
-            factor=self.config.factor,
-        )
-        if truth is None:
-            raise ValueError(f"{identifier} must have its true HR volumes in the raw dataset (imagesTrHR, labelsTrHR)")
-        slices, *in_plane = self.configuration_manager.patch_size
-        outside = np.repeat(np.asarray(labels[:]) == -1, self.config.factor, axis=1)
-        self.true_hr.write_case(
-            identifier,
-            truth[0],
-            None,
-            np.where(outside, np.int16(-1), truth[1]),
-            {**properties, SOURCE: source_state(self.preprocessed_dataset_folder, identifier)},
-            label_manager=self.label_manager,
-            hr_patch_size=(slices * self.config.factor, *in_plane),
-        )
+        self.true_hr_folder = write_true_hr_cases(self, self.do_split()[0])
 
     def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
         """The true HR cases, with U = 0."""
-        return CertainCases(nnUNetDatasetBlosc2(str(self.true_hr.folder), identifiers))
+        return CertainCases(nnUNetDatasetBlosc2(str(self.true_hr_folder), identifiers))
+
+
+def write_true_hr_cases(trainer: nnUNetTrainer, identifiers: Sequence[str]) -> Path:
+    """Write the true HR cases that are missing into the fold folder; returns their folder.
+
+    Raises:
+        ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
+    """
+    store = PseudoHRStore(trainer.output_folder, name=STORE_NAME)
+    store.open_or_create(PseudoHRManifest.of_trainer(trainer, weights_sha256=""))
+    lr = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
+    for identifier in identifiers:
+        if not store.is_current(identifier, trainer.preprocessed_dataset_folder):
+            _write_case(trainer, store, lr, identifier)
+    return store.folder
+
+
+def _write_case(trainer: nnUNetTrainer, store: PseudoHRStore, lr: nnUNetBaseDataset, identifier: str) -> None:
+    data, labels, _, properties = lr.load_case(identifier)
+    factor = trainer.config.factor
+    truth = true_hr_case(
+        Path(nnUNet_raw, trainer.plans_manager.dataset_name),
+        identifier,
+        np.asarray(data[:], dtype=np.float32),
+        properties,
+        plans_manager=trainer.plans_manager,
+        dataset_json=trainer.dataset_json,
+        factor=factor,
+    )
+    if truth is None:
+        raise ValueError(f"{identifier} must have its true HR volumes in the raw dataset (imagesTrHR, labelsTrHR)")
+    slices, *in_plane = trainer.configuration_manager.patch_size
+    outside = np.repeat(np.asarray(labels[:]) == -1, factor, axis=1)
+    store.write_case(
+        identifier,
+        truth[0],
+        None,
+        np.where(outside, np.int16(-1), truth[1]),
+        {**properties, SOURCE: source_state(trainer.preprocessed_dataset_folder, identifier)},
+        label_manager=trainer.label_manager,
+        hr_patch_size=(slices * factor, *in_plane),
+    )
+
+
+TRAINERS = {trainer.__name__: trainer for trainer in (SelfSRTrainer_trueHRData, REHRSegTrainer_trueHRData)}
 
 
 @cache
 def __getattr__(name: str) -> type[nnUNetTrainer]:
-    return trainer_of_length(name, {REHRSegTrainer_trueHRData.__name__: REHRSegTrainer_trueHRData}, module=__name__)
+    return trainer_of_length(name, TRAINERS, module=__name__)
