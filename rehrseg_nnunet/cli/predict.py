@@ -1,4 +1,4 @@
-"""Predict high-resolution segmentations with a network that REHRSegTrainer trained."""
+"""Predict high-resolution segmentations with a trained network, REHRSegTrainer's or any other of thick slices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add("-d", required=True, metavar="DATASET", help="number or name of the dataset the network was trained on")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans name (default: nnUNetPlans)")
-    add("-tr", default="REHRSegTrainer", metavar="TRAINER", help="trainer class (default: REHRSegTrainer)")
+    add(
+        "-tr",
+        default="REHRSegTrainer",
+        metavar="TRAINER",
+        help="trainer class; what a network without HR head says on thick slices, nnUNetTrainer's for example, is "
+        "interpolated (default: REHRSegTrainer)",
+    )
     add("-c", required=True, metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
     add(
         "-f",
@@ -87,8 +93,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict every case of a folder.
 
     Raises:
-        ValueError: impossible options, or a network without an HR head.
-        NotImplementedError: predictions of a previous stage.
+        ValueError: impossible options, or planned slices that are not thick.
+        NotImplementedError: predictions of a previous stage; 2d configurations.
         FileNotFoundError: missing model, input folder or reference grid.
         OSError: the output folder cannot be written to, or a result could not be; named.
     """

@@ -3,10 +3,13 @@
 Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, and are unfolded at the end: HR slice r*d + p is phase p of LR slice d.
+    A network without an HR head has its LR logits interpolated along z by a cubic B-spline, over the whole case: near
+    a boundary logits are much like a signed distance, so the boundary moves from slice to slice.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -23,8 +26,11 @@ from rehrseg_nnunet.config import load_config
 from rehrseg_nnunet.inference.output_grid import HRGrid, OutputGrid, Resize, hr_properties
 from rehrseg_nnunet.inference.whole_files import UnusableImageError, WholeFilesPlansManager, staging
 from rehrseg_nnunet.networks.hr_head import has_hr_head, hr_factor, output_mode
+from rehrseg_nnunet.slice_profile import interpolate
 
 __all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties", "unfold_phases"]
+
+logger = logging.getLogger(__name__)
 
 FAILURE = "failure"  # key of a case's properties
 
@@ -181,7 +187,9 @@ class _FoldedHeads:
 
 
 class HRPredictor(nnUNetPredictor):
-    """`nnUNetPredictor` that predicts with the HR head; every prediction method returns or writes HR results.
+    """`nnUNetPredictor` whose prediction methods all return or write HR results.
+
+    They come from the HR head of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
 
     Args:
         *args: of nnUNetPredictor.
@@ -199,28 +207,31 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor.
 
         Raises:
-            ValueError: the model's network has no HR head.
+            NotImplementedError: a 2d or cascaded configuration.
+            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
         """
         super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
-        self._switch_to_hr(model_training_output_dir)
+        self._switch_to_hr()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
         """See nnUNetPredictor; takes the plans' own configuration.
 
         Raises:
-            ValueError: the network has no HR head.
+            NotImplementedError: a 2d or cascaded configuration.
+            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
         """
         super().manual_initialization(*args, **kwargs)
-        self._switch_to_hr("network")
+        self._switch_to_hr()
 
-    def _switch_to_hr(self, source: str) -> None:
-        if not has_hr_head(self.network):
-            raise ValueError(
-                f"{source} was not trained by REHRSegTrainer but by {self.trainer_name}, whose network has no HR head; "
-                f"use nnUNetv2_predict for it"
-            )
+    def _switch_to_hr(self) -> None:
         factor = load_config(self.configuration_manager.configuration).factor
-        if hr_factor(self.network) != factor:
+        if not has_hr_head(self.network):
+            logger.info(
+                "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
+                self.trainer_name,
+                factor,
+            )
+        elif hr_factor(self.network) != factor:
             raise ValueError(f"network must have the plans' factor {factor}, got {hr_factor(self.network)}")
         self.factor = factor
         self.plans_manager = WholeFilesPlansManager(self.plans_manager.plans)
@@ -237,13 +248,17 @@ class HRPredictor(nnUNetPredictor):
         Returns:
             (K, r*D, H, W) float16, on the CPU.
         """
+        if not has_hr_head(self.network):
+            logits = super().predict_sliding_window_return_logits(input_image).cpu()
+            return interpolate(logits.float(), self.factor, 1).to(logits.dtype)
         with output_mode(self.network, "hr"), self._folded_heads():
             folded = super().predict_sliding_window_return_logits(input_image)
         # the copy would not fit where nnU-Net's own logits just did, and its callers take the result to the CPU
         return unfold_phases(folded.cpu(), self.factor)
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        return fold_phases(super()._internal_maybe_mirror_and_predict(x), self.factor)
+        logits = super()._internal_maybe_mirror_and_predict(x)
+        return fold_phases(logits, self.factor) if has_hr_head(self.network) else logits
 
     @contextmanager
     def _folded_heads(self) -> Iterator[None]:

@@ -1,10 +1,14 @@
 import copy
+import json
 import pickle
+import re
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from scipy.interpolate import make_interp_spline
 from torch import nn
 
 from rehrseg_nnunet.config import HRHeadConfig
@@ -63,8 +67,6 @@ def test_folding_keeps_slice_order():
 
 
 def test_hr_logits_are_the_stock_logits_interpolated(tiny):
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
     # without Gaussian weights: in a tiny window's corners they are so small that float16 sums are coarse
     hr = tiny.predictor(gaussian=False)
     stock = nnUNetPredictor(use_gaussian=False, device=torch.device("cpu"), allow_tqdm=False)
@@ -250,8 +252,6 @@ def test_hr_properties_and_configuration_for_stored_cases(tiny):
 
 
 def write_model(folder, tiny, networks):
-    import json
-
     folder.mkdir()
     (folder / "plans.json").write_text(json.dumps(tiny.plans()))
     (folder / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
@@ -297,10 +297,53 @@ def test_trained_model_folder(tiny, trainer, case, tmp_path):
     np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.1)
 
 
-def test_refuses_models_without_hr_head(tiny, trainer, tmp_path):
+def test_a_model_without_hr_head_has_its_logits_interpolated(tiny, trainer, case, tmp_path, caplog):
+    def network():
+        torch.manual_seed(0)
+        return tiny.ThresholdNetwork(2)
+
+    trainer(network)
+    write_model(tmp_path / "model", tiny, [network()])
+    predictors = [
+        make(device=torch.device("cpu"), allow_tqdm=False, use_gaussian=False)
+        for make in (HRPredictor, nnUNetPredictor)
+    ]
+    with caplog.at_level("INFO"):
+        for predictor in predictors:
+            predictor.initialize_from_trained_model_folder(str(tmp_path / "model"), (0,))
+    assert re.search("has no HR head: its logits are interpolated to 4 times as many slices", caplog.text)
+    image = torch.randn(1, 7, 30, 16, generator=torch.Generator().manual_seed(0))
+    hr, lr = (predictor.predict_logits_from_preprocessed_data(image).float() for predictor in predictors)
+    spline = make_interp_spline(np.arange(7), lr.numpy(), k=3, axis=1, bc_type="natural")
+    inside = np.arange(2, 26)  # HR slices between the first and the last LR centre
+    expected = torch.from_numpy(spline((inside + 0.5) / FACTOR - 0.5)).float()
+    assert hr.shape == (2, FACTOR * 7, 30, 16)
+    torch.testing.assert_close(hr[:, inside], expected, atol=5e-3, rtol=5e-3)
+
+
+def test_the_object_is_in_place_without_an_hr_head(tiny, case):
+    network = tiny.ThresholdNetwork(2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.decoder.seg_layers[-1].weight[-1] = 3
+    path, output = case(axis=1, rotation=tiny.oblique())
+    tiny.predictor(network=network, axis=1).predict_from_files_sequential([[str(path)]], [str(output)])
+    source, result = sitk.ReadImage(str(path)), sitk.ReadImage(f"{output}.nii.gz")
+    np.testing.assert_allclose(extent_mm(result), extent_mm(source), atol=1e-3)
+    np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.1)
+    # the ball: 5 mm in radius
+    volume_mm3 = sitk.GetArrayFromImage(result).sum() * np.prod(result.GetSpacing())
+    assert volume_mm3 == pytest.approx(4 / 3 * np.pi * 5**3, rel=0.1)
+
+
+def test_refuses_models_of_isotropic_plans(tiny, trainer, tmp_path):
     trainer(lambda: tiny.ThresholdNetwork(2))
     write_model(tmp_path / "model", tiny, [tiny.ThresholdNetwork(2)])
-    with pytest.raises(ValueError, match="was not trained by REHRSegTrainer"):
+    plans = tiny.plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.1]
+    (tmp_path / "model" / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"1 x 1 x 1.1 mm.*-overwrite_target_spacing"):
         HRPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(str(tmp_path / "model"), (0,))
 
 

@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from workspace import assert_same_field_of_view, log_of, workspace
 
-from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.cli.trainers import trainers_folder
+from rehrseg_nnunet.evaluation.upsampling import upsample_folder
 
 pytestmark = pytest.mark.slow
 
@@ -114,13 +116,33 @@ def test_self_sr_does_not_segment(trained, tmp_path):
         trained.predict(images, tmp_path, THICK, trainer="SelfSRTrainer")
 
 
-def test_hr_prediction_of_a_stock_model_is_refused(trained, capsys, tmp_path):
+def test_hr_prediction_of_a_stock_model_is_what_its_probabilities_give(trained, tmp_path, caplog):
     images = trained.raw / trained.dataset(THICK) / "imagesTr"
-    flags = ["-i", str(images), "-o", str(tmp_path / "out"), "-d", str(THICK), "-c", "3d_fullres", "-f", "0"]
-    assert main(["predict", *flags, "-p", "tiny", "-tr", "nnUNetTrainer", "-device", "cpu"]) == 1
-    error = capsys.readouterr().err
-    assert "not trained by REHRSegTrainer" in error
-    assert error.count("\n") == 1
+    model = {"trainer": "nnUNetTrainer"}
+    with caplog.at_level("INFO"):
+        hr = trained.predict_hr(images, tmp_path / "hr", THICK, **model)
+    assert "nnUNetTrainer has no HR head" in caplog.text
+    lr = trained.predict(images, tmp_path / "lr", THICK, "--save_probabilities", **model)
+    plans = PlansManager(str(trained.plans(THICK)))
+    dataset_json = json.loads((trained.raw / trained.dataset(THICK) / "dataset.json").read_text())
+    upsample_folder(
+        lr,
+        tmp_path / "upsampled",
+        method="logits",
+        factor=FACTOR,
+        axis=0,
+        reader=plans.image_reader_writer_class(),
+        label_manager=plans.get_label_manager(dataset_json),
+        dataset_json=dataset_json,
+    )
+    files = sorted(hr.glob("*.nii.gz"))
+    assert len(files) == CASES
+    for file in files:
+        predicted, upsampled, thick = (sitk.ReadImage(str(f / file.name)) for f in (hr, tmp_path / "upsampled", lr))
+        assert_same_field_of_view(thick, predicted, factor=FACTOR)
+        labels, expected = (sitk.GetArrayFromImage(image) for image in (predicted, upsampled))
+        assert (labels != expected).mean() < 1e-3  # logits travel in float16
+        assert (labels != np.repeat(sitk.GetArrayFromImage(thick), FACTOR, axis=0)).mean() > 1e-3
 
 
 def test_stage_1_of_another_factor_is_refused(trained):
