@@ -34,10 +34,12 @@ class ExportConfig(StrictModel):
         image: where the image comes from, "self_sr", or "smore", which needs SMORETrainer of the same fold. Labels and
             U are the network's either way.
         back_projection_steps: steps that bring the image, made thick again, closer to the acquired one.
+        keep_volume: decide on labels so that each keeps the volume that it has on the thick slices.
     """
 
     image: Literal["self_sr", "smore"] = "self_sr"
     back_projection_steps: int = Field(default=2, ge=0)
+    keep_volume: bool = True
 
 
 class SelfSRConfig(StrictModel):

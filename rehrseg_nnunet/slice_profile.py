@@ -171,12 +171,15 @@ def interpolation_matrix(lr_slices: int, factor: int, order: int) -> torch.Tenso
     if order == 0 or lr_slices == 1:
         nearest = np.clip(np.floor(positions + 0.5), 0, lr_slices - 1).astype(int)
         return torch.from_numpy(np.eye(lr_slices)[nearest])
-    degree = 3 if order == 3 and lr_slices >= 4 else 1
+    return _spline_matrix(lr_slices, positions, order)
+
+
+def _spline_matrix(slices: int, positions: np.ndarray, order: int) -> torch.Tensor:
+    """Matrix (len(positions), slices), float64, of a spline through 2 slices or more, straight beyond the ends."""
+    degree = 3 if order == 3 and slices >= 4 else 1
     # the natural end condition makes the cubic spline run out in straight lines, which extrapolate without overshoot
-    spline = make_interp_spline(
-        np.arange(lr_slices), np.eye(lr_slices), k=degree, bc_type="natural" if degree == 3 else None
-    )
-    inside = np.clip(positions, 0, lr_slices - 1)
+    spline = make_interp_spline(np.arange(slices), np.eye(slices), k=degree, bc_type="natural" if degree == 3 else None)
+    inside = np.clip(positions, 0, slices - 1)
     beyond = (positions - inside)[:, None]
     return torch.from_numpy(spline(inside) + beyond * spline(inside, nu=1))
 
@@ -193,6 +196,26 @@ def interpolate(volume: torch.Tensor, factor: int, axis: int, *, order: int = 3)
     if not torch.is_floating_point(volume):
         raise ValueError(f"volume must be a floating point tensor, got {volume.dtype}")
     return apply_along(volume, interpolation_matrix(volume.shape[axis], factor, order), axis)
+
+
+def at_phase(volume: torch.Tensor, phase: int, factor: int, axis: int) -> torch.Tensor:
+    """A thick-slice scan as if it had been acquired a part of a slice further along: cubic B-spline between slices.
+
+    The slice profile has taken away most of what such a spline could not follow.
+
+    Args:
+        volume: float tensor of any number of dimensions, thick slices along `axis`, at least 2 if the phase is not 0.
+        phase: HR slices that the new first slice lies behind the old one, 0 .. r - 1.
+        factor: r.
+        axis: slice axis.
+
+    Returns:
+        The D - 1 slices at k + phase / r, k = 0 .. D - 2; the volume itself for phase 0.
+    """
+    if phase == 0:
+        return volume
+    slices = volume.shape[axis]
+    return apply_along(volume, _spline_matrix(slices, np.arange(slices - 1) + phase / factor, 3), axis)
 
 
 def back_project(volume: torch.Tensor, thick: torch.Tensor, factor: int, axis: int, *, steps: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rehrseg_nnunet.geometry import hr_slice_positions, lr_slice_positions
 from rehrseg_nnunet.slice_profile import (
     apply_along,
+    at_phase,
     back_project,
     degrade,
     degrade_labels,
@@ -361,3 +362,34 @@ def test_back_projection_approaches_the_acquired_slices_and_keeps_a_volume_that_
     other = agreeing + torch.linspace(-1, 1, 5, dtype=torch.float64).view(1, -1, 1)
     gaps = [(other - degrade(back_project(volume, other, factor, 1, steps=n), factor, 1)).norm() for n in range(5)]
     assert all(after < 0.7 * before for before, after in pairwise(gaps))
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_scan_at_another_phase_is_about_what_would_have_been_acquired_there(factor):
+    slices, rng = 9, np.random.default_rng(0)
+    position = np.arange(slices * factor) / factor
+    # structures of three thick slices and more
+    waves = [np.sin(2 * np.pi * position / period + rng.uniform(0, 6)) for period in (3.0, 4.3, 7.0)]
+    volume = torch.from_numpy(np.stack(waves))
+    acquired = degrade(volume, factor, 1)
+    for phase in range(1, factor):
+        elsewhere = degrade(volume[:, phase : phase + factor * (slices - 1)], factor, 1)
+        resampled = at_phase(acquired, phase, factor, 1)
+        assert resampled.shape == elsewhere.shape == (3, slices - 1)
+        interior = slice(2, -2)  # the ends of an acquisition see less than their whole profile
+        error = (resampled - elsewhere)[:, interior].abs().amax(1)
+        unshifted = (acquired[:, :-1] - elsewhere)[:, interior].abs().amax(1)
+        assert (error < 0.1).all()
+        assert (error < 0.5 * unshifted).all()
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("slices", [2, 3, 4, 6])
+def test_phases_keep_ramps_and_commute_with_flips(factor, slices):
+    ramp = torch.arange(slices, dtype=torch.float64)
+    volume = random_volume(0, 2, slices, 3)
+    assert at_phase(volume, 0, factor, 1) is volume
+    for phase in range(1, factor):
+        torch.testing.assert_close(at_phase(ramp, phase, factor, 0), ramp[:-1] + phase / factor)
+        there_and_back = at_phase(volume.flip(1), phase, factor, 1).flip(1)
+        torch.testing.assert_close(there_and_back, at_phase(volume, factor - phase, factor, 1))

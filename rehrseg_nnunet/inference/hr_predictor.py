@@ -24,9 +24,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from rehrseg_nnunet.config import load_config
 from rehrseg_nnunet.inference.output_grid import HRGrid, OutputGrid, Resize, hr_properties
+from rehrseg_nnunet.inference.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.inference.whole_files import UnusableImageError, WholeFilesPlansManager, staging
 from rehrseg_nnunet.networks.hr_head import has_hr_head, hr_factor, output_mode
-from rehrseg_nnunet.slice_profile import interpolate
+from rehrseg_nnunet.slice_profile import at_phase, interpolate
 
 __all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties", "unfold_phases"]
 
@@ -201,6 +202,7 @@ class HRPredictor(nnUNetPredictor):
         super().__init__(*args, **kwargs)
         self.grid: OutputGrid = HRGrid() if grid is None else grid
         self.factor: int | None = None
+        self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
 
     def initialize_from_trained_model_folder(self, model_training_output_dir: str, *args: Any, **kwargs: Any) -> None:
@@ -240,7 +242,7 @@ class HRPredictor(nnUNetPredictor):
         )
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
-        """HR logits of a preprocessed LR case.
+        """HR logits of a preprocessed LR case, with mirroring averaged over phases too (see `slice_phases`).
 
         Args:
             input_image: (C, D, H, W).
@@ -248,16 +250,27 @@ class HRPredictor(nnUNetPredictor):
         Returns:
             (K, r*D, H, W) float16, on the CPU.
         """
+        slices = input_image.shape[1]
+        axes = self.allowed_mirroring_axes if self.use_mirroring else None
+        mean = PhaseMean(slices, self.factor)
+        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=self.factor).items():
+            self._mirrors = mirrors
+            logits = self._hr_logits(at_phase(input_image, phase, self.factor, 1))
+            mean.add(logits, phase, weight=len(mirrors))
+        return mean.mean().half()
+
+    def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
+        """HR logits (K, r*D, H, W) of an image (C, D, H, W), the mean over `_mirrors`."""
+        predict = super().predict_sliding_window_return_logits
+        # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
         if not has_hr_head(self.network):
-            logits = super().predict_sliding_window_return_logits(input_image).cpu()
-            return interpolate(logits.float(), self.factor, 1).to(logits.dtype)
+            return interpolate(predict(image).cpu().float(), self.factor, 1)
         with output_mode(self.network, "hr"), self._folded_heads():
-            folded = super().predict_sliding_window_return_logits(input_image)
-        # the copy would not fit where nnU-Net's own logits just did, and its callers take the result to the CPU
-        return unfold_phases(folded.cpu(), self.factor)
+            return unfold_phases(predict(image).cpu(), self.factor)
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        logits = super()._internal_maybe_mirror_and_predict(x)
+        mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
+        logits = sum(self.network(x.flip(axes)).flip(axes) for axes in mirrored) / len(self._mirrors)
         return fold_phases(logits, self.factor) if has_hr_head(self.network) else logits
 
     @contextmanager

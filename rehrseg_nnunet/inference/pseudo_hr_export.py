@@ -15,6 +15,7 @@ from rehrseg_nnunet.config import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.data.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
 from rehrseg_nnunet.data.source_files import SOURCE, source_state
+from rehrseg_nnunet.inference.label_volumes import keep_volumes
 from rehrseg_nnunet.inference.super_resolve import super_resolve
 from rehrseg_nnunet.metrics import dice
 from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
@@ -66,11 +67,13 @@ def super_resolve_case(
     return PseudoHRVolumes(
         image=sharp.numpy(),
         uncertainty=output.uncertainty.numpy(),
-        labels=to_label_map(output.labels, labels, network.factor, label_manager),
+        labels=to_label_map(output.labels, labels, network.factor, label_manager, keep_volume=config.keep_volume),
     )
 
 
-def to_label_map(logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager) -> np.ndarray:
+def to_label_map(
+    logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager, *, keep_volume: bool = False
+) -> np.ndarray:
     """HR label map from HR logits; where the nearest LR slice is -1 or ignored, so is the result.
 
     Args:
@@ -78,15 +81,22 @@ def to_label_map(logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label
         lr_labels: (1, D, H, W).
         factor: r.
         label_manager: nnU-Net's.
+        keep_volume: every label or region gets as many voxels as r times the LR slices have, see `label_volumes`.
 
     Returns:
         (1, r*D, H, W) int16.
     """
-    predicted = label_manager.convert_logits_to_segmentation(logits).numpy()
     nearest = np.repeat(lr_labels, factor, axis=1)
     unknown = nearest == -1
     if label_manager.has_ignore_label:
         unknown |= nearest == label_manager.ignore_label
+    if keep_volume and not unknown.all():
+        known = torch.from_numpy(~unknown[0])
+        there = nearest[~unknown]
+        voxels = [int(np.isin(there, group).sum()) for group in head_labels(label_manager)]
+        logits = logits.clone()
+        logits[:, known] = keep_volumes(logits[:, known], voxels, regions=label_manager.has_regions)
+    predicted = label_manager.convert_logits_to_segmentation(logits).numpy()
     return np.where(unknown, nearest, predicted[None]).astype(np.int16)
 
 

@@ -1,0 +1,82 @@
+"""Test-time augmentation over the phase of the thick slices, within nnU-Net's mirroring.
+
+Where between two anatomical positions the slices of a scan lie, their phase, is an accident, as left and right of a
+mirrored image are; stage 2 trains on every phase. nnU-Net averages as many predictions as there are combinations of
+mirrored axes. Here they also see the scan at different phases, so averaging over phases takes no more of them.
+
+Convention:
+    At phase p the scan is resampled to D - 1 slices that lie p HR slices behind the acquired ones
+    (`rehrseg_nnunet.slice_profile.at_phase`), so HR slice j of its prediction is HR slice p + j of the case. Mirroring
+    along z turns phase p into r - p, and a mirrored scan gives the mirrored prediction: what is mirrored along z is
+    therefore taken at r - p where its counterpart is taken at p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, combinations
+
+import torch
+
+Mirrors = tuple[int, ...]
+
+
+def mirrored_phases(mirror_axes: Sequence[int] | None, *, slices: int, factor: int) -> dict[int, list[Mirrors]]:
+    """What to predict: at each phase, the combinations of axes to mirror.
+
+    Args:
+        mirror_axes: spatial axes that nnU-Net mirrors, 0 = z; None or empty: none.
+        slices: D; a single slice has no other phase than its own.
+        factor: r.
+
+    Returns:
+        Every combination once, as in nnU-Net. The combinations of in-plane axes take the phases in even steps from 0
+        on, so without mirroring in plane all is at phase 0.
+    """
+    axes = sorted(mirror_axes or ())
+    in_plane = [axis for axis in axes if axis > 0]
+    combined = list(chain.from_iterable(combinations(in_plane, n) for n in range(len(in_plane) + 1)))
+    passes: dict[int, list[Mirrors]] = {}
+    for number, mirrors in enumerate(combined):
+        phase = number * factor // len(combined) if slices > 1 else 0
+        passes.setdefault(phase, []).append(mirrors)
+        if 0 in axes:
+            passes.setdefault(-phase % factor, []).append((0, *mirrors))
+    return passes
+
+
+class PhaseMean:
+    """Mean of HR predictions at several phases, each between the outer slice centres of the scan it was made from.
+
+    Beyond these a network has a slice on one side only. At phase 0, that of the case, all of its prediction counts.
+
+    Args:
+        lr_slices: D.
+        factor: r.
+    """
+
+    def __init__(self, lr_slices: int, factor: int) -> None:
+        self.slices = factor * lr_slices
+        self.margin = factor // 2  # HR slices before the first LR centre
+        self.total: torch.Tensor | None = None
+        self.weights = torch.zeros(self.slices)
+
+    def add(self, logits: torch.Tensor, phase: int, *, weight: int) -> None:
+        """Add a prediction.
+
+        Args:
+            logits: (K, r*D, H, W) at phase 0, else (K, r*(D - 1), H, W), on the CPU.
+            phase: p.
+            weight: number of predictions that these are the mean of.
+        """
+        if self.total is None:
+            self.total = logits.new_zeros((len(logits), self.slices, *logits.shape[2:]), dtype=torch.float32)
+        margin = self.margin if phase else 0
+        inside = slice(margin, logits.shape[1] - margin)
+        there = slice(phase + inside.start, phase + inside.stop)
+        self.total[:, there].add_(logits[:, inside], alpha=weight)
+        self.weights[there] += weight
+
+    def mean(self) -> torch.Tensor:
+        """(K, r*D, H, W) float32; there must be a prediction at phase 0."""
+        return self.total.div_(self.weights[:, None, None])
