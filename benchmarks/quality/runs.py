@@ -186,12 +186,12 @@ def _show_baseline(run: Run) -> None:
 
 
 def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
-    """Predict the test set, at LR and, for a row with an HR head, at HR; what is finished is left alone."""
+    """Predict the test set, at LR and, for a row on thick slices, at HR; what is finished is left alone."""
     images = run.benchmark.folder("raw", run.benchmark.dataset(run.row.data)) / "imagesTs"
     if not images.is_dir():
         return
     commands = {"hr" if run.row.hr == "data" else "lr": "nnUNetv2_predict"}
-    if run.row.hr == "head":
+    if run.row.hr != "data":
         commands["hr"] = "rehrseg predict"
     for resolution, command in commands.items():
         target = run.predictions / resolution
@@ -202,7 +202,7 @@ def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
         arguments = ["-i", str(images), "-o", str(partial), "-d", run.benchmark.dataset(run.row.data)]
         arguments += ["-c", CONFIGURATION, "-f", str(run.fold), "-tr", run.trainer, "-device", device]
         arguments += ["-p", run.benchmark.plans_name(run.row.plans)]
-        if run.row.hr == "upsampled":
+        if run.row.hr == "upsampled" and resolution == "lr":
             arguments.append("--save_probabilities")
         with _measured(run, f"predict_{resolution}"):
             execute([*command.split(), *arguments], run.environment())

@@ -14,6 +14,7 @@ from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_in_every_way
 from rehrseg_nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
+ALL_PHASES = "cubic logits, all phases"  # what `rehrseg predict` makes of a network without an HR head
 
 
 def score(run: Run) -> None:
@@ -39,8 +40,13 @@ def read_scores(run: Run) -> dict[str, Any] | None:
 def _complete(run: Run) -> bool:
     """Whether the scores are there, by all ways: an earlier version may have known fewer."""
     scores = read_scores(run)
-    ways = set(METHODS.values()) if run.row.hr == "upsampled" else {""}
-    return scores is not None and all(ways <= scored["hr"].keys() for scored in scores.values())
+    return scores is not None and all(_ways(run, name) <= scored["hr"].keys() for name, scored in scores.items())
+
+
+def _ways(run: Run, name: str) -> set[str]:
+    if run.row.hr != "upsampled":
+        return {""}
+    return {*METHODS.values(), *([ALL_PHASES] if name == "test" else [])}
 
 
 def _source(run: Run, name: str) -> Path | None:
@@ -98,6 +104,8 @@ def _hr_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
             axis=run.benchmark.array_axis,
             dataset_json=_dataset_json(run.benchmark),
         )
+        if name == "test":
+            yield ALL_PHASES, run.predictions / "hr"
 
 
 def _dataset_json(benchmark: Benchmark) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def test_predictions(make_run, recorder, test_set, key):
     run = make_run(key, fold=2)
     recorder.effect = write_prediction
     predict(run, device="cpu", execute=recorder)
-    resolutions = {"head": ["lr", "hr"], "upsampled": ["lr"], "data": ["hr"]}[run.row.hr]
+    resolutions = {"head": ["lr", "hr"], "upsampled": ["lr", "hr"], "data": ["hr"]}[run.row.hr]
     assert sorted(folder.name for folder in run.predictions.iterdir()) == sorted(resolutions)
     assert all((run.predictions / resolution / "case_3.nii.gz").is_file() for resolution in resolutions)
     programs = [command[0] for command in recorder.commands]
@@ -224,7 +224,7 @@ def test_predictions(make_run, recorder, test_set, key):
         assert [int(fold) for fold in args.f] == [2]
         assert args.p == run.benchmark.plans_name(run.row.plans)
         assert not args.continue_prediction  # it would keep files that a kill has cut off
-        assert args.save_probabilities == (key in UPSAMPLED)
+        assert args.save_probabilities == (key in UPSAMPLED and command[0] == "nnUNetv2_predict")
     assert {environment["nnUNet_results"] for environment in recorder.environments} == {str(run.results)}
     predict(run, device="cpu", execute=recorder)
     assert len(recorder.commands) == len(resolutions)  # nothing again

@@ -9,7 +9,7 @@ import pytest
 from scipy.interpolate import CubicSpline
 
 from benchmarks.quality import scores
-from benchmarks.quality.scores import read_scores, score, scores_file
+from benchmarks.quality.scores import ALL_PHASES, read_scores, score, scores_file
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
 
 FACTOR = 4
@@ -141,7 +141,7 @@ def naive_cubic_logits(probabilities):
 
 @pytest.fixture
 def upsampled_run(make):
-    """The baseline and its predictions' probabilities by case."""
+    """The baseline, its predictions' probabilities by case, and thin-slice predictions of the test set."""
     run, write = make("baseline")
     rng = np.random.default_rng(3)
     probabilities = {}
@@ -152,6 +152,8 @@ def upsampled_run(make):
             probabilities[case] = soft / soft.sum(axis=0)
             write(folders["lr"] / f"{case}.nii.gz", probabilities[case].argmax(axis=0).astype(np.uint8))
             np.savez_compressed(folders["lr"] / f"{case}.npz", probabilities=probabilities[case])
+    for case in CASES["test"]:
+        write(run.predictions / "hr" / f"{case}.nii.gz", halves(HR, 1))
     return run, probabilities
 
 
@@ -170,19 +172,21 @@ def test_a_row_whose_labels_are_upsampled(upsampled_run):
     }
     for name, resolutions in read_scores(run).items():
         check(resolutions["lr"][""], name, labels, LR)
-        assert list(resolutions["hr"]) == WAYS
+        assert list(resolutions["hr"]) == WAYS + [ALL_PHASES] * (name == "test")
         for way in WAYS:
             check(resolutions["hr"][way], name, expected[way], HR)
         ways = [by_case(resolutions["hr"][way]) for way in WAYS]
         assert all(one != other for one, other in combinations(ways, 2))
+    check(read_scores(run)["test"]["hr"][ALL_PHASES], "test", dict.fromkeys(CASES["test"], halves(HR, 1)), HR)
 
 
-def test_a_way_that_an_earlier_version_did_not_know_is_scored_later(upsampled_run, write_json):
+@pytest.mark.parametrize("way", ["cubic logits", ALL_PHASES])
+def test_a_way_that_an_earlier_version_did_not_know_is_scored_later(upsampled_run, write_json, way):
     run, _ = upsampled_run
     score(run)
     complete = read_scores(run)
     fewer = read_scores(run)
-    del fewer["test"]["hr"]["cubic logits"]
+    del fewer["test"]["hr"][way]
     write_json(scores_file(run), fewer)
     score(run)
     assert read_scores(run) == complete
