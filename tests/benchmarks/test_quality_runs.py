@@ -126,10 +126,11 @@ def test_stage_1_of_other_plans_is_named(make_run, recorder, finish, key):
     (environment,) = recorder.environments
     assert (SELF_SR_VARIABLE in environment) == bool(run.row.stage_1)
     if run.row.stage_1:
-        other = make_run("self_sr", fold=1, seed=2).folder
+        other = make_run(run.row.stage_1, fold=1, seed=2).folder
         assert environment[SELF_SR_VARIABLE] == str(other)
         assert other.name == "fold_1"
-        assert other.parent.name == "SelfSRTrainer__rehrsegCPU__3d_fullres"
+        trainer = "SelfSRTrainer_trueHRData" if key == "rehrseg_taught" else "SelfSRTrainer"
+        assert other.parent.name == f"{trainer}__rehrsegCPU__3d_fullres"
         assert "seed_2" in other.parts
 
 
@@ -337,6 +338,7 @@ def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatc
     assert json.loads(seconds_file(run).read_text()) == {
         "train": {"wall": 12, "cpu": 17},
         "predict_lr": {"wall": 2, "cpu": 3},
+        "predict_hr": {"wall": 2, "cpu": 3},
     }
     assert not seconds_file(make_run("baseline", fold=1)).exists()
 
