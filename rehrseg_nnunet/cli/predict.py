@@ -62,7 +62,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-step_size", type=float, default=0.5, help="step of the sliding window, share of the patch (default: 0.5)")
-    add("--disable_tta", action="store_true", help="do not average over mirrored inputs, at other slice phases: faster, less accurate")
+    add(
+        "--disable_tta",
+        action="store_true",
+        help="do not average over mirrored inputs (without an HR head, at several slice phases): faster, less accurate",
+    )
     add("--verbose", action="store_true", help="print more")
     add("--save_probabilities", action="store_true", help="write class probabilities as npz, e.g. for ensembling")
     add("--continue_prediction", action="store_true", help="keep the cases that are already there")

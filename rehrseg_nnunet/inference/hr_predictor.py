@@ -4,7 +4,8 @@ Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, and are unfolded at the end: HR slice r*d + p is phase p of LR slice d.
     A network without an HR head has its LR logits interpolated along z by a cubic B-spline, over the whole case: near
-    a boundary logits are much like a signed distance, so the boundary moves from slice to slice.
+    a boundary logits are much like a signed distance, so the boundary moves from slice to slice. It has seen one phase
+    of the slices of every case, so its mirrored predictions are taken at several (`slice_phases`).
 """
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ class HRPredictor(nnUNetPredictor):
         )
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
-        """HR logits of a preprocessed LR case, with mirroring averaged over phases too (see `slice_phases`).
+        """HR logits of a preprocessed LR case.
 
         Args:
             input_image: (C, D, H, W).
@@ -250,28 +251,29 @@ class HRPredictor(nnUNetPredictor):
         Returns:
             (K, r*D, H, W) float16, on the CPU.
         """
-        slices = input_image.shape[1]
+        if not has_hr_head(self.network):
+            return self._interpolated_logits(input_image)
+        with output_mode(self.network, "hr"), self._folded_heads():
+            folded = super().predict_sliding_window_return_logits(input_image)
+        # the copy would not fit where nnU-Net's own logits just did, and its callers take the result to the CPU
+        return unfold_phases(folded.cpu(), self.factor)
+
+    def _interpolated_logits(self, image: torch.Tensor) -> torch.Tensor:
+        """LR logits interpolated to HR, their mean over mirroring and phases (see `slice_phases`)."""
+        slices = image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
         mean = PhaseMean(slices, self.factor)
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=self.factor).items():
             self._mirrors = mirrors
-            logits = self._hr_logits(at_phase(input_image, phase, self.factor, 1))
-            mean.add(logits, phase, weight=len(mirrors))
+            lr = super().predict_sliding_window_return_logits(at_phase(image, phase, self.factor, 1))
+            mean.add(interpolate(lr.cpu().float(), self.factor, 1), phase, weight=len(mirrors))
         return mean.mean().half()
 
-    def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
-        """HR logits (K, r*D, H, W) of an image (C, D, H, W), the mean over `_mirrors`."""
-        predict = super().predict_sliding_window_return_logits
-        # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
-        if not has_hr_head(self.network):
-            return interpolate(predict(image).cpu().float(), self.factor, 1)
-        with output_mode(self.network, "hr"), self._folded_heads():
-            return unfold_phases(predict(image).cpu(), self.factor)
-
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        if has_hr_head(self.network):
+            return fold_phases(super()._internal_maybe_mirror_and_predict(x), self.factor)
         mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
-        logits = sum(self.network(x.flip(axes)).flip(axes) for axes in mirrored) / len(self._mirrors)
-        return fold_phases(logits, self.factor) if has_hr_head(self.network) else logits
+        return sum(self.network(x.flip(axes)).flip(axes) for axes in mirrored) / len(self._mirrors)
 
     @contextmanager
     def _folded_heads(self) -> Iterator[None]:

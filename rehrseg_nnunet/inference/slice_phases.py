@@ -1,8 +1,9 @@
 """Test-time augmentation over the phase of the thick slices, within nnU-Net's mirroring.
 
 Where between two anatomical positions the slices of a scan lie, their phase, is an accident, as left and right of a
-mirrored image are; stage 2 trains on every phase. nnU-Net averages as many predictions as there are combinations of
-mirrored axes. Here they also see the scan at different phases, so averaging over phases takes no more of them.
+mirrored image are. nnU-Net averages as many predictions as there are combinations of mirrored axes. Here they also see
+the scan at different phases, so averaging over phases takes no more of them. It is for networks that have not been
+trained on all phases; REHRSegTrainer's have, and gain nothing (docs/decisions.md).
 
 Convention:
     At phase p the scan is resampled to D - 1 slices that lie p HR slices behind the acquired ones

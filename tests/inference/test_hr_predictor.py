@@ -24,8 +24,6 @@ from rehrseg_nnunet.networks.slice_upsampling import upsample_slices
 from rehrseg_nnunet.slice_profile import at_phase
 
 FACTOR = 4
-# not padded for 3 and 4 slices, on both sides alike for 1: nnU-Net mirrors after padding, and a head sees where it is
-PATCH = (3, 16, 16)
 
 
 def file_size(axis, slices=7, in_plane=(22, 24)):
@@ -71,8 +69,8 @@ def test_folding_keeps_slice_order():
 
 def test_hr_logits_are_the_stock_logits_interpolated(tiny):
     # without Gaussian weights: in a tiny window's corners they are so small that float16 sums are coarse
-    hr = tiny.predictor(gaussian=False, mirror=False)
-    stock = nnUNetPredictor(use_gaussian=False, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    hr = tiny.predictor(gaussian=False)
+    stock = nnUNetPredictor(use_gaussian=False, device=torch.device("cpu"), allow_tqdm=False)
     stock.manual_initialization(
         hr.network, hr.plans_manager, hr.configuration_manager.lr, hr.list_of_parameters, hr.dataset_json, "", (0, 1, 2)
     )
@@ -88,39 +86,43 @@ def test_hr_logits_are_the_stock_logits_interpolated(tiny):
     assert hr.label_manager.num_segmentation_heads == 2
 
 
-@pytest.fixture
-def unsymmetric(tiny):
-    """A network whose HR head's kernels are random."""
+def test_mirrored_input_gives_mirrored_output(tiny):
     torch.manual_seed(0)
     network = add_hr_head(
         tiny.ThresholdNetwork(2), factor=FACTOR, teacher_channels=1, config=HRHeadConfig(hidden_features=3)
     )
+    hr = tiny.predictor(network=network, gaussian=False)
     with torch.no_grad():
         network.decoder.seg_layers[-1].hr_head.second.weight.normal_(std=0.1)  # a new head adds nothing
-    return network
-
-
-def test_mirrored_input_gives_mirrored_output(tiny, unsymmetric):
-    options = {"network": unsymmetric, "gaussian": False, "patch": PATCH}
-    hr, one_way = tiny.predictor(**options), tiny.predictor(**options, mirror=False)
-    # a single slice has one phase, so all mirrored axes are averaged at it
-    for slices, axes in ((4, (1,)), (1, (1, 2, 3))):
-        image = torch.randn(1, slices, 16, 16, generator=torch.Generator().manual_seed(0))
-        logits = hr.predict_sliding_window_return_logits(image).float()
-        assert logits.abs().max() > 0.1
-        for axis in axes:
-            flipped = hr.predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
-            torch.testing.assert_close(flipped, logits, atol=2e-3, rtol=2e-3)
-            alone = one_way.predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
-            assert not torch.allclose(alone, logits, atol=2e-2)
-
-
-@pytest.mark.parametrize("head", [True, False])
-def test_mirrored_predictions_are_taken_at_all_phases(tiny, unsymmetric, head):
-    options = {"network": unsymmetric if head else tiny.ThresholdNetwork(2), "gaussian": False, "patch": PATCH}
     image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    mirrored = tiny.predictor(**options).predict_sliding_window_return_logits(image).float()
-    one_way = tiny.predictor(**options, mirror=False)
+    logits = hr.predict_sliding_window_return_logits(image).float()
+    assert logits.abs().max() > 0.1
+    for axis in (1, 2, 3):
+        flipped = hr.predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
+        torch.testing.assert_close(flipped, logits, atol=2e-3, rtol=2e-3)
+        one_way = tiny.predictor(network=network, mirror=False, gaussian=False)
+        alone = one_way.predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
+        assert not torch.allclose(alone, logits, atol=2e-2)
+
+
+@pytest.fixture
+def headless(tiny):
+    """Predictors with one network without an HR head, whose weights are random and not symmetric."""
+    torch.manual_seed(0)
+    network = tiny.ThresholdNetwork(2)
+    network.decoder.seg_layers[0] = nn.Conv3d(1, 2, 3, padding=1)
+
+    def make(**options):
+        # not padded for 3 and 4 slices, on both sides alike for 1: nnU-Net mirrors what it has padded
+        return tiny.predictor(network=network, gaussian=False, patch=(3, 16, 16), **options)
+
+    return make
+
+
+def test_without_an_hr_head_mirrored_predictions_are_taken_at_all_phases(headless):
+    image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    mirrored = headless().predict_sliding_window_return_logits(image).float()
+    one_way = headless(mirror=False)
     total, count = torch.zeros(2, FACTOR * 4, 16, 16), torch.zeros(FACTOR * 4)
     for axes, phase in (((), 0), ((2,), 1), ((3,), 2), ((2, 3), 3)):
         for along_z in ((), (1,)):
@@ -133,6 +135,18 @@ def test_mirrored_predictions_are_taken_at_all_phases(tiny, unsymmetric, head):
             count[p + inside.start : p + inside.stop] += 1
     assert (count[FACTOR + 1 : -FACTOR - 1] == 8).all()
     torch.testing.assert_close(mirrored, total / count[:, None, None], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("slices", "axes"), [(4, (1,)), (1, (1, 2, 3))])
+def test_without_an_hr_head_mirrored_input_gives_mirrored_output(headless, slices, axes):
+    """Along z always; in plane where a single slice has one phase, at which all mirrored axes are averaged."""
+    image = torch.randn(1, slices, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits = headless().predict_sliding_window_return_logits(image).float()
+    for axis in axes:
+        flipped = headless().predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
+        torch.testing.assert_close(flipped, logits, atol=2e-3, rtol=2e-3)
+        alone = headless(mirror=False).predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
+        assert not torch.allclose(alone, logits, atol=2e-2)
 
 
 def test_folds_are_averaged(tiny):

@@ -118,11 +118,11 @@ def test_self_sr_does_not_segment(trained, tmp_path):
 
 def test_hr_prediction_of_a_stock_model_is_what_its_probabilities_give(trained, tmp_path, caplog):
     images = trained.raw / trained.dataset(THICK) / "imagesTr"
-    model = {"trainer": "nnUNetTrainer"}
+    one_phase, model = "--disable_tta", {"trainer": "nnUNetTrainer"}
     with caplog.at_level("INFO"):
-        hr = trained.predict_hr(images, tmp_path / "hr", THICK, **model)
+        hr = trained.predict_hr(images, tmp_path / "hr", THICK, one_phase, **model)
     assert "nnUNetTrainer has no HR head" in caplog.text
-    lr = trained.predict(images, tmp_path / "lr", THICK, "--save_probabilities", **model)
+    lr = trained.predict(images, tmp_path / "lr", THICK, one_phase, "--save_probabilities", **model)
     plans = PlansManager(str(trained.plans(THICK)))
     dataset_json = json.loads((trained.raw / trained.dataset(THICK) / "dataset.json").read_text())
     upsample_folder(
