@@ -39,7 +39,7 @@ class ExportConfig(StrictModel):
 
     image: Literal["self_sr", "smore"] = "self_sr"
     back_projection_steps: int = Field(default=2, ge=0)
-    keep_volume: bool = True
+    keep_volume: bool = False
 
 
 class SelfSRConfig(StrictModel):

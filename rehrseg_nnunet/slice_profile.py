@@ -199,23 +199,24 @@ def interpolate(volume: torch.Tensor, factor: int, axis: int, *, order: int = 3)
 
 
 def at_phase(volume: torch.Tensor, phase: int, factor: int, axis: int) -> torch.Tensor:
-    """A thick-slice scan as if it had been acquired a part of a slice further along: cubic B-spline between slices.
+    """A thick-slice scan as if it had been acquired up to half a slice further along: cubic B-spline between slices.
 
     The slice profile has taken away most of what such a spline could not follow.
 
     Args:
         volume: float tensor of any number of dimensions, thick slices along `axis`, at least 2 if the phase is not 0.
-        phase: HR slices that the new first slice lies behind the old one, 0 .. r - 1.
+        phase: HR slices that the new slices lie behind the old ones, -r/2 .. r/2.
         factor: r.
         axis: slice axis.
 
     Returns:
-        The D - 1 slices at k + phase / r, k = 0 .. D - 2; the volume itself for phase 0.
+        As many slices, at k + phase / r; the volume itself for phase 0. The one slice that lies beyond an outer centre,
+        but not outside the field of view, is extrapolated linearly: a ramp stays a ramp.
     """
     if phase == 0:
         return volume
     slices = volume.shape[axis]
-    return apply_along(volume, _spline_matrix(slices, np.arange(slices - 1) + phase / factor, 3), axis)
+    return apply_along(volume, _spline_matrix(slices, np.arange(slices) + phase / factor, 3), axis)
 
 
 def back_project(volume: torch.Tensor, thick: torch.Tensor, factor: int, axis: int, *, steps: int) -> torch.Tensor:

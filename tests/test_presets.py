@@ -52,7 +52,7 @@ def test_every_preset_is_valid():
 
 def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_where_the_paper_does():
     paper = load_preset("paper").rehrseg
-    export = RehrsegConfig().self_sr.export.model_copy(update={"back_projection_steps": 0, "keep_volume": False})
+    export = RehrsegConfig().self_sr.export.model_copy(update={"back_projection_steps": 0})
     own = {
         "self_sr": RehrsegConfig().self_sr.model_copy(update={"label_mode": "direct", "export": export}),
         "segmentation": RehrsegConfig().segmentation.model_copy(

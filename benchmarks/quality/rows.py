@@ -11,7 +11,7 @@ Changes = Mapping[str, Mapping[str, Any]]
 # Plans beside the preset's: what each has in its `rehrseg` block instead, by group of settings.
 PLANS: dict[str, Changes] = {
     "": {},
-    "argmaxLabels": {"self_sr": {"export": {"keep_volume": False}}},
+    "keepVolume": {"self_sr": {"export": {"keep_volume": True}}},
     "smoreImage": {"self_sr": {"export": {"image": "smore"}}},
     "smore": {},  # stage 1 finds SMORE's cases by its plans' name: here and under no other
     "scratch": {},  # the baseline likewise: there is none here
@@ -132,7 +132,7 @@ ROWS = {
         ),
         *_stage_1_setting("direct", "image itself instead of a residual (Eq. 4)"),
         *_stage_1_setting("directLabels", "labels themselves instead of a residual (Eq. 4)"),
-        *_stage_1_setting("argmaxLabels", "labels that need not keep their volume"),
+        *_stage_1_setting("keepVolume", "labels that keep their volume"),
         *_stage_1_setting("majority", "labels by majority"),
         *_stage_1_setting("features16", "16 features"),
         *_stage_1_setting("epochs6", "6 epochs, 2 of them of Eq. 6"),
@@ -175,7 +175,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "self_sr_smore",
             "self_sr_direct",
             "self_sr_directLabels",
-            "self_sr_argmaxLabels",
+            "self_sr_keepVolume",
             "self_sr_majority",
             "self_sr_features16",
             "self_sr_epochs6",
@@ -202,7 +202,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "rehrseg_smore",
             "rehrseg_direct",
             "rehrseg_directLabels",
-            "rehrseg_argmaxLabels",
+            "rehrseg_keepVolume",
             "rehrseg_majority",
             "rehrseg_features16",
             "rehrseg_epochs6",

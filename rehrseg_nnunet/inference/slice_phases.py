@@ -6,10 +6,10 @@ the scan at different phases, so averaging over phases takes no more of them. It
 trained on all phases; REHRSegTrainer's have, and gain nothing (docs/decisions.md).
 
 Convention:
-    At phase p the scan is resampled to D - 1 slices that lie p HR slices behind the acquired ones
-    (`rehrseg_nnunet.slice_profile.at_phase`), so HR slice j of its prediction is HR slice p + j of the case. Mirroring
-    along z turns phase p into r - p, and a mirrored scan gives the mirrored prediction: what is mirrored along z is
-    therefore taken at r - p where its counterpart is taken at p.
+    At phase p, from -r/2 to r/2, the scan is resampled to slices that lie p HR slices behind the acquired ones
+    (`rehrseg_nnunet.slice_profile.at_phase`), so HR slice j of its prediction is HR slice j + p of the case. Mirroring
+    along z turns phase p into -p, and a mirrored scan gives the mirrored prediction: what is mirrored along z is
+    therefore taken at -p where its counterpart is taken at p.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ def mirrored_phases(mirror_axes: Sequence[int] | None, *, slices: int, factor: i
         factor: r.
 
     Returns:
-        Every combination once, as in nnU-Net. The combinations of in-plane axes take the phases in even steps from 0
-        on, so without mirroring in plane all is at phase 0.
+        Every combination once, as in nnU-Net. The combinations of in-plane axes take the phases of a slice in even
+        steps, the scan as it is first, so without mirroring in plane all is at phase 0.
     """
     axes = sorted(mirror_axes or ())
     in_plane = [axis for axis in axes if axis > 0]
     combined = list(chain.from_iterable(combinations(in_plane, n) for n in range(len(in_plane) + 1)))
     passes: dict[int, list[Mirrors]] = {}
     for number, mirrors in enumerate(combined):
-        phase = number * factor // len(combined) if slices > 1 else 0
+        step = number * factor // len(combined) if slices > 1 else 0
+        phase = step - factor if 2 * step > factor else step
         passes.setdefault(phase, []).append(mirrors)
         if 0 in axes:
-            passes.setdefault(-phase % factor, []).append((0, *mirrors))
+            passes.setdefault(-phase, []).append((0, *mirrors))
     return passes
 
 
 class PhaseMean:
-    """Mean of HR predictions at several phases, each between the outer slice centres of the scan it was made from.
+    """Mean of HR predictions at several phases, each between outer slice centres, acquired and resampled ones.
 
-    Beyond these a network has a slice on one side only. At phase 0, that of the case, all of its prediction counts.
+    Beyond these a network has a slice on one side only, or an extrapolated one. At phase 0, that of the case, all of
+    its prediction counts.
 
     Args:
         lr_slices: D.
@@ -66,16 +68,16 @@ class PhaseMean:
         """Add a prediction.
 
         Args:
-            logits: (K, r*D, H, W) at phase 0, else (K, r*(D - 1), H, W), on the CPU.
+            logits: (K, r*D, H, W), on the CPU.
             phase: p.
             weight: number of predictions that these are the mean of.
         """
         if self.total is None:
-            self.total = logits.new_zeros((len(logits), self.slices, *logits.shape[2:]), dtype=torch.float32)
-        margin = self.margin if phase else 0
-        inside = slice(margin, logits.shape[1] - margin)
-        there = slice(phase + inside.start, phase + inside.stop)
-        self.total[:, there].add_(logits[:, inside], alpha=weight)
+            self.total = torch.zeros(logits.shape)
+        there = slice(None)
+        if phase:
+            there = slice(self.margin + max(phase, 0), self.slices - self.margin + min(phase, 0))
+        self.total[:, there].add_(logits.roll(phase, 1)[:, there], alpha=weight)
         self.weights[there] += weight
 
     def mean(self) -> torch.Tensor:

@@ -24,7 +24,7 @@ from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import degrade, degrade_labels, interpolate
 
 FACTOR = 2
-NETWORK_ALONE = ExportConfig(back_projection_steps=0, keep_volume=False)
+NETWORK_ALONE = ExportConfig(back_projection_steps=0)
 PLAIN = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2}, None)
 IGNORE = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2, "ignore": 3}, None)
 

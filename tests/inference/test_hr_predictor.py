@@ -12,6 +12,7 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 
 from rehrseg_nnunet.config import HRHeadConfig
+from rehrseg_nnunet.geometry import hr_slice_positions
 from rehrseg_nnunet.inference.hr_predictor import (
     HRConfigurationManager,
     HRPredictor,
@@ -113,7 +114,7 @@ def headless(tiny):
     network.decoder.seg_layers[0] = nn.Conv3d(1, 2, 3, padding=1)
 
     def make(**options):
-        # not padded for 3 and 4 slices, on both sides alike for 1: nnU-Net mirrors what it has padded
+        # 4 slices are not padded, 1 is on both sides alike: nnU-Net mirrors what it has padded
         return tiny.predictor(network=network, gaussian=False, patch=(3, 16, 16), **options)
 
     return make
@@ -124,16 +125,15 @@ def test_without_an_hr_head_mirrored_predictions_are_taken_at_all_phases(headles
     mirrored = headless().predict_sliding_window_return_logits(image).float()
     one_way = headless(mirror=False)
     total, count = torch.zeros(2, FACTOR * 4, 16, 16), torch.zeros(FACTOR * 4)
-    for axes, phase in (((), 0), ((2,), 1), ((3,), 2), ((2, 3), 3)):
-        for along_z in ((), (1,)):
-            both, p = (*along_z, *axes), (-phase % FACTOR if along_z else phase)
-            shifted = at_phase(image, p, FACTOR, 1).flip(both)
-            logits = one_way.predict_sliding_window_return_logits(shifted).float().flip(both)
-            edge = FACTOR // 2 if p else 0
-            inside = slice(edge, logits.shape[1] - edge)
-            total[:, p + inside.start : p + inside.stop] += logits[:, inside]
-            count[p + inside.start : p + inside.stop] += 1
-    assert (count[FACTOR + 1 : -FACTOR - 1] == 8).all()
+    for axes, phase in (((), 0), ((2,), 1), ((3,), 2), ((2, 3), -1)):
+        for along_z, p in (((), phase), ((1,), -phase)):
+            both = (*along_z, *axes)
+            logits = one_way.predict_sliding_window_return_logits(at_phase(image, p, FACTOR, 1).flip(both))
+            for j, position in enumerate(hr_slice_positions(4, FACTOR)):
+                if p == 0 or max(0, p / FACTOR) <= position <= 3 + min(0, p / FACTOR):
+                    total[:, j] += logits.float().flip(both)[:, j - p]
+                    count[j] += 1
+    assert (count[FACTOR:-FACTOR] == 8).all()
     torch.testing.assert_close(mirrored, total / count[:, None, None], atol=2e-3, rtol=2e-3)
 
 

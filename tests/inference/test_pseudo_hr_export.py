@@ -21,7 +21,7 @@ from rehrseg_nnunet.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slice_profile import degrade
 
 FACTOR = 3
-NETWORK_ALONE = ExportConfig(back_projection_steps=0, keep_volume=False)
+NETWORK_ALONE = ExportConfig(back_projection_steps=0)
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = LabelManager({"background": 0, "whole": (1, 2), "core": 2}, [1, 2])
