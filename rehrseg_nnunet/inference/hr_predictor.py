@@ -2,10 +2,10 @@
 
 Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
-    channel k*r + p holding phase p of class k, and are unfolded at the end: HR slice r*d + p is phase p of LR slice d.
-    A network without an HR head has its LR logits interpolated along z by a cubic B-spline, over the whole case: near
-    a boundary logits are much like a signed distance, so the boundary moves from slice to slice. It has seen one phase
-    of the slices of every case, so its mirrored predictions are taken at several (`slice_phases`).
+    channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
+    slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the LR logits
+    interpolated along z by a cubic B-spline: near a boundary logits are much like a signed distance, so the boundary
+    moves from slice to slice. Without an HR head it is the latter alone, at several phases (`slice_phases`).
 """
 
 from __future__ import annotations
@@ -177,12 +177,12 @@ def _export_properties(
     return configuration.grid.properties(properties, plans_manager, factor=configuration.factor, image_file=image_file)
 
 
-class _FoldedHeads:
-    """A label manager whose heads count r phases each: nnU-Net's sliding window asks it for the output channels."""
+class _ManyHeads:
+    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
 
-    def __init__(self, label_manager: Any, factor: int) -> None:
+    def __init__(self, label_manager: Any, heads: int) -> None:
         self._label_manager = label_manager
-        self.num_segmentation_heads = label_manager.num_segmentation_heads * factor
+        self.num_segmentation_heads = heads
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._label_manager, name)
@@ -191,7 +191,7 @@ class _FoldedHeads:
 class HRPredictor(nnUNetPredictor):
     """`nnUNetPredictor` whose prediction methods all return or write HR results.
 
-    They come from the HR head of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
+    They come from both heads of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
 
     Args:
         *args: of nnUNetPredictor.
@@ -228,7 +228,7 @@ class HRPredictor(nnUNetPredictor):
 
     def _switch_to_hr(self) -> None:
         factor = load_config(self.configuration_manager.configuration).factor
-        if not has_hr_head(self.network):
+        if not self.has_head:
             logger.info(
                 "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
                 self.trainer_name,
@@ -243,7 +243,7 @@ class HRPredictor(nnUNetPredictor):
         )
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
-        """HR logits of a preprocessed LR case.
+        """HR logits of a preprocessed LR case, their mean over mirroring, and over phases without an HR head.
 
         Args:
             input_image: (C, D, H, W).
@@ -251,36 +251,53 @@ class HRPredictor(nnUNetPredictor):
         Returns:
             (K, r*D, H, W) float16, on the CPU.
         """
-        if not has_hr_head(self.network):
-            return self._interpolated_logits(input_image)
-        with output_mode(self.network, "hr"), self._folded_heads():
-            folded = super().predict_sliding_window_return_logits(input_image)
-        # the copy would not fit where nnU-Net's own logits just did, and its callers take the result to the CPU
-        return unfold_phases(folded.cpu(), self.factor)
-
-    def _interpolated_logits(self, image: torch.Tensor) -> torch.Tensor:
-        """LR logits interpolated to HR, their mean over mirroring and phases (see `slice_phases`)."""
-        slices = image.shape[1]
+        slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
+        # what was trained on every phase gains nothing from them
+        phases = 1 if self.has_head else self.factor
         mean = PhaseMean(slices, self.factor)
-        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=self.factor).items():
+        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors
-            lr = super().predict_sliding_window_return_logits(at_phase(image, phase, self.factor, 1))
-            mean.add(interpolate(lr.cpu().float(), self.factor, 1), phase, weight=len(mirrors))
+            mean.add(self._hr_logits(at_phase(input_image, phase, self.factor, 1)), phase, weight=len(mirrors))
         return mean.mean().half()
 
+    def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
+        """HR logits (K, r*D, H, W) of an image (C, D, H, W), the mean over `_mirrors`."""
+        with self._all_channels():
+            # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
+            logits = super().predict_sliding_window_return_logits(image).cpu()
+        heads = self.label_manager.num_segmentation_heads
+        interpolated = interpolate(logits[:heads].float(), self.factor, 1)
+        return (interpolated + unfold_phases(logits[heads:], self.factor)) / 2 if self.has_head else interpolated
+
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        if has_hr_head(self.network):
-            return fold_phases(super()._internal_maybe_mirror_and_predict(x), self.factor)
         mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
-        return sum(self.network(x.flip(axes)).flip(axes) for axes in mirrored) / len(self._mirrors)
+        return sum(self._predict_window(x.flip(axes), axes) for axes in mirrored) / len(self._mirrors)
+
+    def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
+        """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""
+        output = self.network(x)
+        if not self.has_head:
+            return output.flip(mirrored)
+        lr = output.lr[0] if isinstance(output.lr, list) else output.lr
+        return torch.cat([lr.flip(mirrored), fold_phases(output.hr.flip(mirrored), self.factor)], dim=1)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the network has an HR head."""
+        return has_hr_head(self.network)
 
     @contextmanager
-    def _folded_heads(self) -> Iterator[None]:
-        label_manager = self.label_manager
-        self.label_manager = _FoldedHeads(label_manager, self.factor)
-        try:
+    def _all_channels(self) -> Iterator[None]:
+        """The network gives all that `_predict_window` takes, and nnU-Net expects as many channels."""
+        if not self.has_head:
             yield
+            return
+        label_manager = self.label_manager
+        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * (1 + self.factor))
+        try:
+            with output_mode(self.network, "training"):
+                yield
         finally:
             self.label_manager = label_manager
 

@@ -2,8 +2,8 @@
 
 Where between two anatomical positions the slices of a scan lie, their phase, is an accident, as left and right of a
 mirrored image are. nnU-Net averages as many predictions as there are combinations of mirrored axes. Here they also see
-the scan at different phases, so averaging over phases takes no more of them. It is for networks that have not been
-trained on all phases; REHRSegTrainer's have, and gain nothing (docs/decisions.md).
+the scan at different phases, so averaging over phases takes no more of them. This is for networks that have seen one
+phase of every case; REHRSegTrainer's are trained on all.
 
 Convention:
     At phase p, from -r/2 to r/2, the scan is resampled to slices that lie p HR slices behind the acquired ones
@@ -28,7 +28,7 @@ def mirrored_phases(mirror_axes: Sequence[int] | None, *, slices: int, factor: i
     Args:
         mirror_axes: spatial axes that nnU-Net mirrors, 0 = z; None or empty: none.
         slices: D; a single slice has no other phase than its own.
-        factor: r.
+        factor: r; 1 for none but the scan's own phase.
 
     Returns:
         Every combination once, as in nnU-Net. The combinations of in-plane axes take the phases of a slice in even

@@ -80,8 +80,11 @@ def test_hr_logits_are_the_stock_logits_interpolated(tiny):
     lr_logits = stock.predict_logits_from_preprocessed_data(image)
     hr_logits = hr.predict_logits_from_preprocessed_data(image)
     assert hr_logits.shape == (2, FACTOR * 3, 30, 16)
-    # the window holds a fourth slice, nnU-Net's padding, on one side
-    expected = upsample_slices(lr_logits[None].float(), FACTOR)[0]
+    # the HR head interpolates linearly; the window holds a fourth slice, nnU-Net's padding, on one side
+    by_head = upsample_slices(lr_logits[None].float(), FACTOR)[0]
+    spline = make_interp_spline(np.arange(3), lr_logits.float().numpy(), k=1, axis=1)
+    inside = spline(hr_slice_positions(3, FACTOR).clip(0, 2))
+    expected = (by_head + torch.from_numpy(inside).float()) / 2
     torch.testing.assert_close(hr_logits.float()[:, 2:-2], expected[:, 2:-2], atol=5e-3, rtol=5e-3)
     assert get_output_mode(hr.network) == "lr"
     assert hr.label_manager.num_segmentation_heads == 2
@@ -151,7 +154,9 @@ def test_without_an_hr_head_mirrored_input_gives_mirrored_output(headless, slice
 
 def test_folds_are_averaged(tiny):
     network = tiny.threshold_network()
-    double = {k: 2 * v if "second" in k else v.clone() for k, v in network.state_dict().items()}
+    double = {
+        k: 2 * v if "second" in k or k.endswith("0.weight") else v.clone() for k, v in network.state_dict().items()
+    }
     parameters = [copy.deepcopy(network.state_dict()), double]
     image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     both, first = (

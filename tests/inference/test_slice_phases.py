@@ -48,8 +48,9 @@ def test_phases_are_spread_over_the_slice(factor, counts):
     assert np.bincount(np.array(phases) % factor, minlength=factor).tolist() == counts
 
 
-def test_a_single_slice_and_no_mirroring_in_plane_have_one_phase():
+def test_where_all_is_at_one_phase():
     assert mirrored_phases((0, 1, 2), slices=1, factor=4).keys() == {0}
+    assert mirrored_phases((0, 1, 2), slices=5, factor=1).keys() == {0}
     assert mirrored_phases((0,), slices=5, factor=4) == {0: [(), (0,)]}
     assert mirrored_phases(None, slices=5, factor=4) == {0: [()]}
 
