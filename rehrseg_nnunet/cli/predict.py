@@ -67,6 +67,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not average over mirrored inputs (without an HR head, at several slice phases): faster, less accurate",
     )
+    add(
+        "--no_hr_head",
+        action="store_true",
+        help="leave out the HR head: interpolate what the network says on thick slices, at several slice phases",
+    )
     add("--verbose", action="store_true", help="print more")
     add("--save_probabilities", action="store_true", help="write class probabilities as npz, e.g. for ensembling")
     add("--continue_prediction", action="store_true", help="keep the cases that are already there")
@@ -169,6 +174,7 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
         grid=parse_grid(args.grid),
+        hr_head=not args.no_hr_head,
     )
 
 

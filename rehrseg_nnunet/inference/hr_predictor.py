@@ -196,11 +196,13 @@ class HRPredictor(nnUNetPredictor):
     Args:
         *args: of nnUNetPredictor.
         grid: where segmentations and probabilities are written; logits are always on the HR grid.
+        hr_head: use the HR head of a network that has one.
         **kwargs: of nnUNetPredictor.
     """
 
-    def __init__(self, *args: Any, grid: OutputGrid | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, grid: OutputGrid | None = None, hr_head: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.hr_head = hr_head
         self.grid: OutputGrid = HRGrid() if grid is None else grid
         self.factor: int | None = None
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
@@ -228,7 +230,7 @@ class HRPredictor(nnUNetPredictor):
 
     def _switch_to_hr(self) -> None:
         factor = load_config(self.configuration_manager.configuration).factor
-        if not self.has_head:
+        if not has_hr_head(self.network):
             logger.info(
                 "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
                 self.trainer_name,
@@ -284,8 +286,8 @@ class HRPredictor(nnUNetPredictor):
 
     @property
     def has_head(self) -> bool:
-        """Whether the network has an HR head."""
-        return has_hr_head(self.network)
+        """Whether the network has an HR head that shall be used."""
+        return self.hr_head and has_hr_head(self.network)
 
     @contextmanager
     def _all_channels(self) -> Iterator[None]:

@@ -43,7 +43,7 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
     monkeypatch.delenv("nnUNet_npp", raising=False)
     monkeypatch.delenv("nnUNet_nps", raising=False)
     own, stock = options(own_parser()), options(nnunet_parser)
-    assert set(own) - set(stock) == {"--grid"}
+    assert set(own) - set(stock) == {"--grid", "--no_hr_head"}
     for flag, action in stock.items():
         mine = own[flag]
         assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
@@ -109,6 +109,7 @@ def test_passes_everything_on(call, tmp_path):
         "-step_size",
         "0.7",
         "--disable_tta",
+        "--no_hr_head",
         "--save_probabilities",
         "--continue_prediction",
         "-chk",
@@ -129,6 +130,7 @@ def test_passes_everything_on(call, tmp_path):
     init = asked["init"]
     assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
     assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", HRGrid())
+    assert not init["hr_head"]
     args, kwargs = asked["workers"]
     assert args == (str(tmp_path / "in"), str(tmp_path / "out"))
     assert kwargs == {
@@ -148,6 +150,7 @@ def test_without_workers(call):
     assert asked["sequential"][1] == {"save_probabilities": False, "overwrite": True}
     assert asked["model"][1] == [0, 1, 2, 3, 4]
     assert asked["init"]["use_mirroring"]
+    assert asked["init"]["hr_head"]
     assert "workers" not in asked
 
 

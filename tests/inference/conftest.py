@@ -145,11 +145,18 @@ def oblique(seed=0):
     return rotation * np.sign(np.diag(rotation))
 
 
-def predictor(*, network=None, grid=None, mirror=True, gaussian=True, regions=False, parameters=None, **plan_options):
+def predictor(
+    *, network=None, grid=None, mirror=True, gaussian=True, regions=False, parameters=None, hr_head=True, **plan_options
+):
     manager = PlansManager(plans(**plan_options))
     network = threshold_network() if network is None else network
     result = HRPredictor(
-        grid=grid, use_mirroring=mirror, use_gaussian=gaussian, device=torch.device("cpu"), allow_tqdm=False
+        grid=grid,
+        hr_head=hr_head,
+        use_mirroring=mirror,
+        use_gaussian=gaussian,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
     )
     result.manual_initialization(
         network,

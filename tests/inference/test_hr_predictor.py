@@ -152,6 +152,22 @@ def test_without_an_hr_head_mirrored_input_gives_mirrored_output(headless, slice
         assert not torch.allclose(alone, logits, atol=2e-2)
 
 
+def test_the_hr_head_can_be_left_out(tiny):
+    """The network then gives what the same one without a head does."""
+    torch.manual_seed(0)
+    plain = tiny.ThresholdNetwork(2)
+    network = add_hr_head(
+        copy.deepcopy(plain), factor=FACTOR, teacher_channels=1, config=HRHeadConfig(label_mode="direct")
+    )
+    image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with_head, without, stock = (
+        tiny.predictor(network=n, **options).predict_sliding_window_return_logits(image)
+        for n, options in ((network, {}), (network, {"hr_head": False}), (plain, {}))
+    )
+    assert torch.equal(without, stock)
+    assert not torch.allclose(with_head, without, atol=0.1)
+
+
 def test_folds_are_averaged(tiny):
     network = tiny.threshold_network()
     double = {
