@@ -278,11 +278,10 @@ class HRPredictor(nnUNetPredictor):
 
     def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
         """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""
-        output = self.network(x)
         if not self.has_head:
-            return output.flip(mirrored)
-        lr = output.lr[0] if isinstance(output.lr, list) else output.lr
-        return torch.cat([lr.flip(mirrored), fold_phases(output.hr.flip(mirrored), self.factor)], dim=1)
+            return self.network(x).flip(mirrored)
+        lr, hr = (logits.flip(mirrored) for logits in self.network(x))
+        return torch.cat([lr, fold_phases(hr, self.factor)], dim=1)
 
     @property
     def has_head(self) -> bool:
@@ -298,7 +297,7 @@ class HRPredictor(nnUNetPredictor):
         label_manager = self.label_manager
         self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * (1 + self.factor))
         try:
-            with output_mode(self.network, "training"):
+            with output_mode(self.network, "hr"):
                 yield
         finally:
             self.label_manager = label_manager

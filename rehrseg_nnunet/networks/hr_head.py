@@ -101,7 +101,7 @@ class HRSegLayer(nn.Conv3d):
         adaptor: 1x1x1 convolution from the student's to the teacher's channels; the network calls it.
 
     Attributes:
-        output_mode: "lr" returns what `layer` returned, "hr" the HR logits, "training" the pair of both.
+        output_mode: "lr" returns what `layer` returned, in "hr" and "training" the pair of those and the HR logits.
     """
 
     output_mode: OutputMode
@@ -125,8 +125,7 @@ class HRSegLayer(nn.Conv3d):
         if self.output_mode == "lr":
             return super().forward(features)
         lr = super().forward(features)
-        hr = self.hr_head(features, lr)
-        return hr if self.output_mode == "hr" else (lr, hr)
+        return lr, self.hr_head(features, lr)
 
 
 class _HRForward:
@@ -134,8 +133,10 @@ class _HRForward:
 
     student_stage: int
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor] | TrainingOutputs:
-        """Segment (B, C_in, D, H, W): stock output, HR logits or `TrainingOutputs`, according to the output mode."""
+    def forward(
+        self, image: torch.Tensor
+    ) -> torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, torch.Tensor] | TrainingOutputs:
+        """Segment (B, C_in, D, H, W): what the output mode says, see `set_output_mode`."""
         layer = self.decoder.seg_layers[-1]
         if layer.output_mode == "lr":
             return super().forward(image)
@@ -262,8 +263,8 @@ def set_output_mode(network: nn.Module, mode: OutputMode) -> None:
 
     Args:
         network: what `add_hr_head` returned, possibly inside DistributedDataParallel or torch.compile.
-        mode: "lr": exactly what the stock network returns. "hr": the HR logits alone, whatever deep supervision is set
-            to. "training": `TrainingOutputs`.
+        mode: "lr": exactly what the stock network returns. "hr": the pair of LR logits (B, K, D, H, W) and HR logits
+            (B, K, r*D, H, W), whatever deep supervision is set to. "training": `TrainingOutputs`.
 
     Raises:
         ValueError: unknown mode, or a network without an HR head.
