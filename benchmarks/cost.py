@@ -68,6 +68,8 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
         stdout, sys.stdout = sys.stdout, silence
         try:
             trainer = get_trainer_from_args(args.d, args.c, 0, name, args.p, device=torch.device(args.device))
+            if trainer.label_manager.has_regions:
+                raise ValueError(f"-d must be a dataset without regions, got {trainer.plans_manager.dataset_name}")
             trainer.print_to_log_file = lambda *_, **__: None
             trainer.initialize()
         finally:

@@ -18,6 +18,7 @@ from scipy.interpolate import make_interp_spline
 from rehrseg_nnunet.geometry import hr_slice_positions
 
 TIE = 1e-6  # shares closer than this are equal but for rounding, whatever the direction of the axis
+REPEATED = 3  # edge slices before and after logits; what a spline's end does falls to a quarter with each
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
@@ -158,9 +159,9 @@ def interpolation_matrix(lr_slices: int, factor: int, order: int) -> torch.Tenso
     Args:
         lr_slices: D.
         factor: r.
-        order: spline order, 0 (nearest; ties to the upper slice), 1 (linear) or 3 (cubic B-spline). Lowered to D - 1
-            where there are too few slices. Positions outside the first and last centre are extrapolated linearly
-            from the border for orders 1 and 3 (a ramp stays a ramp), repeated for order 0 and for D = 1.
+        order: spline order, 0 (nearest; ties to the upper slice), 1 (linear) or 3 (cubic B-spline, linear for fewer
+            than 4 slices). Positions outside the first and last centre are extrapolated linearly from the border for
+            orders 1 and 3 (a ramp stays a ramp), repeated for order 0 and for D = 1.
 
     Raises:
         ValueError: another order.
@@ -196,6 +197,29 @@ def interpolate(volume: torch.Tensor, factor: int, axis: int, *, order: int = 3)
     if not torch.is_floating_point(volume):
         raise ValueError(f"volume must be a floating point tensor, got {volume.dtype}")
     return apply_along(volume, interpolation_matrix(volume.shape[axis], factor, order), axis)
+
+
+def interpolate_logits(logits: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
+    """Interpolate logits to r times as many slices over the same field of view: cubic B-spline through the slices.
+
+    Near a boundary logits are much like a signed distance, so the boundary moves from slice to slice. Elsewhere they
+    say how sure the network is, and how that changes towards the outer slices says nothing of what lies beyond: the
+    edge slices are repeated, as in the HR head.
+
+    Args:
+        logits: float tensor of any number of dimensions.
+        factor: r.
+        axis: slice axis.
+    """
+    return apply_along(logits, _logit_matrix(logits.shape[axis], factor), axis)
+
+
+@lru_cache(maxsize=128)
+def _logit_matrix(lr_slices: int, factor: int) -> torch.Tensor:
+    """Matrix (r*D, D) of the spline through repeated edge slices, so many that its ends are not felt."""
+    repeated = np.clip(np.arange(-REPEATED, lr_slices + REPEATED), 0, lr_slices - 1)
+    spline = interpolation_matrix(len(repeated), factor, 3)[REPEATED * factor : -REPEATED * factor]
+    return spline @ torch.from_numpy(np.eye(lr_slices)[repeated])
 
 
 def at_phase(volume: torch.Tensor, phase: int, factor: int, axis: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import make_interp_spline
 
 from rehrseg_nnunet.geometry import hr_slice_positions, lr_slice_positions
 from rehrseg_nnunet.slice_profile import (
@@ -17,6 +18,7 @@ from rehrseg_nnunet.slice_profile import (
     degrade_labels,
     half_support,
     interpolate,
+    interpolate_logits,
     interpolation_matrix,
     slice_profile,
 )
@@ -99,6 +101,27 @@ def test_interpolation_keeps_ramps_everywhere(factor, slices, order):
     ramp = torch.arange(slices, dtype=torch.float64)
     expected = torch.from_numpy(hr_slice_positions(slices, factor))
     torch.testing.assert_close(interpolate(ramp, factor, axis=0, order=order), expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(factors, lr_slices, seeds)
+def test_interpolated_logits_are_a_spline_through_repeated_edge_slices(factor, slices, seed):
+    logits, beyond = random_volume(seed, slices, 2), 30
+    padded = np.pad(logits.numpy(), ((beyond, beyond), (0, 0)), mode="edge")
+    spline = make_interp_spline(np.arange(-beyond, slices + beyond), padded, k=3)
+    expected = torch.from_numpy(spline(hr_slice_positions(slices, factor)))
+    torch.testing.assert_close(interpolate_logits(logits, factor, 0), expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        interpolate_logits(logits.flip(0), factor, 0), interpolate_logits(logits, factor, 0).flip(0)
+    )
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_no_label_comes_into_being_beyond_the_outer_slices(factor):
+    """The network is sure that there is nothing, and surer one slice further in; extrapolated, this is an object."""
+    logits = torch.tensor([-2.0, -8.0, -8.0, -8.0, -8.0])
+    assert (interpolate(logits, 4, 0)[:1] > 0).all()
+    assert (interpolate_logits(logits, factor, 0) < -1).all()
 
 
 @settings(deadline=None, max_examples=20)

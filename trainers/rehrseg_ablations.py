@@ -18,7 +18,7 @@ from rehrseg_nnunet.data.certain_cases import CertainCases
 from rehrseg_nnunet.data.interpolated import write_interpolated_cases
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest
 from rehrseg_nnunet.inference.smore_export import smore_cases
-from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run
+from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run, training_command
 
 
 class REHRSegTrainer_pseudoDataOnly(rehrseg_trainer.REHRSegTrainer):
@@ -123,11 +123,9 @@ class REHRSegTrainer_pseudoDataSMORE(REHRSegTrainer_pseudoDataBSpline):
         trainers = candidate_trainers("SMORETrainer", type(self).__name__)
         run = find_finished_run(self.output_folder, trainers)
         if run is None:
-            raise FileNotFoundError(
-                f"{sibling_run(self.output_folder, trainers[-1]) / FINAL_CHECKPOINT} is missing; run: nnUNetv2_train "
-                f"{self.plans_manager.dataset_name} {self.configuration_name} {self.fold} -tr {trainers[-1]} -p "
-                f"{self.plans_manager.plans_name}"
-            )
+            missing = sibling_run(self.output_folder, trainers[-1])
+            command = training_command(missing, self.plans_manager.dataset_name)
+            raise FileNotFoundError(f"{missing / FINAL_CHECKPOINT} is missing; run: {command}")
         identifiers, _ = self.do_split()
         self.interpolated_folder = smore_cases(
             run,

@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from rehrseg_nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.config import BLOCK, parse_block
-from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run
+from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run, training_command
 from rehrseg_nnunet.training_start import BaselineStart
 
 
@@ -40,11 +40,10 @@ class ContinuedBaselineTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
         trainers = candidate_trainers("nnUNetTrainer", type(self).__name__)
         run = find_finished_run(self.output_folder, trainers)
         if run is None:
-            missing = sibling_run(self.output_folder, trainers[-1]) / FINAL_CHECKPOINT
+            missing = sibling_run(self.output_folder, trainers[-1])
+            command = training_command(missing, self.plans_manager.dataset_name)
             raise FileNotFoundError(
-                f"{missing} is missing: there is no baseline to continue; run: nnUNetv2_train "
-                f"{self.plans_manager.dataset_name} {self.configuration_name} {self.fold} -p "
-                f"{self.plans_manager.plans_name}"
+                f"{missing / FINAL_CHECKPOINT} is missing: there is no baseline to continue; run: {command}"
             )
         return run / FINAL_CHECKPOINT
 

@@ -26,7 +26,7 @@ from rehrseg_nnunet.inference.smore_export import STORE_NAME, smore_cases
 from rehrseg_nnunet.losses.self_sr import SelfSRLoss
 from rehrseg_nnunet.networks.self_sr import build_self_sr_network
 from rehrseg_nnunet.restoration_training import RestorationTraining
-from rehrseg_nnunet.runs import candidate_trainers, find_finished_run
+from rehrseg_nnunet.runs import candidate_trainers, find_finished_run, sibling_run, training_command
 
 SPACING_TOLERANCE = 0.05
 
@@ -140,9 +140,8 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         run = self._smore_run()
         if run is None:
             raise FileNotFoundError(
-                f"export.image smore needs SMORE's cases of this fold; run: nnUNetv2_train "
-                f"{self.plans_manager.dataset_name} {self.configuration_name} {self.fold} -tr SMORETrainer -p "
-                f"{self.plans_manager.plans_name}"
+                "export.image smore needs SMORE's cases of this fold; run: "
+                + training_command(sibling_run(self.output_folder, "SMORETrainer"), self.plans_manager.dataset_name)
             )
         return self._smore_cases(run, identifiers)
 
@@ -224,7 +223,13 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
                 )
 
     def manifest(self, weights_sha256: str) -> PseudoHRManifest:
-        """With what else pseudo-HR cases are made with: the settings, and SMORE's network if they take its images."""
+        """With what else pseudo-HR cases are made with: the settings, and SMORE's network if they take its images.
+
+        Raises:
+            FileNotFoundError: this fold has no SMORE, or not all of its cases.
+            ValueError: its cases do not fit.
+        """
+        self._smore_images(self.cases_to_write())  # cases of another header are removed, so these must be there
         run = self._smore_run() if self.settings.export.image == "smore" else None
         header = None if run is None else PseudoHRStore(run, name=STORE_NAME).read_manifest()
         made_with = {

@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from rehrseg_nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.config import change_segmentation, load_config
+from rehrseg_nnunet.config import BLOCK, change_segmentation, load_config
 from rehrseg_nnunet.data.augmenters import start_augmenter
 from rehrseg_nnunet.data.hr_loader import HRPatchLoader, initial_lr_patch_size
 from rehrseg_nnunet.data.hr_transforms import build_training_transforms
@@ -37,6 +37,7 @@ from rehrseg_nnunet.runs import (
     find_finished_run,
     find_self_sr_run,
     load_self_sr,
+    sibling_run,
     training_command,
 )
 from rehrseg_nnunet.training_start import BaselineStart
@@ -134,6 +135,9 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
             self.print_to_log_file(f"{type(self).__name__} sets, whatever the plans have: {settings}")
         self.open_pseudo_hr()
         self.start_from_trained()
+        # nnU-Net saves the plans beside the model: they say how to build its HR head, whatever the defaults become
+        configurations = self.plans_manager.plans["configurations"]
+        configurations[self.configuration_name][BLOCK] = self.config.model_dump(mode="json")
         super().on_train_start()
 
     def open_pseudo_hr(self) -> None:
@@ -141,8 +145,8 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
         run = find_self_sr_run(
             self.output_folder,
             candidate_trainers("SelfSRTrainer", type(self).__name__),
-            remedy=f"run: nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
-            f"-tr SelfSRTrainer -p {self.plans_manager.plans_name}",
+            remedy="run: "
+            + training_command(sibling_run(self.output_folder, "SelfSRTrainer"), self.plans_manager.dataset_name),
         )
         if not self.was_initialized:
             self.initialize()
@@ -272,6 +276,8 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation on the thick slices, then the HR predictions of the same cases in `validation_hr`."""
+        if self.is_ddp:  # no exchange of the HR head's buffer: a rank may have fewer cases than others, or none
+            self.network.require_forward_param_sync = False
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)
         predict_hr_validation(self)

@@ -113,8 +113,8 @@ class Run:
             "nnUNet_preprocessed": str(self.benchmark.work / "nnUNet_preprocessed"),
             "nnUNet_results": str(self.results),
         }
-        if self.row.stage_1:
-            variables[SELF_SR_VARIABLE] = str(self.other(self.row.stage_1).folder)
+        # empty, as good as unset, else: one that the user has set is of another comparison
+        variables[SELF_SR_VARIABLE] = str(self.other(self.row.stage_1).folder) if self.row.stage_1 else ""
         return variables
 
 

@@ -11,9 +11,8 @@ from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.config import BLOCK
 from rehrseg_nnunet.geometry import check_thick_slices
 from rehrseg_nnunet.presets import apply_preset, load_preset, preset_names
+from rehrseg_nnunet.resampling import set_order_along_z
 from rehrseg_nnunet.safe_files import write_atomically
-
-RESAMPLERS = ("resampling_fn_data_kwargs", "resampling_fn_seg_kwargs", "resampling_fn_probabilities_kwargs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,10 +117,7 @@ def _plans_with_median_spacing(folder: Path, args: argparse.Namespace) -> dict[s
 
 def _set_order_z(plans: dict[str, Any], order_z: int) -> None:
     """Own preprocessed data: they differ from those of the plans this started from."""
-    along_z = {"order_z": order_z, "aniso_axis_mode": "linear" if order_z else "nearest-exact"}
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
-        for key in RESAMPLERS:
-            if key in configuration:
-                configuration[key] = {k: along_z.get(k, value) for k, value in configuration[key].items()}
+        set_order_along_z(configuration, order_z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of nnUNetv2_predict, and `--grid`."""
+    """The options of nnUNetv2_predict, `--grid` and `--no_hr_head`."""
     _add_model_options(parser)
     _add_run_options(parser)
 
@@ -102,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict every case of a folder.
 
     Raises:
-        ValueError: impossible options, or planned slices that are not thick.
+        ValueError: impossible options, images not named as nnU-Net wants them, planned slices that are not thick, or
+            a checkpoint that is missing or damaged.
         NotImplementedError: predictions of a previous stage; 2d configurations.
         FileNotFoundError: missing model, input folder or reference grid.
         OSError: the output folder cannot be written to, or a result could not be; named.
@@ -111,12 +113,20 @@ def run(args: argparse.Namespace) -> None:
     ensure_trainer_path()
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from rehrseg_nnunet.runs import read_checkpoint
+
     model = Path(get_output_folder(args.d, args.tr, args.p, args.c))
     if not model.is_dir():
         raise FileNotFoundError(f"{model} must hold a trained model; train it with nnUNetv2_train ... -tr {args.tr}")
     predictor = _predictor(args)
     folds = [fold if fold == "all" else int(fold) for fold in args.f]
+    for fold in folds:
+        read_checkpoint(
+            model / f"fold_{fold}" / args.chk,
+            remedy="choose the folds that are trained with -f, or another checkpoint with -chk",
+        )
     predictor.initialize_from_trained_model_folder(str(model), folds, checkpoint_name=args.chk)
+    _check_file_names(Path(args.i), predictor.dataset_json["file_ending"])
     output = Path(args.o)
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
@@ -161,6 +171,15 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"-f must be numbers or all, got {fold}")
 
 
+def _check_file_names(folder: Path, ending: str) -> None:
+    """nnU-Net writes nothing for a folder without images and raises an IndexError for a name without channel."""
+    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(ending))
+    unnamed = [name for name in files if not re.fullmatch(rf".+_\d{{4}}{re.escape(ending)}", name)]
+    if unnamed or not files:
+        got = f"{', '.join(unnamed[:3])}{', ...' if unnamed[3:] else ''}" if unnamed else f"no {ending} files"
+        raise ValueError(f"-i must hold images named CASE_0000{ending}, the channel last, got {got} in {folder}")
+
+
 def _predictor(args: argparse.Namespace) -> HRPredictor:
     from rehrseg_nnunet.inference.hr_predictor import HRPredictor
     from rehrseg_nnunet.inference.output_grid import parse_grid
@@ -188,5 +207,6 @@ def _device(name: str) -> torch.device:
         torch.set_num_threads(os.cpu_count() or 1)
     elif name == "cuda":
         torch.set_num_threads(1)
-        torch.set_num_interop_threads(1)
+        if torch.get_num_interop_threads() != 1:  # may be set once per process
+            torch.set_num_interop_threads(1)
     return torch.device(name)

@@ -18,36 +18,24 @@ def start_augmenter(
     *,
     device: torch.device,
     validation: bool = False,
-    num_processes: int | None = None,
-    num_cached: int | None = None,
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """Wrap a loader as nnU-Net does and draw its first batch, which starts the workers.
+    """Wrap a loader as nnU-Net does and draw its first batch, which starts the workers; nnUNet_n_proc_DA 0: none.
 
     Args:
         loader: endless loader; it must be picklable.
         device: training device; batches are pinned for cuda.
         validation: take nnU-Net's smaller share of workers and cached batches.
-        num_processes: workers; 0 loads in this process; None takes nnU-Net's `get_allowed_n_proc_DA()`, half of it for
-            validation.
-        num_cached: batches kept ready; None takes nnU-Net's rule.
-
-    Raises:
-        ValueError: negative num_processes.
     """
-    if num_processes is None:
-        allowed = get_allowed_n_proc_DA()
-        num_processes = max(1, allowed // 2) if validation and allowed > 0 else allowed
-    if num_processes < 0:
-        raise ValueError(f"num_processes must be at least 0, got {num_processes}")
+    allowed = get_allowed_n_proc_DA()
+    num_processes = max(1, allowed // 2) if validation and allowed > 0 else allowed
     if num_processes == 0:
         augmenter = SingleThreadedAugmenter(loader, None)
     else:
-        cached = max(3 if validation else 6, num_processes // 2) if num_cached is None else num_cached
         augmenter = NonDetMultiThreadedAugmenter(
             data_loader=loader,
             transform=None,
             num_processes=num_processes,
-            num_cached=cached,
+            num_cached=max(3 if validation else 6, num_processes // 2),
             # without seeds forked workers share torch's generator state and draw the same augmentations
             seeds=[secrets.randbits(32) for _ in range(num_processes)],
             pin_memory=device.type == "cuda",

@@ -100,10 +100,7 @@ class PseudoHRManifest(BaseModel):
 
     def fingerprint(self) -> str:
         """Hash over everything that the cases depend on."""
-        own_images = {"export": {"image"}} if self.export.image == "self_sr" else {}
-        # without SMORE's images as before there were any: cases from then stay valid
-        text = self.model_dump_json(exclude={"trainer": True, **own_images}, exclude_none=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"trainer"}).encode()).hexdigest()
 
 
 class PseudoHRCase(BaseModel):

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.geometry import scale_slice_geometry
 from rehrseg_nnunet.shape_interpolation import interpolate_labels
-from rehrseg_nnunet.slice_profile import interpolate
+from rehrseg_nnunet.slice_profile import interpolate, interpolate_logits
 
 # the ways, and what tables call them
 METHODS = {
@@ -134,5 +134,5 @@ def _interpolate_probabilities(
 def _interpolate_logits(probabilities: torch.Tensor, factor: int, axis: int, *, has_regions: bool) -> torch.Tensor:
     """(K, ...) probabilities of labels (softmax) or regions (sigmoid) to those of their interpolated logits."""
     if has_regions:
-        return interpolate(probabilities.logit(CERTAIN), factor, axis).sigmoid()
-    return interpolate(probabilities.clamp_min(CERTAIN).log(), factor, axis).softmax(0)
+        return interpolate_logits(probabilities.logit(CERTAIN), factor, axis).sigmoid()
+    return interpolate_logits(probabilities.clamp_min(CERTAIN).log(), factor, axis).softmax(0)

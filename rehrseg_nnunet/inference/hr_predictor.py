@@ -3,9 +3,8 @@
 Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
-    slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the LR logits
-    interpolated along z by a cubic B-spline: near a boundary logits are much like a signed distance, so the boundary
-    moves from slice to slice. Without an HR head it is the latter alone, at several phases (`slice_phases`).
+    slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
+    logits. Without an HR head it is the latter alone, at several phases (`slice_phases`).
 """
 
 from __future__ import annotations
@@ -28,9 +27,11 @@ from rehrseg_nnunet.inference.output_grid import HRGrid, OutputGrid, Resize, hr_
 from rehrseg_nnunet.inference.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.inference.whole_files import UnusableImageError, WholeFilesPlansManager, staging
 from rehrseg_nnunet.networks.hr_head import has_hr_head, hr_factor, output_mode
-from rehrseg_nnunet.slice_profile import at_phase, interpolate
+from rehrseg_nnunet.networks.slice_upsampling import interleave_slices
+from rehrseg_nnunet.resampling import set_order_along_z
+from rehrseg_nnunet.slice_profile import at_phase, interpolate_logits
 
-__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties", "unfold_phases"]
+__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +43,12 @@ def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
     return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
 
 
-def unfold_phases(folded: torch.Tensor, factor: int) -> torch.Tensor:
-    """(K*r, D, H, W) to (K, r*D, H, W)."""
-    return folded.unflatten(0, (-1, factor)).movedim(1, 2).flatten(1, 2)
-
-
 class HRConfigurationManager(ConfigurationManager):
     """A configuration for exporting HR predictions, and for preprocessing the LR cases they come from.
 
-    `spacing` is that of the HR grid and resampling along z is linear. The patch size stays the LR network's. The
-    preprocessor works with the LR configuration and returns the properties of the output grid, so that nnU-Net's
-    own functions, which know one configuration, need no change. Instances travel to worker processes.
+    `spacing` is that of the HR grid and resampling of probabilities along z is linear. The patch size stays the LR
+    network's. The preprocessor works with the LR configuration and returns the properties of the output grid, so that
+    nnU-Net's own functions, which know one configuration, need no change. Instances travel to worker processes.
 
     Args:
         lr: the plans' configuration; it is copied, not changed.
@@ -72,9 +68,7 @@ class HRConfigurationManager(ConfigurationManager):
         configuration = deepcopy(lr.configuration)
         slices, *in_plane = configuration["spacing"]
         configuration["spacing"] = [slices / factor, *in_plane]
-        for kind in ("data", "seg", "probabilities"):
-            key = f"resampling_fn_{kind}_kwargs"
-            configuration[key] = _linear_along_z(configuration[key])
+        set_order_along_z(configuration, 1, kinds=("probabilities",))
         super().__init__(configuration)
         self.lr = lr
         self.factor = factor
@@ -99,12 +93,6 @@ class HRConfigurationManager(ConfigurationManager):
         return _hr_preprocessor_class(self.lr.preprocessor_class)
 
 
-def _linear_along_z(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Options of one of nnU-Net's resampling functions with interpolation between slices switched to linear."""
-    linear = {"order_z": 1, "aniso_axis_mode": "linear"}
-    return {key: linear.get(key, value) for key, value in kwargs.items()}
-
-
 @cache
 def _hr_preprocessor_class(base: type) -> type:
     class HRPreprocessor(base):
@@ -119,10 +107,12 @@ def _hr_preprocessor_class(base: type) -> type:
                     image_files, seg_file, plans_manager, configuration_manager.lr, dataset_json
                 )
                 return data, seg, _export_properties(properties, plans_manager, configuration_manager, image_files[0])
-            except UnusableImageError as error:
+            except (ValueError, NotImplementedError, OSError) as error:
+                unnamed = not isinstance(error, UnusableImageError)
+                failure = UnusableImageError(f"{self.source}: {error}") if unnamed else error
                 if not configuration_manager.return_failures:
-                    raise
-                return np.zeros((1, 1, 1, 1), dtype=np.float32), None, {FAILURE: str(error)}
+                    raise failure from error
+                return np.zeros((1, 1, 1, 1), dtype=np.float32), None, {FAILURE: str(failure)}
 
         def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
             is_hr = isinstance(configuration_manager, HRConfigurationManager)
@@ -152,13 +142,24 @@ def _check_image(
     if not np.isfinite(data).all():
         raise UnusableImageError(f"{source} must hold finite intensities, got NaN or infinite ones; mend the file")
     planned_mm = configuration.spacing
-    extent = [(data.shape[1 + axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
+    voxels_left = _voxels_after_cropping(data)
+    extent = [(voxels_left[axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
     if not compute_new_shape(*zip(*extent, strict=True), planned_mm).all():
         shown = " x ".join(f"{voxels * spacing:.4g}" for voxels, spacing in extent)
         raise UnusableImageError(
             f"{source} must be more than half a planned voxel long ({' x '.join(f'{s:.4g}' for s in planned_mm)} mm, "
-            f"slice axis first), got {shown} mm"
+            f"slice axis first), got {shown} mm around what is not zero"
         )
+
+
+def _voxels_after_cropping(data: np.ndarray) -> list[int]:
+    """Size of what nnU-Net leaves of an image (C, ...): the box around all that is not zero in any channel."""
+    nonzero = (data != 0).any(axis=0)
+    if not nonzero.any():
+        return list(nonzero.shape)
+    axes = range(nonzero.ndim)
+    along = (np.flatnonzero(nonzero.any(axis=tuple(a for a in axes if a != axis))) for axis in axes)
+    return [int(there[-1] - there[0] + 1) for there in along]
 
 
 def _raise_failures(cases: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -255,8 +256,8 @@ class HRPredictor(nnUNetPredictor):
         """
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        # what was trained on every phase gains nothing from them
-        phases = 1 if self.has_head else self.factor
+        # the HR head, which was trained on every phase, gains nothing from them
+        phases = 1 if self.uses_hr_head else self.factor
         mean = PhaseMean(slices, self.factor)
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors
@@ -269,8 +270,10 @@ class HRPredictor(nnUNetPredictor):
             # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
             logits = super().predict_sliding_window_return_logits(image).cpu()
         heads = self.label_manager.num_segmentation_heads
-        interpolated = interpolate(logits[:heads].float(), self.factor, 1)
-        return (interpolated + unfold_phases(logits[heads:], self.factor)) / 2 if self.has_head else interpolated
+        hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
+        if self.uses_hr_head:  # in place: HR logits are large
+            hr_logits.add_(interleave_slices(logits[None, heads:], self.factor)[0]).div_(2)
+        return hr_logits
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
@@ -278,20 +281,20 @@ class HRPredictor(nnUNetPredictor):
 
     def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
         """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""
-        if not self.has_head:
+        if not self.uses_hr_head:
             return self.network(x).flip(mirrored)
         lr, hr = (logits.flip(mirrored) for logits in self.network(x))
         return torch.cat([lr, fold_phases(hr, self.factor)], dim=1)
 
     @property
-    def has_head(self) -> bool:
+    def uses_hr_head(self) -> bool:
         """Whether the network has an HR head that shall be used."""
         return self.hr_head and has_hr_head(self.network)
 
     @contextmanager
     def _all_channels(self) -> Iterator[None]:
         """The network gives all that `_predict_window` takes, and nnU-Net expects as many channels."""
-        if not self.has_head:
+        if not self.uses_hr_head:
             yield
             return
         label_manager = self.label_manager

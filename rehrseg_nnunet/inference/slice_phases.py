@@ -2,8 +2,8 @@
 
 Where between two anatomical positions the slices of a scan lie, their phase, is an accident, as left and right of a
 mirrored image are. nnU-Net averages as many predictions as there are combinations of mirrored axes. Here they also see
-the scan at different phases, so averaging over phases takes no more of them. This is for networks that have seen one
-phase of every case; REHRSegTrainer's are trained on all.
+the scan at different phases, so averaging over phases takes no more of them. Logits of thick slices gain by it, also
+those of REHRSegTrainer's networks, which are trained on all phases; those of its HR head do not.
 
 Convention:
     At phase p, from -r/2 to r/2, the scan is resampled to slices that lie p HR slices behind the acquired ones
@@ -65,20 +65,23 @@ class PhaseMean:
         self.weights = torch.zeros(self.slices)
 
     def add(self, logits: torch.Tensor, phase: int, *, weight: int) -> None:
-        """Add a prediction.
+        """Add a prediction, which may be changed.
 
         Args:
-            logits: (K, r*D, H, W), on the CPU.
+            logits: (K, r*D, H, W) float32, on the CPU.
             phase: p.
             weight: number of predictions that these are the mean of.
         """
-        if self.total is None:
-            self.total = torch.zeros(logits.shape)
-        there = slice(None)
+        first, end = 0, self.slices
         if phase:
-            there = slice(self.margin + max(phase, 0), self.slices - self.margin + min(phase, 0))
-        self.total[:, there].add_(logits.roll(phase, 1)[:, there], alpha=weight)
-        self.weights[there] += weight
+            first, end = self.margin + max(phase, 0), self.slices - self.margin + min(phase, 0)
+        self.weights[first:end] += weight
+        if self.total is None and phase == 0:
+            self.total = logits.mul_(weight)  # HR logits are large: no second copy
+            return
+        if self.total is None:
+            self.total = torch.zeros_like(logits)
+        self.total[:, first:end].add_(logits[:, first - phase : end - phase], alpha=weight)
 
     def mean(self) -> torch.Tensor:
         """(K, r*D, H, W) float32; there must be a prediction at phase 0."""

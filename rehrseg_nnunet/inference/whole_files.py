@@ -48,7 +48,7 @@ class WholeFilesPlansManager(PlansManager):
 
 
 def check_whole(file: str | Path) -> None:
-    """Read a NIfTI file to its end, which SimpleITK does not check; other formats raise on their own.
+    """Read a NIfTI file to its end, which SimpleITK does not check; other formats raise on their own, but for GIPL.
 
     Raises:
         OSError: the file ends early, or another error of nibabel's.
@@ -68,9 +68,14 @@ def _whole_files(base: type[BaseReaderWriter]) -> type[BaseReaderWriter]:
                     check_whole(file)
                 return super().read_images(image_fnames, *args, **kwargs)
             except Exception as error:  # every library has errors of its own
+                files = ", ".join(map(str, image_fnames))
+                if len(image_fnames) > 1 and not str(error):  # nnU-Net prints the reason, maybe in another process
+                    raise UnusableImageError(
+                        f"{files} must have the same shape and spacing: they are the channels of one case"
+                    ) from error
                 raise UnusableImageError(
-                    f"{', '.join(map(str, image_fnames))} must be whole files that nnU-Net's {base.__name__} can read, "
-                    f"got {type(error).__name__}: {error}"
+                    f"{files} must be whole files that nnU-Net's {base.__name__} can read, got {type(error).__name__}: "
+                    f"{error}"
                 ) from error
 
         def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:

@@ -144,8 +144,10 @@ def test_the_order_does_what_it_says(folder, order):
     assert manager.resampling_fn_data.func is resample_data_or_seg_to_shape
 
 
-def test_nnunets_torch_resampling_is_set_too(folder):
-    torch_options = {"force_separate_z": None, "mode": "linear", "aniso_axis_mode": "nearest-exact"}
+@pytest.mark.parametrize("planned", [{}, {"aniso_axis_mode": "nearest-exact"}])
+def test_nnunets_torch_resampling_is_set_too(folder, planned):
+    """Its planner says nothing of the slice axis, so the function's default counts."""
+    torch_options = {"force_separate_z": None, "mode": "linear", **planned}
     content = plans(**{"3d_fullres": configuration((4.0, 1.0, 1.0), "resample_torch_fornnunet", **torch_options)})
     (folder / "torch.json").write_text(json.dumps(content))
     assert plan("-p", "torch", "--order-z", "1") == 0

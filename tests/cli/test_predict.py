@@ -1,6 +1,7 @@
 import argparse
 
 import pytest
+import torch
 
 from rehrseg_nnunet.cli import predict
 from rehrseg_nnunet.cli.predict import add_arguments, run
@@ -73,6 +74,7 @@ def call(tmp_path, monkeypatch):
     class Predictor:
         def __init__(self, **kwargs):
             asked["init"] = kwargs
+            self.dataset_json = {"file_ending": ".nii.gz"}
 
         def initialize_from_trained_model_folder(self, folder, folds, **kwargs):
             asked["model"] = (folder, folds, kwargs)
@@ -84,8 +86,12 @@ def call(tmp_path, monkeypatch):
             asked["sequential"] = (args, kwargs)
 
     model = tmp_path / "results" / "Dataset001_Tiny" / "REHRSegTrainer__nnUNetPlans__3d_fullres"
-    model.mkdir(parents=True)
+    for fold in (*range(5), "all"):
+        (model / f"fold_{fold}").mkdir(parents=True)
+        for name in ("final", "best"):
+            torch.save({"network_weights": {}}, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
     (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a_0000.nii.gz").touch()
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setattr("rehrseg_nnunet.inference.hr_predictor.HRPredictor", Predictor)
@@ -178,6 +184,53 @@ def test_refuses(call, flags, error, message):
     with pytest.raises(error, match=message):
         call(*flags)
     assert "model" not in call.asked
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [
+        ([], r"no \.nii\.gz files"),
+        (["a_0000.mha"], r"no \.nii\.gz files"),
+        (["a.nii.gz"], r"a\.nii\.gz in"),
+        (["a_0000.nii.gz", "a_1.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"], r"a_1\.nii\.gz, b.*, c.*, \.\.\. in"),
+    ],
+)
+def test_refuses_images_without_nnunets_names(call, tmp_path, names, got):
+    """nnU-Net itself does nothing, or raises an IndexError."""
+    (tmp_path / "in" / "a_0000.nii.gz").unlink()
+    for name in names:
+        (tmp_path / "in" / name).touch()
+    with pytest.raises(ValueError, match=rf"-i must hold images named CASE_0000\.nii\.gz, .*got {got}"):
+        call()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK damaged"])
+def test_refuses_missing_and_damaged_checkpoints(call, content):
+    file = call.model / "fold_3" / "checkpoint_final.pth"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"fold_3/checkpoint_final\.pth must be an nnU-Net checkpoint.*; choose .* -f"):
+        call()
+    assert "model" not in call.asked
+    call("-f", "0", "4")
+
+
+def test_a_gpu_can_be_chosen_twice(monkeypatch):
+    """PyTorch takes the number of its inter-op threads once per process."""
+    threads = [4]
+
+    def set_threads(number):
+        assert threads == [4], "cannot set number of interop threads"
+        threads[:] = [number]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.get_num_interop_threads", lambda: threads[0])
+    monkeypatch.setattr("torch.set_num_interop_threads", set_threads)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    assert [predict._device("cuda").type for _ in range(2)] == ["cuda"] * 2
+    assert threads == [1]
 
 
 def test_refuses_a_missing_gpu(call, monkeypatch):

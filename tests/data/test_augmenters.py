@@ -27,17 +27,20 @@ class Draws(DataLoader):
         return {"worker": self.thread_id, "numpy": np.random.uniform(), "torch": torch.rand(1)}  # noqa: NPY002
 
 
-def test_no_processes_loads_in_this_one():
+@pytest.mark.parametrize("validation", [False, True])
+def test_no_processes_loads_in_this_one(monkeypatch, validation):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     loader = Draws()
-    augmenter = start_augmenter(loader, device=CPU, num_processes=0)
+    augmenter = start_augmenter(loader, device=CPU, validation=validation)
     assert isinstance(augmenter, SingleThreadedAugmenter)
     assert loader.drawn == 1  # started
     assert set(next(augmenter)) == {"worker", "numpy", "torch"}
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="test classes need fork")
-def test_workers_draw_different_random_numbers():
-    augmenter = start_augmenter(Draws(), device=CPU, num_processes=2, num_cached=4)
+def test_workers_draw_different_random_numbers(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    augmenter = start_augmenter(Draws(), device=CPU)
     try:
         batches = [next(augmenter) for _ in range(12)]
     finally:
@@ -56,14 +59,3 @@ def test_nnunets_rule_for_workers_and_cache(monkeypatch, allowed, validation, pr
     augmenter = start_augmenter(Draws(), device=torch.device("cuda"), validation=validation)
     assert (augmenter.num_processes, augmenter.num_cached, augmenter.pin_memory) == (processes, cached, True)
     assert not start_augmenter(Draws(), device=CPU, validation=validation).pin_memory
-
-
-@pytest.mark.parametrize("validation", [False, True])
-def test_zero_allowed_processes(monkeypatch, validation):
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    assert isinstance(start_augmenter(Draws(), device=CPU, validation=validation), SingleThreadedAugmenter)
-
-
-def test_negative_processes_are_refused():
-    with pytest.raises(ValueError, match="num_processes must be at least 0, got -1"):
-        start_augmenter(Draws(), device=CPU, num_processes=-1)

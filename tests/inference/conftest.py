@@ -67,7 +67,7 @@ def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resamp
     """Plans of a thick-slice dataset whose slices lie along one axis of the array."""
     options = {"order": 1, "order_z": 0, "force_separate_z": None}
     if resampling == "resample_torch_fornnunet":
-        options = {"mode": "linear", "aniso_axis_mode": "nearest-exact"}
+        options = {"mode": "linear", "force_separate_z": None}  # as nnU-Net plans it: nothing of the slice axis
     others = [a for a in range(3) if a != axis]
     forward = [axis, *others]
     configuration = {

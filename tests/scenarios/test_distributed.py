@@ -169,6 +169,15 @@ def test_validation_is_split(trained, folder, line):
     assert sorted(file.name.removesuffix(".nii.gz") for file in files) == cases
 
 
+def test_validation_alone_with_fewer_cases_than_processes(trained):
+    """A process without cases must not be waited for by the network of another, which would last until the timeout."""
+    nnunet, _, _ = trained
+    case = split_of(nnunet)["val"][0]
+    for folder in ("validation", "validation_hr"):
+        files = (nnunet.fold("REHRSegTrainer_2epochs", THICK) / folder).glob("*.nii.gz")
+        assert [file.name for file in files] == [f"{case}.nii.gz"]
+
+
 def test_stage_2_starts_from_the_baseline_on_both_ranks(trained):
     nnunet, _, printed = trained
     baseline = Path(nnunet.fold("nnUNetTrainer", THICK), "checkpoint_final.pth")

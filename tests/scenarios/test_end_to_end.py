@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from workspace import assert_same_field_of_view, log_of, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
+from rehrseg_nnunet.config import HRHeadConfig, load_config
 from rehrseg_nnunet.evaluation.upsampling import upsample_folder
 
 pytestmark = pytest.mark.slow
@@ -66,6 +67,19 @@ def test_stage_2_starts_from_the_baseline_at_the_lower_rate(trained):
     log = log_of(trained.fold("REHRSegTrainer", THICK))
     assert f"training starts from {trained.fold('nnUNetTrainer', THICK) / 'checkpoint_final.pth'}" in log
     assert "initial learning rate 0.005" in log  # the demo preset's
+
+
+def test_the_model_folder_says_how_to_build_its_hr_head(trained):
+    """The plans that nnU-Net keeps with a model have every setting: defaults of another version do not matter."""
+    planned, kept = (
+        PlansManager(str(file)).get_configuration("3d_fullres").configuration
+        for file in (trained.plans(THICK), trained.fold("REHRSegTrainer", THICK).parent / "plans.json")
+    )
+    config = load_config(planned)
+    assert kept["rehrseg"] == config.model_dump(mode="json")
+    assert kept["rehrseg"]["segmentation"]["hr_head"].keys() == HRHeadConfig.model_fields.keys()
+    assert planned["rehrseg"] != kept["rehrseg"]
+    assert load_config(kept) == config
 
 
 def test_validation_is_nnunets_own_and_the_hr_files_cover_the_same_field_of_view(trained):

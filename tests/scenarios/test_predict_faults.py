@@ -120,14 +120,23 @@ def damage(file, kind):
         file.write_text("not an image")
     elif kind == "thin":
         Scan(slices=1, spacing_mm=(1.0, 1.0, 1.1)).write(file)
+    elif kind == "thin but for zeros":
+        scan = sitk.GetImageFromArray(np.pad(np.ones((1, 17, 23), np.float32), ((2, 3), (0, 0), (0, 0))))
+        scan.SetSpacing((1.1, 1.0, 1.0))
+        sitk.WriteImage(scan, str(file))
     else:
-        shutil.copy(file, file.with_name("b_0001.nii.gz"))
+        other = file.with_name("b_0001.nii.gz")
+        shutil.copy(file, other)
+        if kind == "channel of another size":
+            Scan(slices=3).write(other)
 
 
 UNUSABLE = [
     ("truncated", r"b_0000\.nii\.gz must be whole files .*EOFError"),
     ("not an image", r"b_0000\.nii\.gz must be whole files"),
     ("thin", r"b_0000\.nii\.gz must be more than half a planned voxel long \(4 x .* got 1 x"),
+    ("thin but for zeros", r"b_0000\.nii\.gz must be more than half a planned voxel long .* got 1 x"),
+    ("channel of another size", r"b_0000\.nii\.gz, \S*b_0001\.nii\.gz must have the same shape and spacing"),
     ("channel", r"b_0001\.nii\.gz must have as many channels as the training data, 1, got 2"),
 ]
 

@@ -191,7 +191,9 @@ def test_its_images_can_be_the_pseudo_hr_images(trained, smore):
 
 
 def test_smores_images_need_smore(trained, smore):
-    """Refused before training and by the export; never other images than the manifest says."""
+    """Refused before training and by the export, which keeps the cases; never other images than the manifest says."""
+    cases = trained.fold("SelfSRTrainer", THICK) / "pseudo_hr"
+    before = {file.name: file.stat().st_mtime_ns for file in cases.iterdir()}
     hidden = smore.parent.with_name("hidden")
     with trained.changed_plans(THICK) as change:
         change.plans["configurations"]["3d_fullres"]["rehrseg"]["self_sr"]["export"] = {"image": "smore"}
@@ -205,3 +207,4 @@ def test_smores_images_need_smore(trained, smore):
                     trained.train("SelfSRTrainer", THICK, option)
         finally:
             hidden.rename(smore.parent)
+    assert {file.name: file.stat().st_mtime_ns for file in cases.iterdir()} == before

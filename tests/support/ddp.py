@@ -77,6 +77,14 @@ def watch_export():
     return seen
 
 
+def validate_one_case(trainer):
+    """What `--val` does, for a split whose validation cases are fewer than the processes."""
+    training, validation = trainer.do_split()
+    trainer.do_split = lambda: (training, validation[:1])
+    trainer.print_to_log_file = lambda *_, **__: None  # what the trainings print is counted
+    trainer.perform_actual_validation()
+
+
 def main():
     """Train."""
     rank, processes, folder, dataset, plans = sys.argv[1:]
@@ -84,9 +92,8 @@ def main():
     torch.manual_seed(int(rank))  # weights differ until the group shares them
     shorten()
     use_threads()
-    stage_1, stage_2, undistilled = (
-        build(name, dataset, plans) for name in ("SelfSRTrainer", "REHRSegTrainer", "REHRSegTrainer_1epoch")
-    )
+    trainers = ("SelfSRTrainer", "REHRSegTrainer", "REHRSegTrainer_1epoch", "REHRSegTrainer_2epochs")
+    stage_1, stage_2, undistilled, validated = (build(name, dataset, plans) for name in trainers)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=int(rank), world_size=int(processes))
     seen = {}
     for name, trainer in (("stage 1", stage_1), ("stage 2", stage_2), ("without distillation", undistilled)):
@@ -98,6 +105,8 @@ def main():
     dist.barrier()
     stage_2.run_training()
     stage_2.perform_actual_validation()
+    join_group(validated)
+    validate_one_case(validated)
     undistilled.on_train_start()
     undistilled.loss.distillation_weight = 0  # the adaptor is in no term of the loss
     undistilled.on_train_epoch_start()
