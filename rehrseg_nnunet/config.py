@@ -60,7 +60,7 @@ class SelfSRConfig(StrictModel):
         simulated_axes: in-plane axes along which thick slices are simulated for training.
         scaling: range of in-plane zoom for augmentation.
         scaling_probability: share of windows that are zoomed.
-        label_profile: how labels go to thick slices, "centre" (Eq. 1) or "majority".
+        label_profile: how labels go to thick slices, in stage 2 too, "centre" (Eq. 1) or "majority".
         export: how pseudo-HR cases are made.
     """
 

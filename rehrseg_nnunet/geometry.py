@@ -58,14 +58,15 @@ def sr_factor(spacing_mm: Sequence[float]) -> int:
     return max(2, math.floor(c / math.sqrt(a_y * a_x) + 0.5))
 
 
+def hr_patch_size(patch_size: Sequence[int], factor: int) -> tuple[int, int, int]:
+    """An LR patch (D, H, W) in HR voxels, (r*D, H, W)."""
+    slices, height, width = patch_size
+    return slices * factor, height, width
+
+
 def hr_slice_positions(lr_slices: int, factor: int) -> np.ndarray:
     """Centres of the r*D HR slices in LR slice coordinates, shape (factor * lr_slices,), float64."""
     return (np.arange(lr_slices * factor) + 0.5) / factor - 0.5
-
-
-def lr_slice_positions(lr_slices: int, factor: int) -> np.ndarray:
-    """Centres of the D LR slices in HR slice coordinates, shape (lr_slices,), float64."""
-    return np.arange(lr_slices) * factor + (factor - 1) / 2
 
 
 def scale_affine(affine: np.ndarray, axis: int, scale: float) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.helpers import dummy_context
@@ -20,9 +19,10 @@ from rehrseg_nnunet.config import RehrsegConfig, SelfSRConfig, SMOREConfig
 from rehrseg_nnunet.data.label_channels import masked_value
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore, hash_weights
 from rehrseg_nnunet.evaluation.self_sr_validation import IMAGE_METRICS, restoration_metrics
+from rehrseg_nnunet.geometry import hr_patch_size
 from rehrseg_nnunet.losses.self_sr import build_label_loss
 from rehrseg_nnunet.networks.hr_head import unwrap
-from rehrseg_nnunet.runs import is_saved
+from rehrseg_nnunet.runs import is_saved, raw_folder
 from rehrseg_nnunet.schedules import PhasedOneCycle
 
 
@@ -121,13 +121,12 @@ class RestorationTraining:
     @property
     def raw_folder(self) -> Path | None:
         """The dataset's folder in nnUNet_raw, None where that is not set."""
-        return Path(str(nnUNet_raw), self.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
+        return raw_folder(self.plans_manager.dataset_name)
 
     @property
     def hr_patch_size(self) -> tuple[int, int, int]:
         """The plan's patch in HR voxels, by which cases are stored in chunks."""
-        slices, *in_plane = self.configuration_manager.patch_size
-        return (slices * self.config.factor, *in_plane)
+        return hr_patch_size(self.configuration_manager.patch_size, self.config.factor)
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net."""

@@ -1,4 +1,4 @@
-"""Where nnU-Net keeps the runs that stage 2 builds on, and how to load them.
+"""Where nnU-Net keeps what a training builds on, other runs above all, and how to load them.
 
 Convention:
     A run is a fold folder `<results>/<dataset>/<trainer>__<plans>__<configuration>/fold_<fold>`. Trainers of a length
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.paths import nnUNet_raw
 
 from rehrseg_nnunet.config import RehrsegConfig
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore, hash_weights
@@ -26,6 +27,11 @@ FOLD_FOLDER = re.compile(r"fold_(all|\d+)")
 # what torch.load raises for damaged files and for files of something else, and indexing for other contents
 UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.PickleError)
 FINAL_CHECKPOINT, BEST_CHECKPOINT = "checkpoint_final.pth", "checkpoint_best.pth"
+
+
+def raw_folder(dataset_name: str) -> Path | None:
+    """A dataset's folder in nnUNet_raw, None where that is not set: training does not need it."""
+    return Path(str(nnUNet_raw), dataset_name) if nnUNet_raw.is_set() else None
 
 
 def candidate_trainers(base: str, trainer: str) -> list[str]:

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import make_interp_spline
+from slice_positions import lr_slice_positions
 
-from rehrseg_nnunet.geometry import hr_slice_positions, lr_slice_positions
+from rehrseg_nnunet.geometry import hr_slice_positions
 from rehrseg_nnunet.slice_profile import (
     apply_along,
     at_phase,

@@ -7,18 +7,24 @@ REHRSegTrainer. With a length suffix it trains as long: `REHRSegTrainer_MIMIC_10
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from rehrseg_nnunet.trainers import rehrseg_trainer  # nnU-Net takes the first file in which it sees a trainer's name
 
 from rehrseg_nnunet.data.certain_cases import CertainCases
 from rehrseg_nnunet.data.interpolated import write_interpolated_cases
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest
+from rehrseg_nnunet.geometry import hr_patch_size
 from rehrseg_nnunet.inference.smore_export import smore_cases
-from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run, training_command
+from rehrseg_nnunet.runs import (
+    FINAL_CHECKPOINT,
+    candidate_trainers,
+    find_finished_run,
+    raw_folder,
+    sibling_run,
+    training_command,
+)
 
 
 class REHRSegTrainer_pseudoDataOnly(rehrseg_trainer.REHRSegTrainer):
@@ -92,7 +98,6 @@ class REHRSegTrainer_pseudoDataBSpline(REHRSegTrainer_pseudoDataOnly):
 
     def open_pseudo_hr(self) -> None:
         """Write the interpolated cases that are missing."""
-        slices, *in_plane = self.configuration_manager.patch_size
         identifiers, _ = self.do_split()
         self.interpolated_folder = write_interpolated_cases(
             self.dataset_class(self.preprocessed_dataset_folder, identifiers),
@@ -100,8 +105,8 @@ class REHRSegTrainer_pseudoDataBSpline(REHRSegTrainer_pseudoDataOnly):
             factor=self.config.factor,
             spacing_mm=self.configuration_manager.spacing,
             label_manager=self.label_manager,
-            patch_size=(slices * self.config.factor, *in_plane),
-            raw_folder=Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else None,
+            patch_size=hr_patch_size(self.configuration_manager.patch_size, self.config.factor),
+            raw_folder=raw_folder(self.plans_manager.dataset_name),
         )
         self.print_to_log_file(f"pseudo-HR data: {self.interpolated_folder} (B-spline, labels by signed distance)")
 

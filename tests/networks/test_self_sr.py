@@ -1,9 +1,9 @@
 import pytest
 import torch
+from slice_positions import lr_slice_positions
 from torch import nn
 
 from rehrseg_nnunet.config import RehrsegConfig, load_config
-from rehrseg_nnunet.geometry import lr_slice_positions
 from rehrseg_nnunet.networks import self_sr
 from rehrseg_nnunet.networks.self_sr import (
     SelfSRNetwork,

@@ -17,6 +17,7 @@ from rehrseg_nnunet.data.certain_cases import CertainCases
 from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
 from rehrseg_nnunet.data.source_files import SOURCE, source_state
 from rehrseg_nnunet.evaluation.restoration import true_hr_case
+from rehrseg_nnunet.geometry import hr_patch_size
 from rehrseg_nnunet.training_lengths import trainer_of_length
 
 STORE_NAME = "true_hr"
@@ -87,7 +88,6 @@ def _write_case(trainer: nnUNetTrainer, store: PseudoHRStore, lr: nnUNetBaseData
     )
     if truth is None:
         raise ValueError(f"{identifier} must have its true HR volumes in the raw dataset (imagesTrHR, labelsTrHR)")
-    slices, *in_plane = trainer.configuration_manager.patch_size
     outside = np.repeat(np.asarray(labels[:]) == -1, factor, axis=1)
     store.write_case(
         identifier,
@@ -96,7 +96,7 @@ def _write_case(trainer: nnUNetTrainer, store: PseudoHRStore, lr: nnUNetBaseData
         np.where(outside, np.int16(-1), truth[1]),
         {**properties, SOURCE: source_state(trainer.preprocessed_dataset_folder, identifier)},
         label_manager=trainer.label_manager,
-        hr_patch_size=(slices * factor, *in_plane),
+        hr_patch_size=hr_patch_size(trainer.configuration_manager.patch_size, factor),
     )
 
 
