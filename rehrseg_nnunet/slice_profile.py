@@ -18,7 +18,6 @@ from scipy.interpolate import make_interp_spline
 from rehrseg_nnunet.geometry import hr_slice_positions
 
 TIE = 1e-6  # shares closer than this are equal but for rounding, whatever the direction of the axis
-REPEATED = 3  # edge slices before and after logits; what a spline's end does falls to a quarter with each
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
@@ -203,8 +202,8 @@ def interpolate_logits(logits: torch.Tensor, factor: int, axis: int) -> torch.Te
     """Interpolate logits to r times as many slices over the same field of view: cubic B-spline through the slices.
 
     Near a boundary logits are much like a signed distance, so the boundary moves from slice to slice. Elsewhere they
-    say how sure the network is, and how that changes towards the outer slices says nothing of what lies beyond: the
-    edge slices are repeated, as in the HR head.
+    say how sure the network is, and how that changes towards the outer slices says nothing of what lies beyond: there
+    the edge slices are repeated, as in the HR head. Between the outer centres a ramp stays a ramp.
 
     Args:
         logits: float tensor of any number of dimensions.
@@ -216,10 +215,10 @@ def interpolate_logits(logits: torch.Tensor, factor: int, axis: int) -> torch.Te
 
 @lru_cache(maxsize=128)
 def _logit_matrix(lr_slices: int, factor: int) -> torch.Tensor:
-    """Matrix (r*D, D) of the spline through repeated edge slices, so many that its ends are not felt."""
-    repeated = np.clip(np.arange(-REPEATED, lr_slices + REPEATED), 0, lr_slices - 1)
-    spline = interpolation_matrix(len(repeated), factor, 3)[REPEATED * factor : -REPEATED * factor]
-    return spline @ torch.from_numpy(np.eye(lr_slices)[repeated])
+    """Matrix (r*D, D), float64."""
+    if lr_slices == 1:
+        return interpolation_matrix(1, factor, 3)
+    return _spline_matrix(lr_slices, np.clip(hr_slice_positions(lr_slices, factor), 0, lr_slices - 1), 3)
 
 
 def at_phase(volume: torch.Tensor, phase: int, factor: int, axis: int) -> torch.Tensor:

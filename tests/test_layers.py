@@ -5,8 +5,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = [
-    {"config", "geometry", "grids", "metrics", "phantom", "presets", "safe_files", "schedules", "shape_interpolation",
-     "slice_profile", "training_lengths", "plans"},
+    {"config", "geometry", "grids", "metrics", "phantom", "presets", "resampling", "safe_files", "schedules",
+     "shape_interpolation", "slice_profile", "training_lengths", "plans"},
     {"networks", "losses", "data"},
     {"inference", "checkpoints", "runs", "training_start"},
     {"evaluation", "restoration_training"},

@@ -59,11 +59,11 @@ def extent_mm(image):
 
 
 def spline_of(logits):
-    """(K, r*D, H, W): a cubic spline through (K, D, H, W) with the edge slices repeated for ever, as good as."""
-    slices, beyond = logits.shape[1], 12
-    padded = np.pad(logits.numpy(), ((0, 0), (beyond, beyond), (0, 0), (0, 0)), mode="edge")
-    spline = make_interp_spline(np.arange(-beyond, slices + beyond), padded, k=3, axis=1)
-    return torch.from_numpy(spline(hr_slice_positions(slices, FACTOR))).float()
+    """(K, r*D, H, W): a spline through (K, D, H, W), cubic from four slices on; the edge slices beyond."""
+    slices = logits.shape[1]
+    degree = {"k": 3, "bc_type": "natural"} if slices > 3 else {"k": 1}
+    spline = make_interp_spline(np.arange(slices), logits.numpy(), axis=1, **degree)
+    return torch.from_numpy(spline(hr_slice_positions(slices, FACTOR).clip(0, slices - 1))).float()
 
 
 def test_folding_keeps_slice_order():
