@@ -25,8 +25,13 @@ def start_augmenter(
         loader: endless loader; it must be picklable.
         device: training device; batches are pinned for cuda.
         validation: take nnU-Net's smaller share of workers and cached batches.
+
+    Raises:
+        ValueError: nnUNet_n_proc_DA is negative.
     """
     allowed = get_allowed_n_proc_DA()
+    if allowed < 0:
+        raise ValueError(f"nnUNet_n_proc_DA must be at least 0, got {allowed}")
     num_processes = max(1, allowed // 2) if validation and allowed > 0 else allowed
     if num_processes == 0:
         augmenter = SingleThreadedAugmenter(loader, None)

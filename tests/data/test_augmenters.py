@@ -59,3 +59,9 @@ def test_nnunets_rule_for_workers_and_cache(monkeypatch, allowed, validation, pr
     augmenter = start_augmenter(Draws(), device=torch.device("cuda"), validation=validation)
     assert (augmenter.num_processes, augmenter.num_cached, augmenter.pin_memory) == (processes, cached, True)
     assert not start_augmenter(Draws(), device=CPU, validation=validation).pin_memory
+
+
+def test_negative_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "-1")
+    with pytest.raises(ValueError, match="nnUNet_n_proc_DA must be at least 0, got -1"):
+        start_augmenter(Draws(), device=CPU)

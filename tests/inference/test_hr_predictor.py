@@ -298,6 +298,8 @@ def test_hr_properties_and_configuration_for_stored_cases(tiny):
     assert configuration.spacing == [1.0, 1.0, 1.1]
     assert configuration.configuration["resampling_fn_probabilities_kwargs"]["order_z"] == 1
     assert lr.configuration == before
+    by_torch = tiny.predictor(resampling="resample_torch_fornnunet").configuration_manager.configuration
+    assert by_torch["resampling_fn_probabilities_kwargs"]["aniso_axis_mode"] == "linear"
     properties = {
         "spacing": [1.0, 1.1, 4.0],
         "shape_before_cropping": (7, 10, 12),
