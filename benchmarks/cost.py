@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from rehrseg_nnunet.cases.store import PseudoHRStore
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
 from rehrseg_nnunet.evaluation.tables import format_table
-from rehrseg_nnunet.inference.teacher import SelfSRTeacher
-from rehrseg_nnunet.networks.hr_head import output_mode, set_output_mode
-from rehrseg_nnunet.networks.self_sr import build_self_sr_network
+from rehrseg_nnunet.segmentation.hr_head import output_mode, set_output_mode
+from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
+from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 WORKERS = "nnUNet_n_proc_DA"
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux

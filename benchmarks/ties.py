@@ -19,9 +19,9 @@ from scipy.interpolate import CubicSpline
 
 from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.evaluation.tables import format_table
-from rehrseg_nnunet.inference.pseudo_hr_export import label_agreement
-from rehrseg_nnunet.shape_interpolation import signed_distance
-from rehrseg_nnunet.slice_profile import degrade_labels
+from rehrseg_nnunet.self_sr.export import label_agreement
+from rehrseg_nnunet.slices.shape_interpolation import signed_distance
+from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 PLACES = {"where meant": 0.0, "half an HR voxel lower": -0.5}
 

@@ -10,8 +10,8 @@ from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_training_lengths
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path
-from rehrseg_nnunet.config import RehrsegConfig, change_segmentation
-from rehrseg_nnunet.runs import candidate_trainers
+from rehrseg_nnunet.config.rehrseg import RehrsegConfig, change_segmentation
+from rehrseg_nnunet.nnunet.fold_run import candidate_trainers
 
 # the settings that each variant has
 VARIANTS = {

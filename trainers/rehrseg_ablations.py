@@ -12,12 +12,9 @@ from typing import Any, ClassVar
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from rehrseg_nnunet.trainers import rehrseg_trainer  # nnU-Net takes the first file in which it sees a trainer's name
 
-from rehrseg_nnunet.data.certain_cases import CertainCases
-from rehrseg_nnunet.data.interpolated import write_interpolated_cases
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest
-from rehrseg_nnunet.geometry import hr_patch_size
-from rehrseg_nnunet.inference.smore_export import smore_cases
-from rehrseg_nnunet.runs import (
+from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
+from rehrseg_nnunet.cases.store import PseudoHRManifest
+from rehrseg_nnunet.nnunet.fold_run import (
     FINAL_CHECKPOINT,
     candidate_trainers,
     find_finished_run,
@@ -25,6 +22,9 @@ from rehrseg_nnunet.runs import (
     sibling_run,
     training_command,
 )
+from rehrseg_nnunet.segmentation.certain_cases import CertainCases
+from rehrseg_nnunet.slices.geometry import hr_patch_size
+from rehrseg_nnunet.smore.export import smore_cases
 
 
 class REHRSegTrainer_pseudoDataOnly(rehrseg_trainer.REHRSegTrainer):

@@ -7,10 +7,16 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from rehrseg_nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.config import BLOCK, parse_block
-from rehrseg_nnunet.runs import FINAL_CHECKPOINT, candidate_trainers, find_finished_run, sibling_run, training_command
-from rehrseg_nnunet.training_start import BaselineStart
+from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.nnunet.fold_run import (
+    FINAL_CHECKPOINT,
+    candidate_trainers,
+    find_finished_run,
+    sibling_run,
+    training_command,
+)
+from rehrseg_nnunet.nnunet.training_start import BaselineStart
 
 
 class ContinuedBaselineTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):

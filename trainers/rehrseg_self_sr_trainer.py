@@ -13,20 +13,20 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.config import load_config
-from rehrseg_nnunet.data.augmenters import start_augmenter
-from rehrseg_nnunet.data.interpolated import write_interpolated_cases
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
-from rehrseg_nnunet.data.self_sr_loader import SelfSRLoader, intensity_transforms
-from rehrseg_nnunet.evaluation.self_sr_report import report_self_sr
-from rehrseg_nnunet.evaluation.self_sr_validation import SELF_SR_METRICS
-from rehrseg_nnunet.inference.pseudo_hr_export import MIN_LABEL_DICE, export_pseudo_hr
-from rehrseg_nnunet.inference.smore_export import STORE_NAME, smore_cases
-from rehrseg_nnunet.losses.self_sr import SelfSRLoss
-from rehrseg_nnunet.networks.self_sr import build_self_sr_network
-from rehrseg_nnunet.restoration_training import RestorationTraining
-from rehrseg_nnunet.runs import candidate_trainers, find_finished_run, sibling_run, training_command
+from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
+from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet.augmenters import start_augmenter
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.nnunet.fold_run import candidate_trainers, find_finished_run, sibling_run, training_command
+from rehrseg_nnunet.restoration.training import RestorationTraining
+from rehrseg_nnunet.restoration.validation import SELF_SR_METRICS
+from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, export_pseudo_hr
+from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
+from rehrseg_nnunet.self_sr.loss import SelfSRLoss
+from rehrseg_nnunet.self_sr.network import build_self_sr_network
+from rehrseg_nnunet.self_sr.report import report_self_sr
+from rehrseg_nnunet.smore.export import STORE_NAME, smore_cases
 
 SPACING_TOLERANCE = 0.05
 

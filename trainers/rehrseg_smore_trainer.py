@@ -11,17 +11,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.config import load_config
-from rehrseg_nnunet.data.augmenters import start_augmenter
-from rehrseg_nnunet.data.case_checks import check_cases
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
-from rehrseg_nnunet.data.smore_loader import SMORELoader
-from rehrseg_nnunet.evaluation.smore_report import report_smore
-from rehrseg_nnunet.inference.smore_export import STORE_NAME, export_smore
-from rehrseg_nnunet.losses.smore import SMORELoss
-from rehrseg_nnunet.networks.wdsr import build_wdsr
-from rehrseg_nnunet.restoration_training import RestorationTraining
+from rehrseg_nnunet.cases.case_checks import check_cases
+from rehrseg_nnunet.cases.store import PseudoHRStore
+from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet.augmenters import start_augmenter
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.restoration.training import RestorationTraining
+from rehrseg_nnunet.smore.export import STORE_NAME, export_smore
+from rehrseg_nnunet.smore.loader import SMORELoader
+from rehrseg_nnunet.smore.loss import SMORELoss
+from rehrseg_nnunet.smore.network import build_wdsr
+from rehrseg_nnunet.smore.report import report_smore
 
 
 class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):

@@ -16,19 +16,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.config import BLOCK, change_segmentation, load_config
-from rehrseg_nnunet.data.augmenters import start_augmenter
-from rehrseg_nnunet.data.hr_loader import HRPatchLoader, initial_lr_patch_size
-from rehrseg_nnunet.data.hr_transforms import build_training_transforms
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
-from rehrseg_nnunet.inference.hr_validation import predict_hr_validation
-from rehrseg_nnunet.inference.teacher import SelfSRTeacher
-from rehrseg_nnunet.losses.segmentation import REHRSegLoss, UncertaintyWeightedLoss
-from rehrseg_nnunet.losses.self_sr import build_label_loss
-from rehrseg_nnunet.networks.hr_head import add_hr_head, output_mode, set_output_mode
-from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
-from rehrseg_nnunet.runs import (
+from rehrseg_nnunet.cases.store import PseudoHRStore
+from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config
+from rehrseg_nnunet.nnunet.augmenters import start_augmenter
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.nnunet.fold_run import (
     FINAL_CHECKPOINT,
     SELF_SR_VARIABLE,
     candidate_trainers,
@@ -40,7 +32,15 @@ from rehrseg_nnunet.runs import (
     sibling_run,
     training_command,
 )
-from rehrseg_nnunet.training_start import BaselineStart
+from rehrseg_nnunet.nnunet.training_start import BaselineStart
+from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head, output_mode, set_output_mode
+from rehrseg_nnunet.segmentation.loader import HRPatchLoader, initial_lr_patch_size
+from rehrseg_nnunet.segmentation.loss import REHRSegLoss, UncertaintyWeightedLoss
+from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
+from rehrseg_nnunet.segmentation.transforms import build_training_transforms
+from rehrseg_nnunet.self_sr.loss import build_label_loss
+from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 
 
 class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):

@@ -14,7 +14,7 @@ from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
 from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
-from rehrseg_nnunet.training_lengths import trainer_of_length
+from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 
 TRAINERS = {
     trainer.__name__: trainer

@@ -26,8 +26,8 @@ from benchmarks.quality.runs import Run, execute, predict, set_environment, trai
 from benchmarks.quality.scores import score
 from benchmarks.quality.tables import write_tables
 from rehrseg_nnunet.cli.simulate import AXES
-from rehrseg_nnunet.presets import preset_names
-from rehrseg_nnunet.training_lengths import trainer_name
+from rehrseg_nnunet.config.presets import preset_names
+from rehrseg_nnunet.nnunet.training_lengths import trainer_name
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.quality.rows import PLANS
 from rehrseg_nnunet.cli.simulate import AXES, with_scaled_slices
-from rehrseg_nnunet.config import BLOCK, parse_block
-from rehrseg_nnunet.presets import apply_preset, load_preset, scale_width
-from rehrseg_nnunet.safe_files import write_atomically
-from rehrseg_nnunet.shape_interpolation import interpolate_labels
-from rehrseg_nnunet.slice_profile import degrade_labels, interpolate
+from rehrseg_nnunet.config.presets import apply_preset, load_preset, scale_width
+from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slices.slice_profile import degrade_labels, interpolate
 
 CONFIGURATION = "3d_fullres"
 OFFSETS = {"thick": 500, "interpolated": 600, "true_hr": 700}

@@ -11,7 +11,7 @@ from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
 from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_in_every_way
-from rehrseg_nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
 ALL_PHASES = "cubic logits, all phases"  # what `rehrseg predict` makes of a network without an HR head

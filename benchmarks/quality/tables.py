@@ -25,7 +25,7 @@ from rehrseg_nnunet.evaluation.summary import (
     paired_test,
     statistic,
 )
-from rehrseg_nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
 RESOLUTIONS = {"lr": "thick slices (LR)", "hr": "thin slices (HR)"}
 TITLES = {

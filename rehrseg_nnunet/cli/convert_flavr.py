@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.config import load_config
-from rehrseg_nnunet.networks.flavr_checkpoint import load_backbone, read_flavr_checkpoint
-from rehrseg_nnunet.networks.self_sr import SelfSRNetwork, build_self_sr_network
-from rehrseg_nnunet.safe_files import move_into_place, partial_name
+from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.nnunet.safe_files import move_into_place, partial_name
+from rehrseg_nnunet.self_sr.flavr_checkpoint import load_backbone, read_flavr_checkpoint
+from rehrseg_nnunet.self_sr.network import SelfSRNetwork, build_self_sr_network
 
 SEED = 0
 

@@ -57,7 +57,7 @@ def _set_environment(folder: Path) -> None:
         os.environ[name] = str(folder / name)
     os.environ.update(ENVIRONMENT)
     ensure_trainer_path()
-    from rehrseg_nnunet.runs import SELF_SR_VARIABLE
+    from rehrseg_nnunet.nnunet.fold_run import SELF_SR_VARIABLE
 
     os.environ.pop(SELF_SR_VARIABLE, None)  # that is a stage 1 of other data
 
@@ -87,9 +87,9 @@ class Demo:
             preprocess,
         )
 
+        from rehrseg_nnunet.cases.phantom import write_phantom_dataset
         from rehrseg_nnunet.cli.simulate import simulate
-        from rehrseg_nnunet.phantom import write_phantom_dataset
-        from rehrseg_nnunet.presets import apply_preset, load_preset
+        from rehrseg_nnunet.config.presets import apply_preset, load_preset
 
         os.environ[WORKERS] = "1"  # nnU-Net's planner hands it to torch as a number of threads
         print(f"1/6 {CASES} phantoms, thick slices by a factor of {FACTOR}, nnU-Net's planning and preprocessing")

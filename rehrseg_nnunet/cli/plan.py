@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.config import BLOCK
-from rehrseg_nnunet.geometry import check_thick_slices
-from rehrseg_nnunet.presets import apply_preset, load_preset, preset_names
-from rehrseg_nnunet.resampling import set_order_along_z
-from rehrseg_nnunet.safe_files import write_atomically
+from rehrseg_nnunet.config.presets import apply_preset, load_preset, preset_names
+from rehrseg_nnunet.config.rehrseg import BLOCK
+from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.nnunet.resampling import set_order_along_z
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.slices.geometry import check_thick_slices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

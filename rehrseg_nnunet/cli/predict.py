@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.cli.workers import end_workers
-from rehrseg_nnunet.safe_files import check_writable
+from rehrseg_nnunet.nnunet.safe_files import check_writable
 
 if TYPE_CHECKING:
     import torch
 
-    from rehrseg_nnunet.inference.hr_predictor import HRPredictor
+    from rehrseg_nnunet.prediction.predictor import HRPredictor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     ensure_trainer_path()
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from rehrseg_nnunet.runs import read_checkpoint
+    from rehrseg_nnunet.nnunet.fold_run import read_checkpoint
 
     model = Path(get_output_folder(args.d, args.tr, args.p, args.c))
     if not model.is_dir():
@@ -181,8 +181,8 @@ def _check_file_names(folder: Path, ending: str) -> None:
 
 
 def _predictor(args: argparse.Namespace) -> HRPredictor:
-    from rehrseg_nnunet.inference.hr_predictor import HRPredictor
-    from rehrseg_nnunet.inference.output_grid import parse_grid
+    from rehrseg_nnunet.prediction.output_grid import parse_grid
+    from rehrseg_nnunet.prediction.predictor import HRPredictor
 
     return HRPredictor(
         tile_step_size=args.step_size,

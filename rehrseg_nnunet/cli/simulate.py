@@ -12,9 +12,9 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.geometry import scale_slice_geometry
-from rehrseg_nnunet.slice_profile import degrade, degrade_labels
+from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.slices.geometry import scale_slice_geometry
+from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 AXES = {"z": 0, "y": 1, "x": 2}
 

@@ -19,10 +19,10 @@ from nnunetv2.imageio.reader_writer_registry import (
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.evaluation.metrics import HAUSDORFF_PERCENTILE, SSIM_SIGMA, SSIM_WINDOW, dice, hd95, psnr, ssim
 from rehrseg_nnunet.evaluation.pairing import Pair, pair_files, short_names
 from rehrseg_nnunet.evaluation.summary import IMAGE_METRICS, SEGMENTATION_METRICS, method_summary, paired_test
-from rehrseg_nnunet.grids import TOLERANCE_MM, Grid, grid_from_properties, onto_reference
-from rehrseg_nnunet.metrics import HAUSDORFF_PERCENTILE, SSIM_SIGMA, SSIM_WINDOW, dice, hd95, psnr, ssim
+from rehrseg_nnunet.slices.grids import TOLERANCE_MM, Grid, grid_from_properties, onto_reference
 
 Label = int | tuple[int, ...]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rehrseg_nnunet.evaluation.summary import MEAN
-from rehrseg_nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
 _DECIMALS = {"Dice": 4, "HD95": 2, "PSNR": 2, "SSIM": 4}
 _TITLES = {"HD95": "HD95 (mm)", "PSNR": "PSNR (dB)"}

@@ -13,9 +13,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from rehrseg_nnunet.geometry import scale_slice_geometry
-from rehrseg_nnunet.shape_interpolation import interpolate_labels
-from rehrseg_nnunet.slice_profile import interpolate, interpolate_logits
+from rehrseg_nnunet.slices.geometry import scale_slice_geometry
+from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slices.slice_profile import interpolate, interpolate_logits
 
 # the ways, and what tables call them
 METHODS = {

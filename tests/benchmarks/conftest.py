@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from benchmarks.quality.datasets import CONFIGURATION, Benchmark
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import Run
-from rehrseg_nnunet.runs import FINAL_CHECKPOINT
+from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 
 DATASET = {"labels": {"background": 0, "a": 1, "b": 2}, "channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
 

@@ -23,9 +23,9 @@ from benchmarks.quality.datasets import (
 )
 from rehrseg_nnunet.cli.simulate import AXES, add_arguments, simulate
 from rehrseg_nnunet.cli.simulate import run as run_simulate
-from rehrseg_nnunet.config import BLOCK, load_config
-from rehrseg_nnunet.presets import load_preset
-from rehrseg_nnunet.slice_profile import degrade_labels
+from rehrseg_nnunet.config.presets import load_preset
+from rehrseg_nnunet.config.rehrseg import BLOCK, load_config
+from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 
 def names(folder):

@@ -11,10 +11,10 @@ from benchmarks.quality.__main__ import main
 from benchmarks.quality.datasets import merged
 from benchmarks.quality.rows import PLANS, ROWS, TABLES, in_order
 from benchmarks.quality.runs import DEFAULTS, OWN_TRAINERS, set_environment
-from rehrseg_nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.cli.trainers import VARIABLE, trainers_folder
-from rehrseg_nnunet.config import parse_block
-from rehrseg_nnunet.presets import load_preset, preset_names
+from rehrseg_nnunet.config.presets import load_preset, preset_names
+from rehrseg_nnunet.config.rehrseg import parse_block
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 
 OWN_TRAINER = {
     "true_hr_data": "quality_true_hr_data",

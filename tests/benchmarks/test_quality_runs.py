@@ -15,7 +15,7 @@ from benchmarks.quality import runs
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import predict, scores_file, seconds_file, train
 from rehrseg_nnunet.cli.predict import add_arguments
-from rehrseg_nnunet.runs import SELF_SR_VARIABLE, candidate_trainers, find_finished_run
+from rehrseg_nnunet.nnunet.fold_run import SELF_SR_VARIABLE, candidate_trainers, find_finished_run
 
 SEGMENTING = [key for key, row in ROWS.items() if row.segments]
 # networks of thick slices without an HR head

@@ -10,7 +10,7 @@ from scipy.interpolate import CubicSpline
 
 from benchmarks.quality import scores
 from benchmarks.quality.scores import ALL_PHASES, read_scores, score, scores_file
-from rehrseg_nnunet.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 
 FACTOR = 4
 LR, HR = (6, 10, 10), (24, 10, 10)

@@ -6,8 +6,8 @@ import SimpleITK as sitk
 import torch
 
 from benchmarks.ties import interpolated, main, table_row
-from rehrseg_nnunet.shape_interpolation import interpolate_labels
-from rehrseg_nnunet.slice_profile import degrade_labels
+from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 
 @pytest.fixture

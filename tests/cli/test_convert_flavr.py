@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rehrseg_nnunet.cli import convert_flavr
-from rehrseg_nnunet.networks.flavr import FLAVR
-from rehrseg_nnunet.networks.flavr_checkpoint import load_backbone, read_flavr_checkpoint
-from rehrseg_nnunet.networks.self_sr import SelfSRNetwork
+from rehrseg_nnunet.self_sr.flavr import FLAVR
+from rehrseg_nnunet.self_sr.flavr_checkpoint import load_backbone, read_flavr_checkpoint
+from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 
 BASE = 2
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from rehrseg_nnunet.cli import main as cli
-from rehrseg_nnunet.cli.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path, trainers_folder
+from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 
 
 def test_every_command_has_a_module_with_options():

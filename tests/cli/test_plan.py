@@ -9,8 +9,8 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.config import RehrsegConfig, load_config, parse_block
-from rehrseg_nnunet.presets import load_preset
+from rehrseg_nnunet.config.presets import load_preset
+from rehrseg_nnunet.config.rehrseg import RehrsegConfig, load_config, parse_block
 
 DATASET = "Dataset009_Thick"
 SPACINGS = [3.0, 5.0, 6.0, 6.5, 7.0]  # of the slices, case by case

@@ -5,7 +5,7 @@ import torch
 
 from rehrseg_nnunet.cli import predict
 from rehrseg_nnunet.cli.predict import add_arguments, run
-from rehrseg_nnunet.inference.output_grid import HRGrid, NativeGrid, ReferenceGrid
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, ReferenceGrid
 
 REQUIRED = ["-d", "1", "-c", "3d_fullres"]
 
@@ -94,7 +94,7 @@ def call(tmp_path, monkeypatch):
     (tmp_path / "in" / "a_0000.nii.gz").touch()
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setattr("rehrseg_nnunet.inference.hr_predictor.HRPredictor", Predictor)
+    monkeypatch.setattr("rehrseg_nnunet.prediction.predictor.HRPredictor", Predictor)
     monkeypatch.setattr(predict, "ensure_trainer_path", lambda: asked.setdefault("trainer path", True))
 
     def run_with(*flags):

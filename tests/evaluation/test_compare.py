@@ -10,8 +10,8 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from rehrseg_nnunet.evaluation.compare import default_workers, evaluate_case, evaluate_folders, evaluate_image
+from rehrseg_nnunet.evaluation.metrics import psnr, ssim
 from rehrseg_nnunet.evaluation.tables import format_summary, format_table, write_summary
-from rehrseg_nnunet.metrics import psnr, ssim
 
 LABELS = {"background": 0, "head": 1, "tail": 2}
 DATASET = {"labels": LABELS, "channel_names": {"0": "T1"}, "file_ending": ".nrrd"}

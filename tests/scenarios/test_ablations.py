@@ -14,11 +14,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from workspace import log_of
 
 from benchmarks.quality.runs import OWN_TRAINERS
-from rehrseg_nnunet.data.hr_loader import HRPatchLoader
-from rehrseg_nnunet.data.interpolated import interpolated_folder
-from rehrseg_nnunet.data.self_sr_loader import SelfSRLoader
-from rehrseg_nnunet.inference.smore_export import STORE_NAME
-from rehrseg_nnunet.losses.segmentation import REHRSegLoss
+from rehrseg_nnunet.cases.interpolated import interpolated_folder
+from rehrseg_nnunet.segmentation.loader import HRPatchLoader
+from rehrseg_nnunet.segmentation.loss import REHRSegLoss
+from rehrseg_nnunet.self_sr.loader import SelfSRLoader
+from rehrseg_nnunet.smore.export import STORE_NAME
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from workspace import assert_same_field_of_view
 
+from rehrseg_nnunet.cases.interpolated import interpolated_folder
+from rehrseg_nnunet.cases.store import PseudoHRStore
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.data.interpolated import interpolated_folder
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from short_runs import STEPS
 from workspace import SHORT_RUNS, log_of
 
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.cases.store import PseudoHRStore
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from workspace import assert_same_field_of_view, log_of, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
-from rehrseg_nnunet.config import HRHeadConfig, load_config
+from rehrseg_nnunet.config.rehrseg import HRHeadConfig, load_config
 from rehrseg_nnunet.evaluation.upsampling import upsample_folder
 
 pytestmark = pytest.mark.slow
@@ -210,7 +210,7 @@ def test_trainers_are_found_from_a_wheel(tmp_path):
     subprocess.run(install, check=True)
     code = (
         "from rehrseg_nnunet.cli.trainers import ensure_trainer_path, trainers_folder; ensure_trainer_path();"
-        "from rehrseg_nnunet.presets import preset_names; print(trainers_folder(), preset_names());"
+        "from rehrseg_nnunet.config.presets import preset_names; print(trainers_folder(), preset_names());"
         "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"
         "names = 'SelfSRTrainer REHRSegTrainer ContinuedBaselineTrainer REHRSegTrainer_10epochs'.split();"
         "print([find(name).__name__ for name in names])"

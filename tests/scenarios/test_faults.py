@@ -17,8 +17,8 @@ import SimpleITK as sitk
 import torch
 from workspace import environment
 
-from rehrseg_nnunet.data.interpolated import interpolated_folder
-from rehrseg_nnunet.runs import FINAL_CHECKPOINT
+from rehrseg_nnunet.cases.interpolated import interpolated_folder
+from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 
 pytestmark = pytest.mark.slow
 

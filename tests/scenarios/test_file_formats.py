@@ -10,7 +10,7 @@ import torch
 from known_answers import RESOLUTION, TRAINER, Scan, known_trainer, oblique, write_model
 from workspace import assert_same_field_of_view
 
-from rehrseg_nnunet.slice_profile import degrade_labels
+from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 pytestmark = pytest.mark.slow
 

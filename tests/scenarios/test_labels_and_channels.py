@@ -11,8 +11,8 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from workspace import log_of
 
-from rehrseg_nnunet.data import interpolated as interpolation
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore
+from rehrseg_nnunet.cases import interpolated as interpolation
+from rehrseg_nnunet.cases.store import PseudoHRStore
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from workspace import log_of
 
-from rehrseg_nnunet.data.interpolated import interpolated_folder
-from rehrseg_nnunet.inference.smore_export import STORE_NAME
+from rehrseg_nnunet.cases.interpolated import interpolated_folder
+from rehrseg_nnunet.smore.export import STORE_NAME
 
 pytestmark = pytest.mark.slow
 

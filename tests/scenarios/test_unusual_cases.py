@@ -13,7 +13,7 @@ from known_answers import oblique
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from workspace import assert_same_field_of_view, log_of
 
-from rehrseg_nnunet.phantom import LABELS, make_phantom
+from rehrseg_nnunet.cases.phantom import LABELS, make_phantom
 
 pytestmark = pytest.mark.slow
 

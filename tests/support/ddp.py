@@ -14,8 +14,8 @@ from short_runs import shorten, use_threads
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRStore, hash_weights
-from rehrseg_nnunet.evaluation import self_sr_report
+from rehrseg_nnunet.cases.store import PseudoHRStore, hash_weights
+from rehrseg_nnunet.self_sr import report as self_sr_report
 
 STEPS = 3
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ import SimpleITK as sitk
 import torch
 from short_runs import EPOCHS, FAULT, STEPS, shorten, use_threads
 
+from rehrseg_nnunet.cases.phantom import write_phantom_dataset
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
-from rehrseg_nnunet.phantom import write_phantom_dataset
 
 PHANTOM = (16, 24, 24)  # z, y, x
 SHORT_RUNS = Path(__file__).with_name("short_runs.py")

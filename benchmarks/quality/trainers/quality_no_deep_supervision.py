@@ -8,7 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer as Base  # nnU-Net must find that one elsewhere
 
-from rehrseg_nnunet.training_lengths import trainer_of_length
+from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 
 
 class REHRSegTrainer_noDeepSupervision(Base):

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from rehrseg_nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.training_lengths import trainer_of_length
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 
 
 class SafeTrainer(SafeCheckpoints, nnUNetTrainer):

@@ -13,12 +13,12 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUN
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from rehrseg_nnunet.trainers import rehrseg_self_sr_trainer, rehrseg_trainer  # nnU-Net must find those elsewhere
 
-from rehrseg_nnunet.data.certain_cases import CertainCases
-from rehrseg_nnunet.data.pseudo_hr import PseudoHRManifest, PseudoHRStore
-from rehrseg_nnunet.data.source_files import SOURCE, source_state
-from rehrseg_nnunet.evaluation.restoration import true_hr_case
-from rehrseg_nnunet.geometry import hr_patch_size
-from rehrseg_nnunet.training_lengths import trainer_of_length
+from rehrseg_nnunet.cases.source_files import SOURCE, source_state
+from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
+from rehrseg_nnunet.restoration.report import true_hr_case
+from rehrseg_nnunet.segmentation.certain_cases import CertainCases
+from rehrseg_nnunet.slices.geometry import hr_patch_size
 
 STORE_NAME = "true_hr"
 

@@ -1,0 +1,1 @@
+"""Derived cases on disk: how they are written, checked and found again."""

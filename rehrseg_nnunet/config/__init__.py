@@ -1,0 +1,1 @@
+"""The plans' blocks of settings, and presets of them."""

@@ -1,1 +1,0 @@
-"""Cases on disk, loaders and transforms of both stages."""

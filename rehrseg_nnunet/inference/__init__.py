@@ -1,1 +1,0 @@
-"""Applying trained networks: super-resolution of cases, the distillation teacher, HR prediction."""

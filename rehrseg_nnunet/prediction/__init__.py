@@ -1,0 +1,1 @@
+"""Prediction on thin slices with trained networks."""

@@ -1,0 +1,347 @@
+"""HR segmentation of LR cases: nnU-Net's predictor with another network output and another output grid.
+
+Convention:
+    The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
+    channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
+    slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
+    logits. Without an HR head it is the latter alone, at several phases (`slice_phases`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from functools import cache, partial, wraps
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet.resampling import set_order_along_z
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, WholeFilesPlansManager, staging
+from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid, Resize, hr_properties
+from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
+from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
+from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
+from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
+
+__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties"]
+
+logger = logging.getLogger(__name__)
+
+FAILURE = "failure"  # key of a case's properties
+
+
+def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
+    """(B, K, r*D, H, W) to (B, K*r, D, H, W)."""
+    return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
+
+
+class HRConfigurationManager(ConfigurationManager):
+    """A configuration for exporting HR predictions, and for preprocessing the LR cases they come from.
+
+    `spacing` is that of the HR grid and resampling of probabilities along z is linear. The patch size stays the LR
+    network's. The preprocessor works with the LR configuration and returns the properties of the output grid, so that
+    nnU-Net's own functions, which know one configuration, need no change. Instances travel to worker processes.
+
+    Args:
+        lr: the plans' configuration; it is copied, not changed.
+        factor: r.
+        grid: where predictions are written.
+        has_regions: region-based training (sigmoid, not softmax); only other grids than `HRGrid` need it.
+
+    Attributes:
+        return_failures: the preprocessor returns an image that cannot be predicted as a case without data, whose
+            properties hold the message under `FAILURE`, instead of raising: nnU-Net's preprocessing workers tell the
+            process that waits for them that they died, but not of what.
+    """
+
+    def __init__(
+        self, lr: ConfigurationManager, *, factor: int, grid: OutputGrid | None = None, has_regions: bool = False
+    ) -> None:
+        configuration = deepcopy(lr.configuration)
+        slices, *in_plane = configuration["spacing"]
+        configuration["spacing"] = [slices / factor, *in_plane]
+        set_order_along_z(configuration, 1, kinds=("probabilities",))
+        super().__init__(configuration)
+        self.lr = lr
+        self.factor = factor
+        self.grid = HRGrid() if grid is None else grid
+        self.has_regions = has_regions
+        self.return_failures = False
+
+    def for_workers(self) -> HRConfigurationManager:
+        """A copy with `return_failures`."""
+        reporting = copy(self)
+        reporting.return_failures = True
+        return reporting
+
+    @property
+    def resampling_fn_probabilities(self) -> Resize:
+        """nnU-Net's function inside the grid's."""
+        return partial(self.grid.resample, super().resampling_fn_probabilities, has_regions=self.has_regions)
+
+    @property
+    def preprocessor_class(self) -> type:
+        """The LR configuration's preprocessor, returning the output grid's properties."""
+        return _hr_preprocessor_class(self.lr.preprocessor_class)
+
+
+@cache
+def _hr_preprocessor_class(base: type) -> type:
+    class HRPreprocessor(base):
+        """Preprocess an LR case, describe the grid its prediction goes to, name the file that cannot be used."""
+
+        source = "the image"
+
+        def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
+            self.source = ", ".join(image_files)
+            try:
+                data, seg, properties = super().run_case(
+                    image_files, seg_file, plans_manager, configuration_manager.lr, dataset_json
+                )
+                return data, seg, _export_properties(properties, plans_manager, configuration_manager, image_files[0])
+            except (ValueError, NotImplementedError, OSError) as error:
+                unnamed = not isinstance(error, UnusableImageError)
+                failure = UnusableImageError(f"{self.source}: {error}") if unnamed else error
+                if not configuration_manager.return_failures:
+                    raise failure from error
+                return np.zeros((1, 1, 1, 1), dtype=np.float32), None, {FAILURE: str(failure)}
+
+        def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
+            is_hr = isinstance(configuration_manager, HRConfigurationManager)
+            lr = configuration_manager.lr if is_hr else configuration_manager
+            _check_image(data, properties["spacing"], self.source, plans_manager, lr)
+            data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
+            if is_hr:  # not so when run_case calls
+                prepared = _export_properties(prepared, plans_manager, configuration_manager, None)
+            return data, seg, prepared
+
+    return HRPreprocessor
+
+
+def _check_image(
+    data: np.ndarray,
+    spacing_mm: Sequence[float],
+    source: str,
+    plans_manager: PlansManager,
+    configuration: ConfigurationManager,
+) -> None:
+    """Refuse an image (C, ...) as the reader returned it, on which nnU-Net would fail or predict nonsense."""
+    channels = len(configuration.normalization_schemes)
+    if len(data) != channels:
+        raise UnusableImageError(
+            f"{source} must have as many channels as the training data, {channels}, got {len(data)}"
+        )
+    if not np.isfinite(data).all():
+        raise UnusableImageError(f"{source} must hold finite intensities, got NaN or infinite ones; mend the file")
+    planned_mm = configuration.spacing
+    voxels_left = _voxels_after_cropping(data)
+    extent = [(voxels_left[axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
+    if not compute_new_shape(*zip(*extent, strict=True), planned_mm).all():
+        shown = " x ".join(f"{voxels * spacing:.4g}" for voxels, spacing in extent)
+        raise UnusableImageError(
+            f"{source} must be more than half a planned voxel long ({' x '.join(f'{s:.4g}' for s in planned_mm)} mm, "
+            f"slice axis first), got {shown} mm around what is not zero"
+        )
+
+
+def _voxels_after_cropping(data: np.ndarray) -> list[int]:
+    """Size of what nnU-Net leaves of an image (C, ...): the box around all that is not zero in any channel."""
+    nonzero = (data != 0).any(axis=0)
+    if not nonzero.any():
+        return list(nonzero.shape)
+    axes = range(nonzero.ndim)
+    along = (np.flatnonzero(nonzero.any(axis=tuple(a for a in axes if a != axis))) for axis in axes)
+    return [int(there[-1] - there[0] + 1) for there in along]
+
+
+def _raise_failures(cases: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for case in cases:
+        if FAILURE in case["data_properties"]:
+            raise UnusableImageError(case["data_properties"][FAILURE])
+        yield case
+
+
+def _export_properties(
+    properties: dict[str, Any],
+    plans_manager: PlansManager,
+    configuration: HRConfigurationManager,
+    image_file: str | None,
+) -> dict[str, Any]:
+    return configuration.grid.properties(properties, plans_manager, factor=configuration.factor, image_file=image_file)
+
+
+class _ManyHeads:
+    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
+
+    def __init__(self, label_manager: Any, heads: int) -> None:
+        self._label_manager = label_manager
+        self.num_segmentation_heads = heads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._label_manager, name)
+
+
+class HRPredictor(nnUNetPredictor):
+    """`nnUNetPredictor` whose prediction methods all return or write HR results.
+
+    They come from both heads of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
+
+    Args:
+        *args: of nnUNetPredictor.
+        grid: where segmentations and probabilities are written; logits are always on the HR grid.
+        hr_head: use the HR head of a network that has one.
+        **kwargs: of nnUNetPredictor.
+    """
+
+    def __init__(self, *args: Any, grid: OutputGrid | None = None, hr_head: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hr_head = hr_head
+        self.grid: OutputGrid = HRGrid() if grid is None else grid
+        self.factor: int | None = None
+        self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
+        self._stage: Callable[[str], str] | None = None  # while files are predicted
+
+    def initialize_from_trained_model_folder(self, model_training_output_dir: str, *args: Any, **kwargs: Any) -> None:
+        """See nnUNetPredictor.
+
+        Raises:
+            NotImplementedError: a 2d or cascaded configuration.
+            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
+        """
+        super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
+        self._switch_to_hr()
+
+    def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """See nnUNetPredictor; takes the plans' own configuration.
+
+        Raises:
+            NotImplementedError: a 2d or cascaded configuration.
+            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
+        """
+        super().manual_initialization(*args, **kwargs)
+        self._switch_to_hr()
+
+    def _switch_to_hr(self) -> None:
+        factor = load_config(self.configuration_manager.configuration).factor
+        if not has_hr_head(self.network):
+            logger.info(
+                "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
+                self.trainer_name,
+                factor,
+            )
+        elif hr_factor(self.network) != factor:
+            raise ValueError(f"network must have the plans' factor {factor}, got {hr_factor(self.network)}")
+        self.factor = factor
+        self.plans_manager = WholeFilesPlansManager(self.plans_manager.plans)
+        self.configuration_manager = HRConfigurationManager(
+            self.configuration_manager, factor=factor, grid=self.grid, has_regions=self.label_manager.has_regions
+        )
+
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """HR logits of a preprocessed LR case, their mean over mirroring, and over phases without an HR head.
+
+        Args:
+            input_image: (C, D, H, W).
+
+        Returns:
+            (K, r*D, H, W) float16, on the CPU.
+        """
+        slices = input_image.shape[1]
+        axes = self.allowed_mirroring_axes if self.use_mirroring else None
+        # the HR head, which was trained on every phase, gains nothing from them
+        phases = 1 if self.uses_hr_head else self.factor
+        mean = PhaseMean(slices, self.factor)
+        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
+            self._mirrors = mirrors
+            mean.add(self._hr_logits(at_phase(input_image, phase, self.factor, 1)), phase, weight=len(mirrors))
+        return mean.mean().half()
+
+    def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
+        """HR logits (K, r*D, H, W) of an image (C, D, H, W), the mean over `_mirrors`."""
+        with self._all_channels():
+            # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
+            logits = super().predict_sliding_window_return_logits(image).cpu()
+        heads = self.label_manager.num_segmentation_heads
+        hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
+        if self.uses_hr_head:  # in place: HR logits are large
+            hr_logits.add_(interleave_slices(logits[None, heads:], self.factor)[0]).div_(2)
+        return hr_logits
+
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
+        return sum(self._predict_window(x.flip(axes), axes) for axes in mirrored) / len(self._mirrors)
+
+    def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
+        """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""
+        if not self.uses_hr_head:
+            return self.network(x).flip(mirrored)
+        lr, hr = (logits.flip(mirrored) for logits in self.network(x))
+        return torch.cat([lr, fold_phases(hr, self.factor)], dim=1)
+
+    @property
+    def uses_hr_head(self) -> bool:
+        """Whether the network has an HR head that shall be used."""
+        return self.hr_head and has_hr_head(self.network)
+
+    @contextmanager
+    def _all_channels(self) -> Iterator[None]:
+        """The network gives all that `_predict_window` takes, and nnU-Net expects as many channels."""
+        if not self.uses_hr_head:
+            yield
+            return
+        label_manager = self.label_manager
+        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * (1 + self.factor))
+        try:
+            with output_mode(self.network, "hr"):
+                yield
+        finally:
+            self.label_manager = label_manager
+
+    # nnU-Net reads its arguments by the names in these methods' signatures, which wraps passes on
+
+    @wraps(nnUNetPredictor.predict_from_files)
+    def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
+        """See nnUNetPredictor; a case's files appear when all of them are whole."""
+        with self._staged_output():
+            return super().predict_from_files(*args, **kwargs)
+
+    @wraps(nnUNetPredictor.predict_from_files_sequential)
+    def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
+        """See nnUNetPredictor; a case's files appear when all of them are whole."""
+        with self._staged_output():
+            return super().predict_from_files_sequential(*args, **kwargs)
+
+    @contextmanager
+    def _staged_output(self) -> Iterator[None]:
+        with staging(remedy="free space there or choose another folder, and go on with --continue_prediction") as stage:
+            self._stage = stage
+            try:
+                yield
+            finally:
+                self._stage = None
+
+    def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list | None, list]:
+        inputs, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
+        missing = self.grid.missing([files[0] for files in inputs])
+        if missing:
+            raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+        if outputs is not None and self._stage is not None:
+            outputs = [self._stage(output) for output in outputs]
+        return inputs, outputs, previous
+
+    def _internal_get_data_iterator_from_lists_of_filenames(self, *args: Any, **kwargs: Any) -> Iterator[dict]:
+        configuration_manager = self.configuration_manager
+        self.configuration_manager = configuration_manager.for_workers()
+        try:
+            cases = super()._internal_get_data_iterator_from_lists_of_filenames(*args, **kwargs)
+        finally:
+            self.configuration_manager = configuration_manager
+        return _raise_failures(cases)

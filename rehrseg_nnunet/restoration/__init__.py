@@ -1,0 +1,1 @@
+"""Training of networks that restore thin slices, image and labels, and export of cases with them."""

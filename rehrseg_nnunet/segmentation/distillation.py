@@ -1,0 +1,226 @@
+"""Knowledge distillation from the self-SR encoder to the segmentation encoder.
+
+The paper's own, of structure (Eq. 8-10), and the two methods that its Table 6 compares with: MIMIC (Li et al., CVPR
+2017) and IFVD, intra-class feature variation distillation (Wang et al., ECCV 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rehrseg_nnunet.nnunet.precision import at_least_float32, without_autocast
+
+# Below this length a feature vector has no usable direction: it counts as zero and gets no gradient, which would
+# otherwise grow like 1 / length.
+_MIN_LENGTH = 1e-6
+
+
+def affinity_loss(
+    student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2, 2), *, per_slice: bool = False
+) -> Tensor:
+    """Compare two feature maps by the cosine similarities of all their pairs of nodes (Eq. 8-9).
+
+    With the unit node vectors as the columns of S and T, the sum over all pairs is
+    ||S'S - T'T||^2 = ||SS'||^2 + ||TT'||^2 - 2 ||ST'||^2, so that nothing of size N x N is ever built. It is divided
+    by N^2, not by N as Eq. 9 reads: the mean over pairs does not grow with the patch.
+
+    *Convention*: a node is the mean over a block of ``pool`` voxels, blocks start at voxel 0 of each axis. Where a
+    size is not divisible, the last block holds the remaining voxels alone; an axis shorter than its pool is one
+    block. A vector of length zero has similarity 0 with everything and gets no gradient.
+
+    Args:
+        student: (B, C1, D, H, W), any floating dtype.
+        teacher: (B, C2, D, H, W), the same B, D, H and W.
+        pool: voxels per node along (D, H, W), the paper's granularity beta.
+        per_slice: compare only nodes of one (pooled) slice with each other, and take the mean over the slices.
+
+    Returns:
+        Scalar >= 0, the mean over the pairs of nodes and the batch; float32, or float64 for a float64 student.
+
+    Raises:
+        ValueError: if the shapes do not agree or ``pool`` is not three positive integers.
+    """
+    _check_features(student, teacher)
+    if len(pool) != 3 or any(size < 1 for size in pool):
+        raise ValueError(f"pool must be three integers of at least 1, got {tuple(pool)}")
+    with without_autocast(student.device.type):
+        student_nodes = _unit_nodes(at_least_float32(student), pool, per_slice=per_slice)
+        teacher_nodes = _unit_nodes(teacher.to(student_nodes.dtype), pool, per_slice=per_slice)
+        loss = (
+            _mean_squared_gram(student_nodes, student_nodes)
+            + _mean_squared_gram(teacher_nodes, teacher_nodes)
+            - 2 * _mean_squared_gram(student_nodes, teacher_nodes)
+        )
+        # Rounding may leave a difference just under 0. Only the value is lifted: a clamp would drop the gradient.
+        return (loss - loss.detach().clamp_max(0)).mean()
+
+
+def spatial_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cosine distance over the channels at each location (Eq. 10).
+
+    Args:
+        student: (B, C, D, H, W), the student's features after the adaptor h.
+        teacher: (B, C, D, H, W).
+
+    Returns:
+        Scalar in [0, 2], the mean over locations and batch; float32, or float64 for a float64 student. A location
+        where either vector is zero counts 1 and gives no gradient.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_features(student, teacher)
+    _check_channels(student, teacher)
+    student = at_least_float32(student)
+    cosine = (_unit(student) * _unit(teacher.to(student.dtype))).sum(dim=1)
+    return 1 - cosine.mean()
+
+
+def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compare two feature maps value by value, as MIMIC does: the mean of (h(F_seg) - F_sr)^2.
+
+    Args:
+        student: (B, C, D, H, W), the student's features after the adaptor h.
+        teacher: (B, C, D, H, W).
+
+    Returns:
+        Scalar >= 0, the mean over channels, locations and batch; float32, or float64 for a float64 student.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_features(student, teacher)
+    _check_channels(student, teacher)
+    student = at_least_float32(student)
+    return functional.mse_loss(student, teacher.to(student.dtype))
+
+
+def ifvd_loss(student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
+    """Compare how features vary inside each class (IFVD).
+
+    With m_c(p) = 1 where location p belongs to class c, the class has the prototype
+
+        mu_c = sum_p m_c(p) F(p) / sum_p m_c(p)
+
+    in each case, a location the similarity M_c(p) = cos(F(p), mu_c) with it, and the loss is
+
+        sum_{c,p} m_c(p) (M_c^sr(p) - M_c^seg(p))^2 / sum_{c,p} m_c(p).
+
+    Where every location has one class this is IFVD's mean over locations; classes that overlap (regions) count a
+    location once for each. Locations without a class (ignored ones) neither count nor enter a prototype.
+
+    Args:
+        student: (B, C1, D, H, W), any floating dtype.
+        teacher: (B, C2, D, H, W).
+        classes: (B, K, D, H, W), nonzero = the location belongs to the class.
+
+    Returns:
+        Scalar in [0, 4]; float32, or float64 for a float64 student. 0, still in the graph, when no location has a
+        class. Exactly zero gradient at locations without one.
+
+    Raises:
+        ValueError: if the shapes do not agree.
+    """
+    _check_features(student, teacher)
+    if classes.ndim != 5 or classes.shape[0] != student.shape[0] or classes.shape[2:] != student.shape[2:]:
+        raise ValueError(
+            f"classes must have the student's batch and spatial size {tuple(student.shape)}, got {tuple(classes.shape)}"
+        )
+    with without_autocast(student.device.type):
+        student = at_least_float32(student).flatten(2)
+        members = (classes != 0).flatten(2).to(student.dtype)
+        difference = _class_similarity(student, members) - _class_similarity(
+            teacher.to(student.dtype).flatten(2), members
+        )
+        return (members * difference.square()).sum() / members.sum().clamp_min(1)
+
+
+def nearest_to(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize labels to the grid of features.
+
+    *Convention*: half-pixel centres as in `resize_to`; of two voxels at the same distance the one of higher index.
+
+    Args:
+        labels: (B, C, D, H, W), any dtype.
+        size: the wanted (D', H', W').
+
+    Returns:
+        (B, C, D', H', W').
+    """
+    for axis, wanted in enumerate(size, start=2):
+        centres = 2 * torch.arange(wanted, device=labels.device) + 1
+        labels = labels.index_select(axis, centres * labels.shape[axis] // (2 * wanted))
+    return labels
+
+
+def resize_to(features: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize features to the grid of others.
+
+    *Convention*: trilinear with half-pixel centres: both grids cover the same field of view, voxel j of n has its
+    centre at (j + 1/2) / n of it, and the edge voxel is repeated outside.
+
+    Args:
+        features: (B, C, D, H, W).
+        size: the wanted (D', H', W').
+
+    Returns:
+        (B, C, D', H', W') in at least float32; ``features`` itself when it has that size already.
+    """
+    if tuple(features.shape[2:]) == tuple(size):
+        return features
+    # Trilinear as bilinear in plane, then along z: older PyTorch versions lack the 3D kernel on MPS.
+    depth, height, width = size
+    planes = at_least_float32(features).flatten(1, 2)
+    planes = functional.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
+    lines = planes.unflatten(1, features.shape[1:3]).flatten(3)
+    lines = functional.interpolate(lines, size=(depth, height * width), mode="bilinear", align_corners=False)
+    return lines.unflatten(3, (height, width))
+
+
+def _check_features(student: Tensor, teacher: Tensor) -> None:
+    if student.ndim != 5:
+        raise ValueError(f"student must be of shape (B, C, D, H, W), got {tuple(student.shape)}")
+    if teacher.ndim != 5 or teacher.shape[0] != student.shape[0] or teacher.shape[2:] != student.shape[2:]:
+        raise ValueError(
+            f"teacher must have the student's batch and spatial size {tuple(student.shape)}, got {tuple(teacher.shape)}"
+        )
+
+
+def _check_channels(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(f"student must have the teacher's {teacher.shape[1]} channels, got {student.shape[1]}")
+
+
+def _class_similarity(features: Tensor, members: Tensor) -> Tensor:
+    """Cosine of each location of (B, C, N) with each class's mean feature, (B, K, N), for members (B, K, N)."""
+    counts = members.sum(dim=2).clamp_min(1)
+    prototypes = features @ members.mT / counts[:, None]
+    return _unit(prototypes).mT @ _unit(features)
+
+
+def _unit_nodes(features: Tensor, pool: Sequence[int], *, per_slice: bool) -> Tensor:
+    """Pool (B, C, D, H, W) into unit node vectors, (graphs, C, nodes)."""
+    kernel = [min(wanted, size) for wanted, size in zip(pool, features.shape[2:], strict=True)]
+    # In plane first, then along z: older PyTorch versions have no 3D pooling on MPS.
+    planes = functional.avg_pool2d(features.flatten(1, 2), kernel[1:], ceil_mode=True)
+    planes = planes.unflatten(1, features.shape[1:3])
+    nodes = functional.avg_pool2d(planes.flatten(3), (kernel[0], 1), ceil_mode=True).unflatten(3, planes.shape[3:])
+    if per_slice:
+        nodes = nodes.transpose(1, 2).flatten(0, 1)
+    return _unit(nodes.flatten(2))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Scale the vectors along axis 1 to length 1; vectors without direction become 0."""
+    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return torch.where(length > _MIN_LENGTH, vectors / length.clamp_min(_MIN_LENGTH), 0)
+
+
+def _mean_squared_gram(first: Tensor, second: Tensor) -> Tensor:
+    """||first second'||^2 / N^2 for each graph of (graphs, C, N)."""
+    # Dividing before squaring keeps the numbers near 1, where float32 loses least in the difference above.
+    return (first @ second.mT / first.shape[-1]).square().sum(dim=(1, 2))

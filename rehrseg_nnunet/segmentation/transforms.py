@@ -1,0 +1,248 @@
+"""Training transforms for pseudo-HR patches: nnU-Net's own list, with the degradation to thick slices put into it.
+
+Convention:
+    Tensors are (C, z, y, x). What the loader hands over has HR slices along z, HALO_LR_SLICES * r more of them than the
+    patch on either side, so that every LR slice of the patch sees the whole slice profile. z is aligned: LR slice k of
+    the crop is HR slices r*k .. r*k + r - 1. Labels are nnU-Net's: -1 where there is no data, the ignore label is an
+    ordinary value until regions and losses.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+
+from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
+
+HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
+Region = int | Sequence[int]
+_ON_LR_LABELS = (MaskImageTransform, RemoveLabelTransform)
+_IN_SPACE = (SpatialTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
+
+
+class TakeUncertaintyOut(BasicTransform):
+    """Move the loader's last image channel, U + 1, to `regression_target`, as U and the mask of what is not padding.
+
+    Spatial transforms and mirroring then move both with the image, and intensity transforms leave them alone.
+    """
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Split `image` (C + 1, z, y, x) into `image` (C, ...) and `regression_target` (2, ...)."""
+        marked = data_dict["image"][-1:]
+        inside = (marked > 0.5).to(marked.dtype)
+        image, targets = data_dict["image"][:-1], torch.cat((marked - inside, inside))
+        return {**data_dict, "image": image, "regression_target": targets}
+
+
+class DegradeTransform(BasicTransform):
+    """Thicken the slices of image and U, and drop the halo (Eq. 1).
+
+    The image goes through the slice profile, renormalised by the equally blurred inside mask: exactly what `degrade` of
+    the whole volume gives, whatever the crop. U is the plain mean over the r slices of an LR slice. LR voxels with less
+    than half of their profile inside the volume are padding: image 0, U 0.
+
+    A second segmentation channel says that the image is the true acquisition, every slice repeated r times; its slices
+    are averaged, which returns them unchanged where they were not moved along z.
+
+    Args:
+        factor: r.
+        keep_label_halo: leave the halo on the labels, for `LRLabelTransform` to use and remove.
+    """
+
+    def __init__(self, factor: int, *, keep_label_halo: bool = False):
+        super().__init__()
+        self.factor = factor
+        self.keep_label_halo = keep_label_halo
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Replace `image` (C, ...) and `regression_target` (1, U) by LR ones."""
+        image, segmentation = data_dict["image"], data_dict["segmentation"]
+        uncertainty, inside = data_dict["regression_target"].split(1)
+        share = self._degrade(inside)
+        if is_true_acquisition(segmentation):
+            lr = self._mean(image) / self._mean(inside)
+        else:
+            lr = self._degrade(image) / share
+        padding = share <= 0.5
+        if not self.keep_label_halo:
+            segmentation = strip_halo(segmentation, HALO_LR_SLICES * self.factor)
+        return {
+            **data_dict,
+            "image": lr.masked_fill(padding, 0),
+            "regression_target": self._mean(uncertainty).masked_fill(padding, 0),
+            "segmentation": segmentation,
+        }
+
+    def _degrade(self, volume: torch.Tensor) -> torch.Tensor:
+        return strip_halo(degrade(volume, self.factor, axis=1), HALO_LR_SLICES)
+
+    def _mean(self, volume: torch.Tensor) -> torch.Tensor:
+        return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
+
+
+class LRLabelTransform(BasicTransform):
+    """Derive the LR labels from the HR labels as they are now, so that both agree after every augmentation.
+
+    Ties of the centre rule go to either side, drawn anew for every sample: on average labels stay where the image is.
+
+    Args:
+        factor: r.
+        mode: "centre" or "majority", see `degrade_labels`. The true acquisition's repeated labels always take the
+            centre, which is exact.
+        has_halo: the labels still have the halo: use it, then remove it.
+    """
+
+    def __init__(self, factor: int, *, mode: str, has_halo: bool):
+        super().__init__()
+        self.factor = factor
+        self.mode = mode
+        self.has_halo = has_halo
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        """Draw the side of ties."""
+        return {"upper_ties": bool(torch.rand(()) < 0.5)}
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Set `segmentation` to the LR labels (1, ...) and `hr_segmentation` to the HR labels (1, ...)."""
+        segmentation = data_dict["segmentation"]
+        mode = "centre" if is_true_acquisition(segmentation) else self.mode
+        lr = degrade_labels(segmentation[-1:], self.factor, axis=1, mode=mode, upper_ties=params["upper_ties"])
+        hr = segmentation[:1]
+        if self.has_halo:
+            lr, hr = strip_halo(lr, HALO_LR_SLICES), strip_halo(hr, HALO_LR_SLICES * self.factor)
+        return {**data_dict, "segmentation": lr.contiguous(), "hr_segmentation": hr.contiguous()}
+
+
+class PackHRTargets(BasicTransform):
+    """Finish both label maps as nnU-Net does and put all targets into the list that its loader batches.
+
+    Args:
+        regions: foreground regions in the order of the heads, or None.
+        ignore_label: becomes the last channel with regions, stays a value without.
+        deep_supervision_scales: scales of the LR labels; None gives exactly one LR map.
+        hr_dtype: dtype of the HR label map without regions (with regions both are bool, as in nnU-Net).
+    """
+
+    def __init__(
+        self,
+        *,
+        regions: Sequence[Region] | None = None,
+        ignore_label: int | None = None,
+        deep_supervision_scales: Sequence[Sequence[float]] | None = None,
+        hr_dtype: torch.dtype = torch.int16,
+    ):
+        super().__init__()
+        labels: list[BasicTransform] = [RemoveLabelTransform(-1, 0)]
+        if regions is not None:
+            channels = [*regions] if ignore_label is None else [*regions, ignore_label]
+            labels.append(ConvertSegmentationToRegionsTransform(regions=channels, channel_in_seg=0))
+        scales = [] if deep_supervision_scales is None else [DownsampleSegForDSTransform(deep_supervision_scales)]
+        self.finish_hr = ComposeTransforms(labels)
+        self.finish_lr = ComposeTransforms([*labels, *scales])
+        self.hr_dtype = None if regions is not None else hr_dtype
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, HR, U]."""
+        # RemoveLabelTransform writes in place
+        lr = self.finish_lr(segmentation=data_dict["segmentation"].clone())["segmentation"]
+        hr = self.finish_hr(segmentation=data_dict["hr_segmentation"].clone())["segmentation"]
+        if self.hr_dtype is not None:
+            hr = hr.to(self.hr_dtype)
+        uncertainty = data_dict["regression_target"].float().clamp(0, 1)
+        targets = [*(lr if isinstance(lr, list) else [lr]), hr, uncertainty]
+        return {"image": data_dict["image"].contiguous(), "segmentation": targets}
+
+
+def is_true_acquisition(segmentation: torch.Tensor) -> bool:
+    """Whether a sample's LR input is the true acquisition: its labels come as a second segmentation channel."""
+    return segmentation.shape[0] > 1
+
+
+def slice_mean(volume: torch.Tensor, factor: int) -> torch.Tensor:
+    """Mean over the r slices of every LR slice: (C, r*D, H, W) to (C, D, H, W)."""
+    return volume.unflatten(1, (-1, factor)).mean(2)
+
+
+def strip_halo(volume: torch.Tensor, slices: int) -> torch.Tensor:
+    """Drop as many slices at either end of z."""
+    return volume[:, slices : volume.shape[1] - slices]
+
+
+def build_training_transforms(
+    stock: ComposeTransforms,
+    *,
+    factor: int,
+    highest_label: int,
+    regions: Sequence[Region] | None = None,
+    ignore_label: int | None = None,
+    deep_supervision_scales: Sequence[Sequence[float]] | None = None,
+    label_profile: str = "centre",
+) -> ComposeTransforms:
+    """Put degradation, LR labels and packing into nnU-Net's training transforms.
+
+    Order: take U out; where augmentation is in plane (dummy 2D) or absent: degrade, which commutes with it exactly,
+    then the spatial transform; otherwise the spatial transform on HR slices, then degrade; intensity on the LR image;
+    mirror LR image, U and HR labels; LR labels; everything from masking on with the LR labels; pack.
+
+    Args:
+        stock: `nnUNetTrainer.get_training_transforms(...)` for the LR final patch size, with `regions=None` and
+            `deep_supervision_scales=None`; it is not changed.
+        factor: r.
+        highest_label: largest label that occurs, the ignore label included; up to 127 HR labels are int8.
+        regions: foreground regions, or None.
+        ignore_label: ignore label, or None.
+        deep_supervision_scales: nnU-Net's scales, or None.
+        label_profile: "centre" or "majority".
+
+    Raises:
+        NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
+    """
+    transforms = list(stock.transforms)
+    for transform in transforms:
+        _check_supported(transform)
+    in_plane = any(isinstance(t, Convert3DTo2DTransform) for t in transforms)
+    labels_at = next((i for i, t in enumerate(transforms) if isinstance(t, _ON_LR_LABELS)), len(transforms))
+    spatial = [t for t in transforms[:labels_at] if isinstance(t, _IN_SPACE)]
+    others = [t for t in transforms[:labels_at] if not isinstance(t, _IN_SPACE)]
+    majority = label_profile == "majority"
+    degradation = DegradeTransform(factor, keep_label_halo=majority)
+    spatial = [degradation, *spatial] if in_plane else [*(_on_hr_grid(t, factor) for t in spatial), degradation]
+    pack = PackHRTargets(
+        regions=regions,
+        ignore_label=ignore_label,
+        deep_supervision_scales=deep_supervision_scales,
+        hr_dtype=torch.int8 if highest_label <= torch.iinfo(torch.int8).max else torch.int16,
+    )
+    lr_labels = LRLabelTransform(factor, mode=label_profile, has_halo=majority)
+    return ComposeTransforms([TakeUncertaintyOut(), *spatial, *others, lr_labels, *transforms[labels_at:], pack])
+
+
+def _check_supported(transform: BasicTransform) -> None:
+    """Refuse what would drop U (no regression target hook) or treat LR image and HR labels differently."""
+    inner = transform.transform if isinstance(transform, RandomTransform) else transform
+    if not isinstance(inner, (ImageOnlyTransform, MirrorTransform, *_IN_SPACE, *_ON_LR_LABELS)):
+        raise NotImplementedError(
+            f"training transforms must be those of nnUNetTrainer, got {type(inner).__name__}, which is not known to "
+            "keep thick-slice images and thin-slice labels together"
+        )
+
+
+def _on_hr_grid(transform: SpatialTransform, factor: int) -> SpatialTransform:
+    """The same spatial transform for patches of HR slices with their halo."""
+    slices, *in_plane = transform.patch_size
+    on_hr = copy.copy(transform)
+    on_hr.patch_size = (factor * (slices + 2 * HALO_LR_SLICES), *in_plane)
+    return on_hr

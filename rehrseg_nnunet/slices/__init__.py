@@ -1,0 +1,1 @@
+"""Pure geometry and physics along the slice axis."""

@@ -1,0 +1,379 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from rehrseg_nnunet.segmentation.distillation import (
+    affinity_loss,
+    ifvd_loss,
+    mimic_loss,
+    nearest_to,
+    resize_to,
+    spatial_loss,
+)
+
+
+def maps(seed=0, size=(3, 4, 6), channels=(5, 7), dtype=torch.float64, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, c, *size, generator=generator, dtype=dtype).requires_grad_() for c in channels]
+
+
+def block_means(features, pool):
+    """Average over blocks with plain slicing: {(z, y, x): (C,)} for one (C, D, H, W) map."""
+    nodes = {}
+    starts = [range(0, size, step) for size, step in zip(features.shape[1:], pool, strict=True)]
+    for z in starts[0]:
+        for y in starts[1]:
+            for x in starts[2]:
+                block = features[:, z : z + pool[0], y : y + pool[1], x : x + pool[2]]
+                nodes[z, y, x] = block.mean(dim=(1, 2, 3))
+    return nodes
+
+
+def explicit_affinity(student, teacher, pool, per_slice):
+    """Eq. 8-9 with the matrices written out."""
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        s_nodes, t_nodes = block_means(s, pool), block_means(t, pool)
+        groups = {}
+        for position in s_nodes:
+            groups.setdefault(position[0] if per_slice else 0, []).append(position)
+        per_group = []
+        for positions in groups.values():
+            a, b = (torch.stack([nodes[p] for p in positions]) for nodes in (s_nodes, t_nodes))
+            a_cos = (a @ a.T) / (a.norm(dim=1)[:, None] * a.norm(dim=1)[None])
+            b_cos = (b @ b.T) / (b.norm(dim=1)[:, None] * b.norm(dim=1)[None])
+            per_group.append(((a_cos - b_cos) ** 2).mean())
+        losses.append(torch.stack(per_group).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("per_slice", [False, True])
+@pytest.mark.parametrize(
+    ("size", "pool"), [((3, 4, 6), (1, 2, 2)), ((3, 5, 7), (2, 2, 2)), ((2, 1, 3), (1, 2, 2)), ((4, 3, 3), (1, 1, 1))]
+)
+def test_affinity_equals_explicit_matrices(size, pool, per_slice):
+    student, teacher = maps(size=size)
+    loss = affinity_loss(student, teacher, pool, per_slice=per_slice)
+    expected = explicit_affinity(student, teacher, pool, per_slice)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    for ours, reference in zip(
+        torch.autograd.grad(loss, [student, teacher]),
+        torch.autograd.grad(expected, [student, teacher]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, reference, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("per_slice", [False, True])
+def test_affinity_in_float32_is_close_to_explicit_matrices(per_slice):
+    student, teacher = maps(size=(4, 16, 16), channels=(16, 32))
+    expected = explicit_affinity(student, teacher, (1, 2, 2), per_slice).item()
+    assert affinity_loss(student.float(), teacher.float(), per_slice=per_slice).item() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("per_slice", [False, True])
+def test_affinity_gradcheck(per_slice):
+    student, teacher = maps(size=(2, 3, 4), channels=(3, 2), batch=1)
+    assert torch.autograd.gradcheck(lambda s, t: affinity_loss(s, t, per_slice=per_slice), (student, teacher))
+
+
+def test_affinity_is_a_mean_over_the_batch_and_symmetric():
+    student, teacher = maps()
+    each = torch.stack([affinity_loss(student[i : i + 1], teacher[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(affinity_loss(student, teacher), each.mean())
+    torch.testing.assert_close(affinity_loss(student, teacher), affinity_loss(teacher, student))
+
+
+def test_affinity_ignores_length_and_rotation_of_the_features():
+    student, _ = maps(size=(2, 4, 4))
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    rotated = torch.einsum("ij,bjdhw->bidhw", rotation, 7 * student)
+    assert affinity_loss(student, rotated).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_affinity_of_known_graphs():
+    """Two orthogonal nodes against two parallel ones: two of four pairs differ by 1."""
+    student = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 1, 1, 2)
+    teacher = torch.ones(1, 1, 1, 1, 2)
+    assert affinity_loss(student, teacher, (1, 1, 1)).item() == pytest.approx(0.5)
+    assert affinity_loss(student, teacher, (1, 2, 2)).item() == pytest.approx(0)
+
+
+def test_affinity_per_slice_does_not_see_other_slices():
+    """Slices that swap sign as a whole have the same graph inside, another one between slices."""
+    student, _ = maps(size=(2, 4, 4))
+    sign = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1, 1)
+    assert affinity_loss(student, sign * student, per_slice=True).item() == pytest.approx(0, abs=1e-12)
+    assert affinity_loss(student, sign * student).item() > 0.1
+
+
+def test_affinity_is_never_negative_and_keeps_its_gradient_at_zero():
+    """Rounding makes the three-term difference negative for some inputs; their gradient must survive."""
+    negative = 0
+    for seed in range(40):
+        student, _ = maps(seed, size=(4, 8, 8), dtype=torch.float32)
+        student = student.detach()
+        teacher = (student * (1 + 1e-6)).requires_grad_()
+        loss = affinity_loss(student, teacher)
+        assert loss.item() >= 0
+        negative += loss.item() == 0
+        # Near 0 the gradient is small, but a clamp would make it exactly 0.
+        assert torch.autograd.grad(loss, teacher)[0].abs().max() > 0
+    assert negative > 0
+
+
+def test_affinity_of_zero_vectors_is_finite_and_gives_them_no_gradient():
+    student, teacher = maps(size=(2, 4, 4))
+    with torch.no_grad():
+        student[:, :, 0, :2, :2] = 0
+        teacher[:, :, 1] = 0
+    loss = affinity_loss(student, teacher)
+    gradient = torch.autograd.grad(loss, student)[0]
+    assert math.isfinite(loss.item())
+    assert gradient.isfinite().all()
+    assert (gradient[:, :, 0, :2, :2] == 0).all()
+    assert gradient[:, :, 0, 2:].abs().max() > 0
+    assert affinity_loss(torch.zeros(1, 2, 2, 4, 4), torch.zeros(1, 3, 2, 4, 4)).item() == 0
+
+
+def test_affinity_of_200_000_nodes_needs_no_matrix_of_pairs():
+    """N x N floats would be 160 GB."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(1, 4, 20, 100, 100, generator=generator, requires_grad=True)
+    loss = affinity_loss(student, torch.randn(1, 3, 20, 100, 100, generator=generator), (1, 1, 1))
+    loss.backward()
+    # Squared cosines of independent random directions in C dimensions have mean 1/C.
+    assert loss.item() == pytest.approx(1 / 4 + 1 / 3, rel=0.02)
+    assert student.grad.isfinite().all()
+
+
+def test_affinity_keeps_full_precision_inside_autocast():
+    student, teacher = maps(dtype=torch.float32, size=(4, 8, 8))
+    expected = affinity_loss(student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = affinity_loss(student, teacher)
+        mixed = affinity_loss(student.bfloat16(), teacher)
+    assert loss.dtype == mixed.dtype == torch.float32
+    assert loss.item() == expected.item()
+    assert mixed.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_affinity_refuses_wrong_shapes():
+    with pytest.raises(ValueError, match="teacher must have the student's batch and spatial size"):
+        affinity_loss(torch.zeros(1, 2, 2, 4, 4), torch.zeros(1, 2, 2, 4, 3))
+    with pytest.raises(ValueError, match=r"student must be of shape \(B, C, D, H, W\)"):
+        affinity_loss(torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
+    with pytest.raises(ValueError, match="pool must be three integers"):
+        affinity_loss(torch.zeros(1, 2, 2, 4, 4), torch.zeros(1, 2, 2, 4, 4), (0, 2, 2))
+
+
+def test_spatial_equals_cosine_similarity():
+    student, teacher = maps(channels=(4, 4))
+    loss = spatial_loss(student, teacher)
+    expected = 1 - functional.cosine_similarity(student, teacher, dim=1).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
+
+
+def test_spatial_is_over_channels_not_space():
+    """Two orthogonal channel vectors have distance 1, whatever their maps look like in space."""
+    student = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, 2, 3, 3)
+    assert spatial_loss(student, student).item() == pytest.approx(0)
+    assert spatial_loss(student, 5 * student).item() == pytest.approx(0)
+    assert spatial_loss(student, -student).item() == pytest.approx(2)
+    assert spatial_loss(student, student.flip(1)).item() == pytest.approx(1)
+
+
+def test_spatial_gradcheck():
+    student, teacher = maps(size=(1, 2, 3), channels=(3, 3))
+    assert torch.autograd.gradcheck(spatial_loss, (student, teacher))
+
+
+def test_spatial_zero_vectors_count_one_without_gradient():
+    student, teacher = maps(channels=(4, 4))
+    with torch.no_grad():
+        student[:, :, 0] = 0
+        teacher[:, :, 1] = 0
+    loss = spatial_loss(student, teacher)
+    gradient = torch.autograd.grad(loss, student)[0]
+    rest = spatial_loss(student[:, :, 2:], teacher[:, :, 2:])
+    assert loss.item() == pytest.approx((1 + 1 + rest.item()) / 3)
+    assert (gradient[:, :, :2] == 0).all()
+    assert gradient[:, :, 2:].abs().min() > 0
+
+
+def test_spatial_refuses_other_channels():
+    with pytest.raises(ValueError, match="student must have the teacher's 3 channels, got 2"):
+        spatial_loss(torch.zeros(1, 2, 2, 4, 4), torch.zeros(1, 3, 2, 4, 4))
+
+
+def test_spatial_in_half_precision_is_float32():
+    student, teacher = maps(channels=(64, 64), dtype=torch.float32)
+    loss = spatial_loss(100 * student.half(), 100 * teacher.half())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(spatial_loss(student, teacher).item(), abs=1e-3)
+
+
+def test_mimic_is_the_mean_squared_difference():
+    student, teacher = maps(channels=(4, 4))
+    expected = sum((a - b) ** 2 for a, b in zip(student.flatten(), teacher.flatten(), strict=True)) / student.numel()
+    assert mimic_loss(student, teacher).item() == pytest.approx(expected.item())
+    assert mimic_loss(student, student.detach().clone()).item() == 0
+    assert mimic_loss(student + 3, student).item() == pytest.approx(9)
+    with pytest.raises(ValueError, match="student must have the teacher's 7 channels, got 5"):
+        mimic_loss(*maps())
+
+
+def test_mimic_gradcheck():
+    assert torch.autograd.gradcheck(mimic_loss, tuple(maps(size=(1, 2, 3), channels=(3, 3))))
+
+
+def test_mimic_in_half_precision_is_float32():
+    """Squares of 300 do not fit float16."""
+    loss = mimic_loss(torch.full((1, 2, 1, 2, 2), 300.0).half(), torch.zeros(1, 2, 1, 2, 2).half())
+    assert loss.dtype == torch.float32
+    assert loss.item() == 90000
+
+
+def some_classes(seed=0, size=(3, 4, 6), overlapping=False):
+    """Three classes, the third one absent from the second case; about a quarter of the locations without a class."""
+    generator = torch.Generator().manual_seed(seed)
+    if overlapping:
+        classes = torch.rand(2, 3, *size, generator=generator) > 0.6
+    else:
+        labels = torch.randint(0, 4, (2, 1, *size), generator=generator)
+        classes = labels == torch.arange(3).reshape(1, 3, 1, 1, 1)
+    classes[1, 2] = False
+    return classes
+
+
+def explicit_ifvd(student, teacher, classes):
+    """One class of one case after the other, one location after the other."""
+    total, count = 0, 0
+    for case in range(len(student)):
+        for members in classes[case]:
+            places = members.nonzero().tolist()
+            similarities = []
+            for features in (student[case], teacher[case]):
+                vectors = [features[:, z, y, x] for z, y, x in places]
+                mean = sum(vectors) / max(len(vectors), 1)
+                similarities.append([v @ mean / (v.norm() * mean.norm()) for v in vectors])
+            total = total + sum((s - t) ** 2 for s, t in zip(*similarities, strict=True))
+            count += len(places)
+    return total / count
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_ifvd_equals_naive(overlapping):
+    student, teacher = maps()
+    classes = some_classes(overlapping=overlapping)
+    loss = ifvd_loss(student, teacher, classes)
+    expected = explicit_ifvd(student, teacher, classes)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
+    assert loss.item() > 0.01
+
+
+def test_ifvd_gradcheck():
+    student, teacher = maps(size=(1, 3, 4), channels=(3, 2))
+    classes = some_classes(size=(1, 3, 4))
+    assert torch.autograd.gradcheck(lambda s, t: ifvd_loss(s, t, classes), (student, teacher))
+
+
+def test_ifvd_is_exactly_zero_for_the_same_features_and_ignores_their_length_and_rotation():
+    for seed in range(10):
+        student, _ = maps(seed, dtype=torch.float32)
+        assert ifvd_loss(student, student.detach().clone(), some_classes(seed)).item() == 0
+    student, _ = maps()
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    rotated = torch.einsum("ij,bjdhw->bidhw", rotation, 7 * student)
+    assert ifvd_loss(student, rotated, some_classes()).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_ifvd_does_not_compare_classes_with_each_other():
+    """A class that is rotated as a whole varies inside as before; the affinity graph sees the difference."""
+    student, _ = maps(channels=(2, 2))
+    classes = some_classes()
+    quarter_turn = torch.stack([-student[:, 1], student[:, 0]], dim=1)
+    other = torch.where(classes[:, :1], quarter_turn, student)
+    assert ifvd_loss(student, other, classes).item() == pytest.approx(0, abs=1e-12)
+    assert affinity_loss(student, other, (1, 1, 1)).item() > 0.1
+
+
+def test_ifvd_gives_no_gradient_to_locations_without_a_class_and_does_not_see_them():
+    student, teacher = maps()
+    classes = some_classes()
+    without = ~classes.any(dim=1, keepdim=True)
+    loss = ifvd_loss(student, teacher, classes)
+    gradient = torch.autograd.grad(loss, student)[0]
+    assert (gradient[without.expand_as(gradient)] == 0).all()
+    assert gradient[~without.expand_as(gradient)].abs().max() > 0
+    torch.testing.assert_close(ifvd_loss(torch.where(without, 100.0, student), teacher, classes), loss)
+
+
+def test_ifvd_without_any_class_is_zero_in_the_graph():
+    student, teacher = maps()
+    loss = ifvd_loss(student, teacher, torch.zeros(2, 3, 3, 4, 6))
+    assert loss.item() == 0
+    assert (torch.autograd.grad(loss, student)[0] == 0).all()
+
+
+def test_ifvd_keeps_full_precision_inside_autocast():
+    student, teacher = maps(dtype=torch.float32)
+    expected = ifvd_loss(student, teacher, some_classes())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ifvd_loss(student, teacher, some_classes())
+        assert ifvd_loss(student.bfloat16(), teacher, some_classes()).dtype == torch.float32
+    assert loss.item() == expected.item()
+
+
+def test_ifvd_of_200_000_locations_needs_no_matrix_of_pairs():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(1, 4, 20, 100, 100, generator=generator, requires_grad=True)
+    teacher = torch.randn(1, 3, 20, 100, 100, generator=generator)
+    loss = ifvd_loss(student, teacher, torch.ones(1, 1, 20, 100, 100))
+    loss.backward()
+    # the prototype is some direction; squared cosines of random directions in C dimensions have mean 1/C
+    assert loss.item() == pytest.approx(1 / 4 + 1 / 3, rel=0.02)
+    assert student.grad.isfinite().all()
+
+
+def test_ifvd_refuses_wrong_shapes():
+    student, teacher = maps()
+    with pytest.raises(ValueError, match="classes must have the student's batch and spatial size"):
+        ifvd_loss(student, teacher, torch.zeros(2, 3, 3, 4, 5))
+
+
+@pytest.mark.parametrize("size", [(3, 4, 6), (3, 2, 3), (1, 1, 1), (2, 3, 4), (6, 8, 12)])
+def test_nearest_keeps_labels_at_half_pixel_positions(size):
+    labels = torch.randint(0, 50, (2, 1, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    expected = functional.interpolate(labels.double(), size=size, mode="nearest-exact")
+    assert nearest_to(labels, size).dtype == torch.int16
+    torch.testing.assert_close(nearest_to(labels, size).double(), expected)
+
+
+def test_resize_keeps_a_ramp_and_the_field_of_view():
+    """With half-pixel centres a linear function of the position in the field of view stays that function."""
+    centres = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
+    ramp = centres.reshape(1, 1, 1, 1, 8).expand(1, 2, 4, 4, 8)
+    resized = resize_to(ramp, (2, 4, 4))
+    assert resized.shape == (1, 2, 2, 4, 4)
+    torch.testing.assert_close(resized[0, 0, 0, 0], (torch.arange(4, dtype=torch.float64) + 0.5) / 4)
+    finer = resize_to(ramp, (4, 4, 16))[0, 0, 0, 0]
+    torch.testing.assert_close(finer[1:-1], ((torch.arange(16, dtype=torch.float64) + 0.5) / 16)[1:-1])
+
+
+@pytest.mark.parametrize("size", [(3, 5, 7), (6, 4, 9), (3, 2, 2), (1, 1, 1), (5, 4, 6)])
+def test_resize_is_trilinear(size):
+    features = maps(size=(3, 4, 6))[0]
+    expected = functional.interpolate(features, size=size, mode="trilinear", align_corners=False)
+    torch.testing.assert_close(resize_to(features, size), expected)
+
+
+def test_resize_to_the_same_size_is_the_identity():
+    features = torch.zeros(1, 2, 3, 4, 5)
+    assert resize_to(features, (3, 4, 5)) is features

@@ -1,0 +1,257 @@
+"""From LR cases to pseudo-HR cases on disk."""
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
+
+from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore, robust_min_max
+from rehrseg_nnunet.config.rehrseg import ExportConfig, SelfSRConfig
+from rehrseg_nnunet.nnunet.label_channels import head_labels
+from rehrseg_nnunet.self_sr.export import (
+    export_pseudo_hr,
+    label_agreement,
+    super_resolve_case,
+    to_label_map,
+)
+from rehrseg_nnunet.self_sr.network import SelfSROutput, interpolate_middle
+from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slices.slice_profile import degrade
+
+FACTOR = 3
+NETWORK_ALONE = ExportConfig(back_projection_steps=0)
+PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
+REGIONS = LabelManager({"background": 0, "whole": (1, 2), "core": 2}, [1, 2])
+REGIONS_IGNORE = LabelManager({"background": 0, "whole": (1, 2), "core": 2, "ignore": 3}, [1, 2])
+
+
+class Interpolating(nn.Module):
+    """Interface of the self-SR network: interpolates image and labels; U is the slice number in the window."""
+
+    def __init__(self, image_channels=1, sign=1.0):
+        super().__init__()
+        self.factor, self.image_channels, self.sign = FACTOR, image_channels, sign
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.windows = 0
+
+    def forward(self, window):
+        self.windows += len(window)
+        maps = interpolate_middle(window, FACTOR)
+        image, labels = maps[:, : self.image_channels], maps[:, self.image_channels :]
+        return SelfSROutput(image, self.sign * (labels - 0.5), torch.rand_like(image[:, :1]))
+
+
+def lr_case(highest=2, lowest=0, slices=4, plane=(6, 7), channels=1, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(channels, slices, *plane)).astype(np.float32)
+    return image, rng.integers(lowest, highest + 1, size=(1, slices, *plane)).astype(np.int8)
+
+
+def restore(network, image, labels, manager, config=NETWORK_ALONE):
+    return super_resolve_case(network, image, labels, manager, config=config)
+
+
+def centres(volume):
+    """HR slices at the LR slices' own centres (odd factor)."""
+    return volume[:, FACTOR // 2 :: FACTOR]
+
+
+@pytest.mark.parametrize("manager", [PLAIN, REGIONS])
+def test_a_network_that_interpolates_keeps_image_and_labels_at_the_centres(manager):
+    image, labels = lr_case(channels=2)
+    hr = restore(Interpolating(2), image, labels, manager)
+    assert hr.image.shape == (2, 12, 6, 7)
+    assert hr.uncertainty.shape == hr.labels.shape == (1, 12, 6, 7)
+    assert hr.labels.dtype == np.int16
+    np.testing.assert_allclose(centres(hr.image), image, atol=1e-5)
+    np.testing.assert_array_equal(centres(hr.labels), labels)
+
+
+@pytest.mark.parametrize("manager", [IGNORE, REGIONS_IGNORE])
+def test_unknown_voxels_are_stamped_back_from_the_nearest_slice(manager):
+    image, labels = lr_case(highest=3, lowest=-1)
+    hr = restore(Interpolating(), image, labels, manager)
+    nearest = labels.repeat(FACTOR, axis=1)
+    for value in (-1, 3):
+        np.testing.assert_array_equal(hr.labels == value, nearest == value)
+
+
+def test_without_an_ignore_label_only_minus_one_is_stamped():
+    image, labels = lr_case(lowest=-1)
+    hr = restore(Interpolating(), image, labels, PLAIN)
+    np.testing.assert_array_equal(hr.labels == -1, labels.repeat(FACTOR, axis=1) == -1)
+    assert set(np.unique(hr.labels)) == {-1, 0, 1, 2}
+
+
+def test_the_image_can_be_smores_and_labels_stay_the_networks():
+    image, labels = lr_case()
+    rng = np.random.default_rng(1)
+    smore_image = rng.normal(size=(1, 12, 6, 7)).astype(np.float32)
+    own = NETWORK_ALONE.model_copy(update={"image": "self_sr"})
+    smore = NETWORK_ALONE.model_copy(update={"image": "smore"})
+
+    def export(config, given):
+        network = Interpolating()
+        return super_resolve_case(network, image, labels, PLAIN, config=config, smore_image=given)
+
+    np.testing.assert_array_equal(export(smore, smore_image).image, smore_image)
+    np.testing.assert_array_equal(export(own, smore_image).image, export(smore, None).image)
+    np.testing.assert_array_equal(export(smore, smore_image).labels, export(own, None).labels)
+    projected = export(smore.model_copy(update={"back_projection_steps": 1}), smore_image).image
+    misfit = [
+        np.abs(degrade(torch.from_numpy(candidate), FACTOR, 1).numpy() - image).mean()
+        for candidate in (projected, smore_image)
+    ]
+    assert misfit[0] < misfit[1]
+
+
+def test_minus_one_is_background_for_its_neighbours():
+    """Beside -1, the network must see background and not an unknown voxel."""
+    image = np.zeros((1, 2, 1, 2), np.float32)
+    labels = np.array([[[[-1, 1]], [[0, 1]]]], dtype=np.int8)
+    hr = restore(Interpolating(), image, labels, PLAIN)
+    np.testing.assert_array_equal(hr.labels[0, :, 0, 0], [-1, -1, -1, 0, 0, 0])
+
+
+def test_back_projection_brings_the_image_closer_to_the_acquired_one():
+    image, labels = lr_case(slices=6)
+    gaps = []
+    for steps in range(4):
+        hr = restore(
+            Interpolating(), image, labels, PLAIN, NETWORK_ALONE.model_copy(update={"back_projection_steps": steps})
+        )
+        gaps.append(np.abs(degrade(torch.from_numpy(hr.image), FACTOR, 1).numpy() - image).mean())
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[2] < 0.3 * gaps[0]
+
+
+@pytest.mark.parametrize("manager", [PLAIN, IGNORE, REGIONS, REGIONS_IGNORE])
+def test_labels_keep_their_volume_where_they_are_known(manager):
+    _, labels = lr_case(highest=3 if manager.has_ignore_label else 2, lowest=-1, plane=(9, 8))
+    logits = torch.randn(manager.num_segmentation_heads, 12, 9, 8, generator=torch.Generator().manual_seed(0))
+    if manager.has_regions:
+        logits[1] = logits[0] - 1  # the core is inside the whole, wherever their thresholds are
+    nearest = labels.repeat(FACTOR, axis=1)
+    unknown = (nearest == -1) | (nearest == 3)
+    groups = [group for group in head_labels(manager) if group != (0,)]
+    wanted = [np.isin(nearest, group).sum() for group in groups]
+    for keep in (False, True):
+        kept = to_label_map(logits, labels, FACTOR, manager, keep_volume=keep)
+        np.testing.assert_array_equal(kept[unknown], nearest[unknown])
+        found = [np.isin(kept, group).sum() for group in groups]
+        assert (found == wanted) == keep
+
+
+class Generous(Interpolating):
+    """Sees more of label 1 than there is."""
+
+    def forward(self, window):
+        output = super().forward(window)
+        bias = torch.tensor([0.0, 0.4, 0.0]).view(3, 1, 1, 1)
+        return output._replace(labels=output.labels + bias)
+
+
+def test_the_setting_decides_whether_volumes_are_kept():
+    image, labels = lr_case(slices=5)
+    excess = []
+    for keep in (False, True):
+        config = NETWORK_ALONE.model_copy(update={"keep_volume": keep})
+        found = restore(Generous(), image, labels, PLAIN, config).labels
+        excess.append(abs((found == 1).sum() / (FACTOR * (labels == 1).sum()) - 1))
+    assert excess[0] > 0.1
+    assert excess[1] < 0.02
+
+
+def test_agreement_is_the_mean_dice_of_the_classes_that_occur():
+    reference = np.array([0, 1, 1, 2, 2, 0])
+    labels = np.array([0, 1, 0, 2, 2, 0])
+    groups = [(0,), (1,), (2,)]
+    assert label_agreement(reference, reference, groups) == 1
+    assert label_agreement(labels, reference, groups) == pytest.approx((2 / 3 + 1) / 2)
+    assert label_agreement(labels, reference, [(0,), (1,), (2,), (5,)]) == pytest.approx((2 / 3 + 1) / 2)
+    assert label_agreement(labels, reference, [(1, 2), (2,)]) == pytest.approx((6 / 7 + 1) / 2)
+    assert label_agreement(np.where(labels == 2, 0, labels), reference, groups) == pytest.approx(1 / 3)
+    assert np.isnan(label_agreement(reference * 0, reference * 0, groups))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "lr"
+    folder.mkdir()
+    ball = np.zeros((6, 8, 8), np.int8)
+    ball[1:5, 2:6, 2:6] = 1
+    for number, identifier in enumerate(("a", "b", "c")):
+        image = np.random.default_rng(number).normal(size=(1, 6, 8, 8)).astype(np.float32)
+        nnUNetDatasetBlosc2.save_case(
+            image,
+            ball[None],
+            {"spacing": [3.0, 1.0, 1.0]},
+            str(folder / identifier),
+            chunks=(1, 6, 8, 8),
+            blocks=(1, 6, 8, 8),
+        )
+    return nnUNetDatasetBlosc2(str(folder))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = PseudoHRStore(tmp_path)
+    store.open_or_create(
+        PseudoHRManifest(
+            factor=FACTOR,
+            dataset_name="Dataset009_X",
+            plans_name="p",
+            configuration="3d_fullres",
+            fold=0,
+            trainer="SelfSRTrainer",
+            weights_sha256="0" * 64,
+        )
+    )
+    return store
+
+
+def export(network, dataset, identifiers, store, profile="centre"):
+    return export_pseudo_hr(
+        network,
+        dataset,
+        identifiers,
+        store,
+        label_manager=PLAIN,
+        config=SelfSRConfig(label_profile=profile, export=NETWORK_ALONE),
+        hr_patch_size=(9, 8, 8),
+    )
+
+
+def test_missing_cases_are_written_once(dataset, store):
+    network = Interpolating()
+    agreement = export(network, dataset, iter(["a", "b"]), store)
+    assert agreement == {"a": 1, "b": 1}
+    assert store.complete_cases() == ["a", "b"]
+    windows = network.windows
+    assert windows == 2 * 7
+    assert set(export(network, dataset, ["a", "b", "c"], store)) == {"c"}
+    assert network.windows == windows + 7
+    assert export(network, dataset, ["a", "b", "c"], store) == {}
+
+
+def test_what_is_written_is_what_the_network_said(dataset, store):
+    torch.manual_seed(0)
+    export(Interpolating(), dataset, ["a"], store)
+    image, labels, _, _ = dataset.load_case("a")
+    torch.manual_seed(0)
+    expected = restore(Interpolating(), image[:], labels[:], PLAIN)
+    data, seg, _, properties = nnUNetDatasetBlosc2(str(store.folder)).load_case("a")
+    np.testing.assert_array_equal(data[:1], expected.image)
+    np.testing.assert_allclose(data[1], robust_min_max(expected.uncertainty)[0], atol=1e-6)
+    np.testing.assert_array_equal(seg[:], expected.labels)
+    assert properties["spacing"] == [3.0, 1.0, 1.0]
+    smooth = interpolate_labels(labels[:][0], FACTOR, 0, spacing_mm=(3, 1, 1))
+    assert (seg[:][0] == smooth).mean() > 0.9
+
+
+@pytest.mark.parametrize("profile", ["centre", "majority"])
+def test_a_network_that_inverts_the_labels_is_noticed(dataset, store, profile):
+    assert export(Interpolating(sign=-1), dataset, ["a"], store, profile)["a"] < 0.5
