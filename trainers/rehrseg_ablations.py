@@ -9,22 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from rehrseg_nnunet.trainers import rehrseg_trainer  # nnU-Net takes the first file in which it sees a trainer's name
 
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
-from rehrseg_nnunet.cases.store import PseudoHRManifest
-from rehrseg_nnunet.nnunet.fold_run import (
-    FINAL_CHECKPOINT,
-    candidate_trainers,
-    find_finished_run,
-    raw_folder,
-    sibling_run,
-    training_command,
-)
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases
-from rehrseg_nnunet.slices.geometry import hr_patch_size
-from rehrseg_nnunet.smore.export import smore_cases
+from rehrseg_nnunet.smore.export import SMORE, smore_cases
 
 
 class REHRSegTrainer_pseudoDataOnly(rehrseg_trainer.REHRSegTrainer):
@@ -99,20 +90,14 @@ class REHRSegTrainer_pseudoDataBSpline(REHRSegTrainer_pseudoDataOnly):
     def open_pseudo_hr(self) -> None:
         """Write the interpolated cases that are missing."""
         identifiers, _ = self.do_split()
-        self.interpolated_folder = write_interpolated_cases(
-            self.dataset_class(self.preprocessed_dataset_folder, identifiers),
-            identifiers,
-            factor=self.config.factor,
-            spacing_mm=self.configuration_manager.spacing,
-            label_manager=self.label_manager,
-            patch_size=hr_patch_size(self.configuration_manager.patch_size, self.config.factor),
-            raw_folder=raw_folder(self.plans_manager.dataset_name),
-        )
-        self.print_to_log_file(f"pseudo-HR data: {self.interpolated_folder} (B-spline, labels by signed distance)")
+        planned = PlannedDataset.of_trainer(self)
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, identifiers)
+        self.pseudo_hr_folder = write_interpolated_cases(dataset, identifiers, planned).source_folder
+        self.print_to_log_file(f"pseudo-HR data: {self.pseudo_hr_folder} (B-spline, labels by signed distance)")
 
-    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
+    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> CertainCases:
         """The interpolated cases, with U = 0."""
-        return CertainCases(nnUNetDatasetBlosc2(str(self.interpolated_folder), identifiers))
+        return CertainCases(super().pseudo_hr_cases(identifiers))
 
 
 class REHRSegTrainer_pseudoDataSMORE(REHRSegTrainer_pseudoDataBSpline):
@@ -125,20 +110,11 @@ class REHRSegTrainer_pseudoDataSMORE(REHRSegTrainer_pseudoDataBSpline):
             FileNotFoundError: SMORE is not trained, or cases are missing.
             ValueError: its cases do not fit.
         """
-        trainers = candidate_trainers("SMORETrainer", type(self).__name__)
-        run = find_finished_run(self.output_folder, trainers)
-        if run is None:
-            missing = sibling_run(self.output_folder, trainers[-1])
-            command = training_command(missing, self.plans_manager.dataset_name)
-            raise FileNotFoundError(f"{missing / FINAL_CHECKPOINT} is missing; run: {command}")
+        run = SMORE.require(FoldRun.of_trainer(self))
         identifiers, _ = self.do_split()
-        self.interpolated_folder = smore_cases(
-            run,
-            PseudoHRManifest.of_trainer(self, weights_sha256=""),  # smore_cases takes the checkpoint's
-            self.dataset_class(self.preprocessed_dataset_folder, identifiers),
-            identifiers,
-        )
-        self.print_to_log_file(f"pseudo-HR data: {self.interpolated_folder} (SMORE)")
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, identifiers)
+        self.pseudo_hr_folder = smore_cases(run, dataset, identifiers, factor=self.config.factor).source_folder
+        self.print_to_log_file(f"pseudo-HR data: {self.pseudo_hr_folder} (SMORE)")
 
 
 VARIANTS = (

@@ -2,60 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import JsonValue
 from torch import nn
 
-from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
-from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.nnunet.fold_run import candidate_trainers, find_finished_run, sibling_run, training_command
-from rehrseg_nnunet.restoration.training import RestorationTraining
-from rehrseg_nnunet.restoration.validation import SELF_SR_METRICS
-from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, export_pseudo_hr
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
+from rehrseg_nnunet.restoration.export import CaseExport
+from rehrseg_nnunet.restoration.training import ImageToImageTraining
+from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
+from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, STORE_NAME, export_pseudo_hr
+from rehrseg_nnunet.self_sr.interpolated_source import InterpolatedSource, choose_source
 from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
 from rehrseg_nnunet.self_sr.loss import SelfSRLoss
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
 from rehrseg_nnunet.self_sr.report import report_self_sr
-from rehrseg_nnunet.smore.export import STORE_NAME, smore_cases
 
 SPACING_TOLERANCE = 0.05
 
 
-class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
+class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrainer):
     """Learns to restore thin slices from pairs simulated in plane, then writes one pseudo-HR case per training case.
 
     Settings: `self_sr` of the plans' `rehrseg` block. Raises at construction for 2d, cascaded and isotropic
     configurations, before anything is written.
     """
 
-    length: int | None = None
-    extra_metrics = SELF_SR_METRICS
-    store_name = "pseudo_hr"
+    extra_metrics = UNCERTAIN_IMAGE_METRICS
+    store_name = STORE_NAME
     stored = "pseudo-HR cases"
     needed_by = "stage 2"
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Read the block."""
+        self.config = load_config(configuration)
         self.settings = self.config.self_sr
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.length or self.settings.epochs
+
+    def configure(self) -> None:
+        """Epochs and learning rate of the settings."""
+        self.num_epochs = self.settings.epochs
         self.initial_lr = self.settings.learning_rate
         self.weight_decay = 0.0
 
@@ -92,7 +90,8 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
     def get_dataloaders(self) -> tuple:
         """Loaders of windows from interpolated cases, which are written first where they are missing."""
         tr_keys, val_keys = self.do_split()
-        folder = self.interpolated_cases(sorted({*tr_keys, *val_keys})).source_folder
+        folder = self.interpolated.cases(sorted({*tr_keys, *val_keys})).source_folder
+        self.print_to_log_file(f"interpolated cases: {folder} ({self.interpolated.title})")
         tone, noise = intensity_transforms(self._stock_training_transforms())
         axes = self.settings.simulated_axes
         held_out = tuple({"x", "y"} - set(axes)) or axes  # a held-out axis shows when the anatomy is learnt by heart
@@ -119,55 +118,27 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             start_augmenter(val, device=self.device, validation=True),
         )
 
-    def _smore_run(self) -> Path | None:
-        return find_finished_run(self.output_folder, candidate_trainers("SMORETrainer", type(self).__name__))
-
-    def _smore_cases(self, run: Path, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
-        """The cases of a SMORE run, checked; raises if they do not fit."""
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(identifiers))
-        folder = smore_cases(run, super().manifest(weights_sha256=""), dataset, identifiers)
-        return nnUNetDatasetBlosc2(str(folder), identifiers)
-
-    def _smore_images(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2 | None:
-        """SMORE's cases if the settings take their images, else None.
+    @cached_property
+    def interpolated(self) -> InterpolatedSource:
+        """Where near-isotropic cases come from: SMORE if this fold has it, which `export.image` smore requires.
 
         Raises:
-            FileNotFoundError: this fold has no SMORE, or not all of its cases.
-            ValueError: its cases do not fit.
+            FileNotFoundError: SMORE is required, and missing or without some cases.
+            ValueError: SMORE is required, and its cases do not fit.
         """
-        if self.settings.export.image != "smore":
-            return None
-        run = self._smore_run()
-        if run is None:
-            raise FileNotFoundError(
-                "export.image smore needs SMORE's cases of this fold; run: "
-                + training_command(sibling_run(self.output_folder, "SMORETrainer"), self.plans_manager.dataset_name)
-            )
-        return self._smore_cases(run, identifiers)
-
-    def interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
-        """The interpolated cases: SMORE's if this fold has them, else B-spline's, written if missing."""
-        run = self._smore_run()
-        try:
-            smore = None if run is None else self._smore_cases(run, identifiers)
-        except (FileNotFoundError, ValueError) as error:
-            self.print_to_log_file(f"WARNING: SMORE's cases are not used: {error}")
-            smore = None
-        if smore is not None:
-            self.print_to_log_file(f"interpolated cases: {smore.source_folder} (SMORE)")
-            return smore
-        # on all DDP ranks: one writes, the others wait for its lock, longer than a barrier's timeout if need be
-        folder = write_interpolated_cases(
-            self.dataset_class(self.preprocessed_dataset_folder, list(identifiers)),
+        identifiers = sorted({key for keys in self.do_split() for key in keys})
+        return choose_source(
+            FoldRun.of_trainer(self),
+            self.dataset_class(self.preprocessed_dataset_folder, identifiers),
             identifiers,
-            factor=self.config.factor,
-            spacing_mm=self.configuration_manager.spacing,
-            label_manager=self.label_manager,
-            patch_size=self.hr_patch_size,
-            raw_folder=self.raw_folder,
+            PlannedDataset.of_trainer(self),
+            smore_required=self.settings.export.image == "smore",
+            log=self.print_to_log_file,
         )
-        self.print_to_log_file(f"interpolated cases: {folder} (B-spline, labels by signed distance)")
-        return nnUNetDatasetBlosc2(str(folder), identifiers)
+
+    def _smore_images(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2 | None:
+        """SMORE's cases if pseudo-HR cases take their images, else None."""
+        return self.interpolated.cases(identifiers) if self.settings.export.image == "smore" else None
 
     def _stock_training_transforms(self) -> ComposeTransforms:
         rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -203,16 +174,15 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         """Training cases: stage 2 validates on real ones."""
         return self.do_split()[0]
 
-    def write_cases(self, network: nn.Module, store: PseudoHRStore, identifiers: Sequence[str]) -> None:
+    def write_cases(self, network: nn.Module, store: CaseStore, identifiers: Sequence[str]) -> None:
         """Super-resolve the cases; one whose pseudo labels do not agree with its own labels is named."""
         agreement = export_pseudo_hr(
             network,
             self.dataset_class(self.preprocessed_dataset_folder, list(identifiers)),
             identifiers,
             store,
-            label_manager=self.label_manager,
-            config=self.settings,
-            hr_patch_size=self.hr_patch_size,
+            PlannedDataset.of_trainer(self),
+            config=self.settings.export,
             # of all cases on every DDP rank: none may write others than the manifest says
             smore=self._smore_images(self.cases_to_write()),
         )
@@ -222,21 +192,16 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
                     f"WARNING: {key}: its pseudo-HR labels, made thick again, have Dice {score:.3f} with its own labels"
                 )
 
-    def manifest(self, weights_sha256: str) -> PseudoHRManifest:
-        """With what else pseudo-HR cases are made with: the settings, and SMORE's network if they take its images.
+    def made_with(self) -> dict[str, JsonValue]:
+        """Factor and export settings, and SMORE's network if its images are taken.
 
         Raises:
             FileNotFoundError: this fold has no SMORE, or not all of its cases.
             ValueError: its cases do not fit.
         """
-        self._smore_images(self.cases_to_write())  # cases of another header are removed, so these must be there
-        run = self._smore_run() if self.settings.export.image == "smore" else None
-        header = None if run is None else PseudoHRStore(run, name=STORE_NAME).read_manifest()
-        made_with = {
-            "export": self.settings.export,
-            "smore_weights_sha256": None if header is None else header.weights_sha256,
-        }
-        return super().manifest(weights_sha256).model_copy(update=made_with)
+        export = self.settings.export
+        smore = self.interpolated.fingerprint() if export.image == "smore" else {}
+        return {"factor": self.config.factor, "export": export.model_dump(mode="json"), **smore}
 
     def report(self, network: nn.Module) -> None:
         """Compare with the truth where it is known, and draw a few validation cases."""
@@ -244,13 +209,10 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         report = report_self_sr(
             network,
             self.dataset_class(self.preprocessed_dataset_folder, val_keys),
-            self.interpolated_cases(val_keys),
-            plans_manager=self.plans_manager,
-            configuration_manager=self.configuration_manager,
-            dataset_json=self.dataset_json,
-            raw_folder=self.raw_folder,
+            self.interpolated.cases(val_keys),
+            PlannedDataset.of_trainer(self),
             figure_folder=Path(self.output_folder),
-            config=self.settings,
+            config=self.settings.export,
             smore=self._smore_images(val_keys),
         )
         save_json(report.as_dict(), str(Path(self.output_folder) / "self_sr_report.json"))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import JsonValue
 from torch import nn
 
 from rehrseg_nnunet.cases.case_checks import check_cases
-from rehrseg_nnunet.cases.store import PseudoHRStore
+from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
-from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.restoration.training import RestorationTraining
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
+from rehrseg_nnunet.restoration.export import CaseExport
+from rehrseg_nnunet.restoration.training import ImageToImageTraining
 from rehrseg_nnunet.smore.export import STORE_NAME, export_smore
 from rehrseg_nnunet.smore.loader import SMORELoader
 from rehrseg_nnunet.smore.loss import SMORELoss
@@ -24,7 +27,7 @@ from rehrseg_nnunet.smore.network import build_wdsr
 from rehrseg_nnunet.smore.report import report_smore
 
 
-class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
+class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrainer):
     """Learns to restore in-plane slices whose rows were made thick, then interpolates every case of the fold with it.
 
     SelfSRTrainer of the same dataset, plans, configuration and fold is then trained on these cases. Settings: `smore`
@@ -32,23 +35,18 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
     is written.
     """
 
-    length: int | None = None
     store_name = STORE_NAME
     stored = "cases interpolated by SMORE"
     needed_by = "stage 1"
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Read the block."""
+        self.config = load_config(configuration)
         self.settings = self.config.smore
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.length or self.settings.epochs
+
+    def configure(self) -> None:
+        """Epochs and learning rate of the settings."""
+        self.num_epochs = self.settings.epochs
         self.initial_lr = self.settings.learning_rate
         self.weight_decay = 0.0
 
@@ -78,7 +76,7 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             self.dataset_class(self.preprocessed_dataset_folder, every),
             every,
             label_manager=self.label_manager,
-            raw_folder=self.raw_folder,
+            raw_folder=PlannedDataset.of_trainer(self).raw_folder,
         )
         train, val = (
             SMORELoader(
@@ -87,7 +85,6 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
                 config=self.settings,
                 factor=self.config.factor,
                 label_manager=self.label_manager,
-                label_profile=self.config.self_sr.label_profile,
                 oversample_foreground_percent=self.oversample_foreground_percent,
                 augment=augment,
             )
@@ -103,27 +100,18 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         tr_keys, val_keys = self.do_split()
         return sorted({*tr_keys, *val_keys})
 
-    def write_cases(self, network: nn.Module, store: PseudoHRStore, identifiers: Sequence[str]) -> None:
+    def write_cases(self, network: nn.Module, store: CaseStore, identifiers: Sequence[str]) -> None:
         """Interpolate the cases with the trained network."""
-        export_smore(
-            network,
-            self.dataset_class(self.preprocessed_dataset_folder, list(identifiers)),
-            identifiers,
-            store,
-            label_manager=self.label_manager,
-            patch_size=self.hr_patch_size,
-        )
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(identifiers))
+        export_smore(network, dataset, identifiers, store, PlannedDataset.of_trainer(self))
+
+    def made_with(self) -> dict[str, JsonValue]:
+        """The factor."""
+        return {"factor": self.config.factor}
 
     def report(self, network: nn.Module) -> None:
         """Compare with the true HR volumes of the validation cases where there are any."""
-        _, val_keys = self.do_split()
-        report = report_smore(
-            network,
-            self.dataset_class(self.preprocessed_dataset_folder, val_keys),
-            plans_manager=self.plans_manager,
-            configuration_manager=self.configuration_manager,
-            dataset_json=self.dataset_json,
-            raw_folder=self.raw_folder,
-        )
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[1])
+        report = report_smore(network, dataset, PlannedDataset.of_trainer(self))
         save_json(report.as_dict(), str(Path(self.output_folder) / "smore_report.json"))
         self.print_to_log_file(f"\n{report.as_table()}", add_timestamp=False)

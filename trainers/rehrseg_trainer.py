@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,34 +15,22 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.cases.store import PseudoHRStore
 from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
-from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
-from rehrseg_nnunet.nnunet.fold_run import (
-    FINAL_CHECKPOINT,
-    SELF_SR_VARIABLE,
-    candidate_trainers,
-    expected_manifest,
-    exporting_checkpoint,
-    find_finished_run,
-    find_self_sr_run,
-    load_self_sr,
-    sibling_run,
-    training_command,
-)
-from rehrseg_nnunet.nnunet.training_start import BaselineStart
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.label_loss import build_label_loss
+from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
+from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head, output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.loader import HRPatchLoader, initial_lr_patch_size
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss, UncertaintyWeightedLoss
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
 from rehrseg_nnunet.segmentation.transforms import build_training_transforms
-from rehrseg_nnunet.self_sr.loss import build_label_loss
-from rehrseg_nnunet.self_sr.network import SelfSRNetwork
+from rehrseg_nnunet.self_sr.frozen import SELF_SR, open_self_sr
 
 
-class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
+class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     """nnU-Net with an HR head, trained on pseudo-HR cases; validation is nnU-Net's own, on the real thick slices.
 
     Settings: `segmentation` of the plans' `rehrseg` block. Needs stage 1 (SelfSRTrainer) of the same dataset, plans,
@@ -51,26 +38,18 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
     isotropic configurations, before anything is written.
 
     Attributes:
-        length: epochs; None takes nnU-Net's.
         changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
             the plans'.
     """
 
-    length: int | None = None
     changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        planned = load_config(PlansManager(plans).get_configuration(configuration).configuration)
-        self.config = change_segmentation(planned, self.changes)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.length or self.num_epochs
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Read the block, with the variant's changes."""
+        self.config = change_segmentation(load_config(configuration), self.changes)
+
+    def configure(self) -> None:
+        """Take the settings' learning rate."""
         self.learning_rate_from_trained = self.config.segmentation.learning_rate_from_trained
 
     @staticmethod
@@ -125,8 +104,8 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
 
     def baseline_checkpoint(self) -> Path | None:
         """The fold's finished nnUNetTrainer run, of the same length if there is one."""
-        run = find_finished_run(self.output_folder, candidate_trainers("nnUNetTrainer", type(self).__name__))
-        return None if run is None else run / FINAL_CHECKPOINT
+        run = BASELINE.find(FoldRun.of_trainer(self))
+        return None if run is None else run.final_checkpoint
 
     def on_train_start(self) -> None:
         """Check stage 1, choose the starting weights, then as in nnU-Net."""
@@ -142,48 +121,25 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
 
     def open_pseudo_hr(self) -> None:
         """Find and check this fold's stage 1: its cases, and its network, which becomes the teacher."""
-        run = find_self_sr_run(
-            self.output_folder,
-            candidate_trainers("SelfSRTrainer", type(self).__name__),
-            remedy="run: "
-            + training_command(sibling_run(self.output_folder, "SelfSRTrainer"), self.plans_manager.dataset_name),
-        )
+        SELF_SR.require(FoldRun.of_trainer(self))  # before the network is built
         if not self.was_initialized:
             self.initialize()
-        network = self._open_stage_1(run)
-        if self.config.segmentation.distillation_weight > 0:
-            self.loss.teacher = SelfSRTeacher(network.to(self.device), self.label_manager)
-
-    def _open_stage_1(self, run: Path) -> SelfSRNetwork:
-        """The network that made a stage-1 run's pseudo-HR cases, which are checked."""
-        command = training_command(run, self.plans_manager.dataset_name)
-        checkpoint = exporting_checkpoint(run, remedy=f"remove it and run: {command} --c")
-        network = load_self_sr(
-            checkpoint,
+        stage_1 = open_self_sr(
+            FoldRun.of_trainer(self),
             self.config,
+            self.do_split()[0],
             image_channels=self.num_input_channels,
             label_channels=self.label_manager.num_segmentation_heads,
-            remedy=f"train stage 1 again: {command}",
+            source_folder=self.preprocessed_dataset_folder,
         )
-        expected = expected_manifest(
-            run,
-            network,
-            factor=self.config.factor,
-            dataset_name=self.plans_manager.dataset_name,
-            plans_name=self.plans_manager.plans_name,
-            configuration=self.configuration_name,
-            fold=self.fold,
-        )
-        self.pseudo_hr = PseudoHRStore(run)
-        # a run that REHRSEG_SELF_SR names may be of other preprocessed data
-        own = None if os.environ.get(SELF_SR_VARIABLE) else self.preprocessed_dataset_folder
-        self.pseudo_hr.verify(self.do_split()[0], expected, remedy=f"run: {command} --val", source_folder=own)
-        self.print_to_log_file(f"stage 1: {checkpoint}")
-        return network
+        self.pseudo_hr_folder = stage_1.cases_folder
+        self.print_to_log_file(f"stage 1: {stage_1.checkpoint}")
+        if self.config.segmentation.distillation_weight > 0:
+            self.loss.teacher = SelfSRTeacher(stage_1.network.to(self.device), self.label_manager)
 
     def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
         """The cases that are trained on: image (C + 1, r*D, H, W) with U in [0, 1] last, labels (1, r*D, H, W)."""
-        return nnUNetDatasetBlosc2(str(self.pseudo_hr.folder), identifiers)
+        return nnUNetDatasetBlosc2(str(self.pseudo_hr_folder), identifiers)
 
     def get_dataloaders(self) -> tuple:
         """Training patches from pseudo-HR cases at every phase; validation patches are nnU-Net's."""

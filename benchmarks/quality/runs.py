@@ -17,9 +17,10 @@ from pathlib import Path
 from benchmarks.quality.datasets import CONFIGURATION, Benchmark, Execute
 from benchmarks.quality.rows import ROWS, Row
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
-from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT, SELF_SR_VARIABLE
+from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
+from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
 
 OWN_TRAINERS = Path(__file__).resolve().parent / "trainers"
 REPORTS = {

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_checks import check_cases
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations, save_hr_case
+from rehrseg_nnunet.cases.case_files import class_locations, save_case
 from rehrseg_nnunet.cases.source_files import SOURCE, is_current, source_state
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.safe_files import check_writable, exclusive
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import interpolate
@@ -35,73 +35,62 @@ def interpolated_folder(preprocessed_folder: str | Path, factor: int) -> Path:
 
 
 def write_interpolated_cases(
-    dataset: nnUNetBaseDataset,
-    identifiers: Iterable[str],
-    *,
-    factor: int,
-    spacing_mm: Sequence[float],
-    label_manager: LabelManager,
-    patch_size: Sequence[int],
-    raw_folder: Path | None = None,
-) -> Path:
+    dataset: nnUNetBaseDataset, identifiers: Iterable[str], planned: PlannedDataset
+) -> nnUNetDatasetBlosc2:
     """Check and interpolate the cases that are not there yet, with a progress bar.
 
     Args:
         dataset: nnU-Net's dataset of the preprocessed LR cases.
         identifiers: cases that are needed.
-        factor: r.
-        spacing_mm: spacing of the LR cases (c, a_y, a_x), mm.
-        label_manager: nnU-Net's.
-        patch_size: HR voxels (D, H, W) that training reads at a time.
-        raw_folder: nnU-Net's raw dataset, to name files in messages; None if it is not at hand.
+        planned: the dataset under its plans; its raw folder names files in messages.
 
     Returns:
-        The folder. A case whose preprocessed file changed since is written anew. Processes that need cases of the same
-        folder (other folds) wait for each other.
+        The interpolated cases. A case whose preprocessed file changed since is written anew. Processes that need cases
+        of the same folder (other folds) wait for each other.
 
     Raises:
         ValueError: a case that cannot be trained on, see `check_cases`; nothing was interpolated then.
         OSError: the folder is not writable, or the disk full; complete cases stay.
     """
     source_folder = Path(dataset.source_folder)
-    folder = interpolated_folder(source_folder, factor)
+    folder = interpolated_folder(source_folder, planned.factor)
     identifiers = list(identifiers)
-    if not _missing(folder, source_folder, identifiers):
-        return folder
-    check_writable(folder.parent, purpose="interpolated cases are written there; change its permissions")
-    with exclusive(folder.with_name(f"{folder.name}.lock"), folder=folder, wait=True) as alone:
-        missing = _missing(folder, source_folder, identifiers)  # another process may have written them meanwhile
-        check_cases(dataset, missing, label_manager=label_manager, raw_folder=raw_folder)
-        folder.mkdir(exist_ok=True)
-        # without a lock, DDP ranks interpolate at the same time
-        scratch = folder.with_name(f"{folder.name}_tmp" if alone else f"{folder.name}_tmp_{os.getpid()}")
-        for identifier in tqdm(missing, desc="interpolating cases", disable=not missing):
-            data, labels, properties = _interpolate(
-                dataset, identifier, factor=factor, spacing_mm=spacing_mm, label_manager=label_manager
-            )
-            save_hr_case(folder, identifier, data, labels, properties, patch_size=patch_size, scratch=scratch)
-    return folder
+    if _missing(folder, source_folder, identifiers):
+        _write_missing(dataset, identifiers, planned, folder=folder)
+    return nnUNetDatasetBlosc2(str(folder), identifiers)
 
 
 def _missing(folder: Path, source_folder: Path, identifiers: Sequence[str]) -> list[str]:
     return [i for i in identifiers if not is_current(folder / f"{i}.pkl", source_folder, i)]
 
 
+def _write_missing(
+    dataset: nnUNetBaseDataset, identifiers: Sequence[str], planned: PlannedDataset, *, folder: Path
+) -> None:
+    check_writable(folder.parent, purpose="interpolated cases are written there; change its permissions")
+    with exclusive(folder.with_name(f"{folder.name}.lock"), folder=folder, wait=True) as alone:
+        # another process may have written them meanwhile
+        missing = _missing(folder, Path(dataset.source_folder), identifiers)
+        check_cases(dataset, missing, label_manager=planned.label_manager, raw_folder=planned.raw_folder)
+        folder.mkdir(exist_ok=True)
+        # without a lock, DDP ranks interpolate at the same time
+        scratch = folder.with_name(f"{folder.name}_tmp" if alone else f"{folder.name}_tmp_{os.getpid()}")
+        for identifier in tqdm(missing, desc="interpolating cases", disable=not missing):
+            data, labels, properties = _interpolate(dataset, identifier, planned)
+            patch_size = planned.hr_patch_size
+            save_case(folder, identifier, data, labels, properties, patch_size=patch_size, scratch=scratch)
+
+
 def _interpolate(
-    dataset: nnUNetBaseDataset,
-    identifier: str,
-    *,
-    factor: int,
-    spacing_mm: Sequence[float],
-    label_manager: LabelManager,
+    dataset: nnUNetBaseDataset, identifier: str, planned: PlannedDataset
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Image (C, r*D, H, W), labels (1, r*D, H, W) and properties of one interpolated case."""
     image, labels, _, properties = dataset.load_case(identifier)
     image, labels = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:])
-    fine = interpolate_labels(labels[0], factor, 0, spacing_mm=spacing_mm)[None]
+    fine = interpolate_labels(labels[0], planned.factor, 0, spacing_mm=planned.spacing_mm)[None]
     added = {
-        "class_locations": hr_class_locations(fine, label_manager),
+        "class_locations": class_locations(fine, planned.label_manager),
         SOURCE: source_state(dataset.source_folder, identifier),
     }
-    data = interpolate(torch.from_numpy(image), factor, 1, order=3).numpy()
+    data = interpolate(torch.from_numpy(image), planned.factor, 1, order=3).numpy()
     return data, fine, {**properties, **added}

@@ -57,7 +57,7 @@ def _set_environment(folder: Path) -> None:
         os.environ[name] = str(folder / name)
     os.environ.update(ENVIRONMENT)
     ensure_trainer_path()
-    from rehrseg_nnunet.nnunet.fold_run import SELF_SR_VARIABLE
+    from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
 
     os.environ.pop(SELF_SR_VARIABLE, None)  # that is a stage 1 of other data
 

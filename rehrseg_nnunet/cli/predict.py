@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     ensure_trainer_path()
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from rehrseg_nnunet.nnunet.fold_run import read_checkpoint
+    from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
     model = Path(get_output_folder(args.d, args.tr, args.p, args.c))
     if not model.is_dir():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rehrseg_nnunet.nnunet.fold_run import read_checkpoint
 from rehrseg_nnunet.nnunet.safe_files import FULL_DISK, PARTIAL_SUFFIX, check_writable, move_into_place, partial_name
+from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
 CHECKPOINTS = "checkpoint_*.pth"
 

@@ -1,4 +1,4 @@
-"""nnU-Net's folders for the subcommands: one clear line when an environment variable is missing."""
+"""nnU-Net's folders: one clear line when an environment variable is missing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def nnunet_folder(variable: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"environment variable {variable} must name an existing folder, got {value}")
     return folder
+
+
+def raw_folder(dataset_name: str) -> Path | None:
+    """A dataset's folder in nnUNet_raw, None where that is not set: training does not need it."""
+    value = os.environ.get("nnUNet_raw")
+    return Path(value, dataset_name) if value else None
 
 
 def find_dataset(base: Path, name_or_id: str) -> Path:

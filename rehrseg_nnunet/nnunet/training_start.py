@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from rehrseg_nnunet.cases.store import hash_weights
-from rehrseg_nnunet.nnunet.fold_run import read_weights
-from rehrseg_nnunet.segmentation.hr_head import unwrap
+from rehrseg_nnunet.nnunet.companions import Companion
+from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.weights import hash_weights, read_weights
+
+BASELINE = Companion("nnUNetTrainer", "the baseline of this fold")
 
 REMEDY = "train the baseline again or remove it"
 

@@ -1,4 +1,4 @@
-"""What the loaders of the two restoring networks, self-SR and SMORE, have in common."""
+"""nnU-Net's data loader for pairs: what the loaders of all restoring networks have in common."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from threadpoolctl import threadpool_limits
 
 from rehrseg_nnunet.nnunet.label_channels import head_labels, masked_value, to_channels, to_targets
-from rehrseg_nnunet.self_sr.pairs import SRPair
-from rehrseg_nnunet.smore.pairs import SlicePair
+from rehrseg_nnunet.restoration.pairs import RestorationPair
 
 
 class RestorationLoader(nnUNetDataLoader):
@@ -47,7 +46,7 @@ class RestorationLoader(nnUNetDataLoader):
         self.masked = masked_value(label_manager)
         self.regions = label_manager.has_regions
 
-    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair | SlicePair:
+    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> RestorationPair:
         """One augmented pair of a case."""
         raise NotImplementedError
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import interpolate
 
@@ -24,49 +24,58 @@ NEAREST, SIGNED_DISTANCE = "B-spline + nearest", "B-spline + signed distance"
 MIN_R_SQUARED = 1 - 1e-6  # leaves room for float32, not for a few clipped voxels
 
 
-def method_scores(
-    restored: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    lr: tuple[np.ndarray, np.ndarray],
-    truth: tuple[np.ndarray, np.ndarray],
-    label_manager: LabelManager,
-    *,
-    factor: int,
-    spacing_mm: Sequence[float],
-) -> dict[str, Row]:
-    """Compare a case, restored by one or more methods and by plain interpolation in two ways, with the truth.
+@dataclass(frozen=True)
+class Comparison:
+    """A thick-slice case and what it should be restored to.
 
-    Args:
-        restored: method to image (C, r*D, H, W) and labels (1, r*D, H, W).
+    Attributes:
+        name: of the kind of comparison.
         lr: image (C, D, H, W) and labels (1, D, H, W).
         truth: image (C, r*D, H, W) and labels (1, r*D, H, W).
+        spacing_mm: of the thick-slice grid.
+    """
+
+    name: str
+    lr: Volumes
+    truth: Volumes
+    spacing_mm: Sequence[float]
+
+    @property
+    def factor(self) -> int:
+        """The factor r."""
+        return self.truth[0].shape[1] // self.lr[0].shape[1]
+
+
+def method_scores(
+    comparison: Comparison, restored: Mapping[str, Volumes], label_manager: LabelManager
+) -> dict[str, Row]:
+    """Score a case, restored by one or more methods and by plain interpolation in two ways.
+
+    Args:
+        comparison: the case and the truth.
+        restored: method to image (C, r*D, H, W) and labels (1, r*D, H, W).
         label_manager: nnU-Net's.
-        factor: r.
-        spacing_mm: LR spacing, for the signed distances.
 
     Returns:
-        psnr, ssim and dice of each method, plain interpolation first. Voxels count for the Dice where the truth and
-        the nearest LR slice are annotated: elsewhere no method has a label.
+        For each method, plain interpolation first: psnr (dB), ssim (both over all channels that are not constant, data
+        range: the true channel's max - min) and dice (mean over the classes or regions that occur). Voxels count for
+        the Dice where the truth and the nearest LR slice are annotated: elsewhere no method has a label.
     """
-    image, labels = lr
-    groups = head_labels(label_manager)
+    image, labels = comparison.lr
+    factor, truth = comparison.factor, comparison.truth
     nearest = np.repeat(labels, factor, axis=1)
     valid = None
     if label_manager.has_ignore_label:
         valid = (truth[1] != label_manager.ignore_label) & (nearest != label_manager.ignore_label)
     spline = interpolate(torch.from_numpy(image.astype(np.float32)), factor, 1).numpy()
-    distance = interpolate_labels(labels[0], factor, 0, spacing_mm=spacing_mm)[None]
+    distance = interpolate_labels(labels[0], factor, 0, spacing_mm=comparison.spacing_mm)[None]
     methods = {NEAREST: (spline, nearest), SIGNED_DISTANCE: (spline, distance), **restored}
-    return {method: _scores(*volumes, truth, groups, valid) for method, volumes in methods.items()}
+    groups = head_labels(label_manager)
+    return {method: _scores(volumes, truth, groups, valid) for method, volumes in methods.items()}
 
 
-def _scores(
-    image: np.ndarray,
-    labels: np.ndarray,
-    truth: tuple[np.ndarray, np.ndarray],
-    groups: Sequence[LabelGroup],
-    valid: np.ndarray | None,
-) -> Row:
-    true_image, true_labels = truth
+def _scores(volumes: Volumes, truth: Volumes, groups: Sequence[LabelGroup], valid: np.ndarray | None) -> Row:
+    (image, labels), (true_image, true_labels) = volumes, truth
     ranges = [float(np.ptp(channel)) for channel in true_image]
     channels = list(zip(true_image, image, ranges, strict=True))
     overlaps = [
@@ -85,16 +94,15 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
+def load_volumes(dataset: nnUNetBaseDataset, identifier: str) -> Volumes:
+    """Image float32 and labels int16 of a case, read whole."""
+    image, labels, _, _ = dataset.load_case(identifier)
+    return np.asarray(image[:], dtype=np.float32), np.asarray(labels[:]).astype(np.int16)
+
+
 def true_hr_case(
-    raw_folder: Path,
-    identifier: str,
-    lr_image: np.ndarray,
-    properties: Mapping[str, Any],
-    *,
-    plans_manager: PlansManager,
-    dataset_json: Mapping[str, Any],
-    factor: int,
-) -> tuple[np.ndarray, np.ndarray] | None:
+    planned: PlannedDataset, identifier: str, lr_image: np.ndarray, properties: Mapping[str, Any]
+) -> Volumes | None:
     """The true HR volumes of a case in the frame of its preprocessed LR image, or None where they cannot be had.
 
     The files are transposed and cropped as nnU-Net did with the LR case; intensities go through the linear map that
@@ -102,15 +110,15 @@ def true_hr_case(
     resampled, or its normalisation is not linear (e.g. clipped CT).
 
     Args:
-        raw_folder: dataset folder in nnUNet_raw.
+        planned: the dataset under its plans.
         identifier: case.
         lr_image: (C, D, H, W) preprocessed.
         properties: the preprocessed case's.
-        plans_manager: nnU-Net's.
-        dataset_json: nnU-Net's.
-        factor: r.
     """
-    ending = dataset_json["file_ending"]
+    if planned.raw_folder is None:
+        return None
+    factor, raw_folder, plans_manager = planned.factor, planned.raw_folder, planned.plans_manager
+    ending = planned.dataset_json["file_ending"]
     channels = [f"{identifier}_{c:04d}{ending}" for c in range(lr_image.shape[0])]
     hr_files = [raw_folder / "imagesTrHR" / name for name in channels]
     label_file = raw_folder / "labelsTrHR" / f"{identifier}{ending}"
@@ -164,6 +172,14 @@ class RestorationReport:
 
     comparisons: dict[str, dict[str, Row]]
     cases: dict[str, int]
+
+    @classmethod
+    def of_cases(cls, scores: Mapping[str, Sequence[dict[str, Row]]]) -> RestorationReport:
+        """From the scores of single cases, by comparison name."""
+        return cls(
+            comparisons={name: mean_scores(rows) for name, rows in scores.items()},
+            cases={name: len(rows) for name, rows in scores.items()},
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For json."""

@@ -1,10 +1,9 @@
-"""What the trainings that restore thin slices have in common: see `RestorationTraining`."""
+"""Training from image to image in nnU-Net's loop: see `ImageToImageTraining`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,60 +11,32 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import autocast, nn
+from torch import autocast
 from torch import distributed as dist
 
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore, hash_weights
-from rehrseg_nnunet.config.rehrseg import RehrsegConfig, SelfSRConfig, SMOREConfig
-from rehrseg_nnunet.nnunet.fold_run import is_saved, raw_folder
 from rehrseg_nnunet.nnunet.label_channels import masked_value
+from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.nnunet.schedules import PhasedOneCycle
 from rehrseg_nnunet.restoration.validation import IMAGE_METRICS, restoration_metrics
-from rehrseg_nnunet.segmentation.hr_head import unwrap
-from rehrseg_nnunet.self_sr.loss import build_label_loss
-from rehrseg_nnunet.slices.geometry import hr_patch_size
 
 
-class RestorationTraining:
-    """Mixin for nnU-Net trainers whose network restores thin slices, image and labels, and then writes cases with it.
+class ImageToImageTraining:
+    """Mixin for nnU-Net trainers whose network restores images, and labels with them.
 
-    Adam with one cycle per phase, a learning rate per step, a batch size of its own, image metrics in nnU-Net's log,
-    and the export of cases in place of nnU-Net's validation (`--val` does it again).
+    Adam with one cycle per phase, a learning rate per step, a batch size of its own, image metrics in nnU-Net's log.
 
     Attributes:
-        config: the plans' `rehrseg` block.
-        settings: the part of it that this training follows.
+        settings: the part of the plans' block that this training follows, with at least `batch_size`.
         extra_metrics: what `restoration_metrics` gives for the network's output.
-        store_name: folder of the fold that the cases are written to.
-        stored: the cases, in messages.
-        needed_by: who reads them, in messages.
-        cases_between_barriers: cases that a rank of a DDP training writes before it waits for the others.
     """
 
-    config: RehrsegConfig
-    settings: SelfSRConfig | SMOREConfig
+    settings: Any
     extra_metrics: tuple[str, ...] = IMAGE_METRICS
-    store_name: str
-    stored: str
-    needed_by: str
-    cases_between_barriers: int = 4
 
     @property
     def phase_epochs(self) -> Sequence[int]:
         """Epochs of each phase of the training."""
         return (self.num_epochs,)
-
-    def cases_to_write(self) -> list[str]:
-        """Identifiers of the cases that are written after training."""
-        raise NotImplementedError
-
-    def write_cases(self, network: nn.Module, store: PseudoHRStore, identifiers: Sequence[str]) -> None:
-        """Write those of some cases that are missing; each rank of a DDP training gets its share."""
-        raise NotImplementedError
-
-    def report(self, network: nn.Module) -> None:
-        """Say how good the network is."""
-        raise NotImplementedError
 
     def initialize(self) -> None:
         """Build everything as nnU-Net does and add the image metrics to its log."""
@@ -118,16 +89,6 @@ class RestorationTraining:
         )
         return optimizer, schedule
 
-    @property
-    def raw_folder(self) -> Path | None:
-        """The dataset's folder in nnUNet_raw, None where that is not set."""
-        return raw_folder(self.plans_manager.dataset_name)
-
-    @property
-    def hr_patch_size(self) -> tuple[int, int, int]:
-        """The plan's patch in HR voxels, by which cases are stored in chunks."""
-        return hr_patch_size(self.configuration_manager.patch_size, self.config.factor)
-
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net."""
         self._step = 0
@@ -168,45 +129,3 @@ class RestorationTraining:
         values = {metric: round(self.logger.get_value(metric, step=-1), 4) for metric in self.extra_metrics}
         self.print_to_log_file(", ".join(f"{metric} {value}" for metric, value in values.items()))
         super().on_epoch_end()
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Write the cases, then report."""
-        weights = hash_weights(unwrap(self.network).state_dict())
-        if self.disable_checkpointing and not is_saved(Path(self.output_folder), weights, remedy="remove it"):
-            self.print_to_log_file(
-                f"no {self.stored} are written: {self.needed_by} needs the network that made them, which "
-                "--disable_checkpointing does not keep"
-            )
-            return
-        store = PseudoHRStore(self.output_folder, name=self.store_name)
-        with store.exclusive() if self.local_rank == 0 else nullcontext():
-            self._export(store)
-
-    def _export(self, store: PseudoHRStore) -> None:
-        network = unwrap(self.network).eval()
-        manifest = self.manifest(hash_weights(network.state_dict()))
-        if self.local_rank == 0:
-            store.open_or_create(manifest)
-        if self.is_ddp:
-            dist.barrier()
-            store.open_created(manifest)
-        identifiers = sorted(self.cases_to_write())
-        if self.is_ddp:
-            self._write_in_turns(network, store, identifiers)
-        else:
-            self.write_cases(network, store, identifiers)
-        if self.local_rank == 0:
-            self.print_to_log_file(f"{len(store.complete_cases())} {self.stored} are in {store.folder}")
-            self.report(network)
-
-    def _write_in_turns(self, network: nn.Module, store: PseudoHRStore, identifiers: Sequence[str]) -> None:
-        """Each rank a share, with barriers between: one that waits longer than the timeout would end the job."""
-        world_size = dist.get_world_size()
-        together = self.cases_between_barriers * world_size
-        for start in range(0, len(identifiers), together):
-            self.write_cases(network, store, identifiers[start : start + together][self.local_rank :: world_size])
-            dist.barrier()
-
-    def manifest(self, weights_sha256: str) -> PseudoHRManifest:
-        """What identifies cases that this fold's network makes."""
-        return PseudoHRManifest.of_trainer(self, weights_sha256=weights_sha256)

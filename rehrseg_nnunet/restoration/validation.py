@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,22 +11,35 @@ from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from scipy.stats import spearmanr
 
 from rehrseg_nnunet.evaluation.metrics import psnr, ssim
-from rehrseg_nnunet.self_sr.network import SelfSROutput
-from rehrseg_nnunet.smore.network import WDSROutput
 
 IMAGE_METRICS = ("psnr", "ssim")
-SELF_SR_METRICS = (*IMAGE_METRICS, "uncertainty_spearman")
+UNCERTAIN_IMAGE_METRICS = (*IMAGE_METRICS, "uncertainty_spearman")
 SCORED_IMAGES = 8  # of a batch: each takes milliseconds on the CPU, of large batches longer than a GPU's training step
 
 
+class Restored(Protocol):
+    """What a restoring network returns; one that says how sure it is has `uncertainty` (B, 1, ...) as well.
+
+    Attributes:
+        image: (B, C, ...).
+        labels: (B, K, ...) logits.
+    """
+
+    @property
+    def image(self) -> torch.Tensor: ...  # noqa: D102
+
+    @property
+    def labels(self) -> torch.Tensor: ...  # noqa: D102
+
+
 def restoration_metrics(
-    output: SelfSROutput | WDSROutput, target: Sequence[torch.Tensor], *, regions: bool, masked: int
+    output: Restored, target: Sequence[torch.Tensor], *, regions: bool, masked: int
 ) -> dict[str, np.ndarray]:
     """Counts for nnU-Net's pseudo Dice and the means of PSNR, SSIM and Spearman's correlation of U with |error|.
 
     Args:
-        output: image (B, C, r, H, W), label logits (B, K, r, H, W), uncertainty (B, 1, r, H, W); or slices, without r
-            and without uncertainty (then without `uncertainty_spearman`).
+        output: image (B, C, r, H, W), label logits (B, K, r, H, W) and maybe uncertainty (B, 1, r, H, W), without which
+            there is no `uncertainty_spearman`; or slices, without r.
         target: [image, labels, mask] as the loader makes them (mask: 1 counts).
         regions: whether heads are regions.
         masked: label value that does not count (plain labels).
@@ -37,14 +51,14 @@ def restoration_metrics(
     """
     image, labels, mask = target
     counts = _label_counts(output.labels.float(), labels, regions=regions, masked=masked)
-    uncertain = isinstance(output, SelfSROutput)
-    maps = (image, output.image, output.uncertainty) if uncertain else (image, output.image)
+    uncertainty = getattr(output, "uncertainty", None)
+    maps = (image, output.image) if uncertainty is None else (image, output.image, uncertainty)
     rows = [
         _image_metrics(*(t[b][(slice(None), *box)].float().cpu().numpy() for t in maps))
         for b, box in enumerate(_inside(m[0]) for m in mask[:SCORED_IMAGES])
     ]
     rows = [row for row in rows if row is not None]
-    metrics = SELF_SR_METRICS if uncertain else IMAGE_METRICS
+    metrics = IMAGE_METRICS if uncertainty is None else UNCERTAIN_IMAGE_METRICS
     means = np.mean(rows, axis=0) if rows else np.full(len(metrics), np.nan)
     return {**counts, **{metric: np.array(value) for metric, value in zip(metrics, means, strict=True)}}
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from rehrseg_nnunet.config.rehrseg import HRHeadConfig
+from rehrseg_nnunet.nnunet.extended_network import Extension, extend, is_extended, unwrap
 from rehrseg_nnunet.slices.slice_upsampling import LogitInterpolation, interleave_slices, upsample_slices
 
 OutputMode = Literal["lr", "hr", "training"]
@@ -128,8 +128,12 @@ class HRSegLayer(nn.Conv3d):
         return lr, self.hr_head(features, lr)
 
 
-class _HRForward:
-    """Forward of a network whose last segmentation layer is an `HRSegLayer`."""
+class HR(Extension):
+    """Forward of a network whose last segmentation layer is an `HRSegLayer`.
+
+    Attributes:
+        student_stage: index of the encoder stage that is the student of the distillation.
+    """
 
     student_stage: int
 
@@ -154,11 +158,6 @@ class _HRForward:
             adapted=layer.adaptor(student),
             image=image,
         )
-
-
-@cache
-def _with_hr_forward(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"HR{base.__name__}", (_HRForward, base), {"__doc__": f"{base.__name__} with an HR head."})
 
 
 def add_hr_head(network: nn.Module, *, factor: int, teacher_channels: int, config: HRHeadConfig) -> nn.Module:
@@ -194,9 +193,7 @@ def add_hr_head(network: nn.Module, *, factor: int, teacher_channels: int, confi
     new.hr_head.initialize(scheme)
     new.adaptor.apply(scheme)
     network.decoder.seg_layers[-1] = new
-    network.student_stage = stage
-    network.__class__ = _with_hr_forward(type(network))
-    return network
+    return extend(network, HR, student_stage=stage)
 
 
 def _keep(module: nn.Module) -> None:
@@ -227,20 +224,9 @@ def _student_stage(network: nn.Module) -> int:
     )
 
 
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and torch.compile wrappers."""
-    while True:
-        if isinstance(network, nn.parallel.DistributedDataParallel):
-            network = network.module
-        elif hasattr(network, "_orig_mod"):
-            network = network._orig_mod
-        else:
-            return network
-
-
 def has_hr_head(network: nn.Module) -> bool:
     """Whether the network, wrapped or not, came from `add_hr_head`."""
-    return isinstance(unwrap(network), _HRForward)
+    return is_extended(network, HR)
 
 
 def _hr_layer(network: nn.Module) -> HRSegLayer:

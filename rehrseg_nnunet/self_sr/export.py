@@ -12,15 +12,17 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
-from rehrseg_nnunet.cases.store import PseudoHRStore
-from rehrseg_nnunet.config.rehrseg import ExportConfig, SelfSRConfig
+from rehrseg_nnunet.cases.store import CaseStore
+from rehrseg_nnunet.config.rehrseg import ExportConfig
 from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels, to_channels
-from rehrseg_nnunet.restoration.label_volumes import keep_volumes
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.restoration.label_maps import to_label_map
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.super_resolve import super_resolve
 from rehrseg_nnunet.slices.slice_profile import back_project, degrade_labels
 
+STORE_NAME = "pseudo_hr"
 MIN_LABEL_DICE = 0.8
 
 
@@ -67,37 +69,22 @@ def super_resolve_case(
     return PseudoHRVolumes(
         image=sharp.numpy(),
         uncertainty=output.uncertainty.numpy(),
-        labels=to_label_map(output.labels, labels, network.factor, label_manager, keep_volume=config.keep_volume),
+        labels=to_label_map(output.labels, labels, network.factor, label_manager),
     )
 
 
-def to_label_map(
-    logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager, *, keep_volume: bool = False
-) -> np.ndarray:
-    """HR label map from HR logits; where the nearest LR slice is -1 or ignored, so is the result.
+def robust_min_max(uncertainty: np.ndarray, *, percentiles: tuple[float, float] = (0.5, 99.5)) -> np.ndarray:
+    """Scale a map to [0, 1] between two percentiles and clip; a constant map becomes 0 (no voxel is less certain).
 
-    Args:
-        logits: (K, r*D, H, W).
-        lr_labels: (1, D, H, W).
-        factor: r.
-        label_manager: nnU-Net's.
-        keep_volume: every label or region gets as many voxels as r times the LR slices have, see `label_volumes`.
-
-    Returns:
-        (1, r*D, H, W) int16.
+    Raises:
+        ValueError: values that are not finite.
     """
-    nearest = np.repeat(lr_labels, factor, axis=1)
-    unknown = nearest == -1
-    if label_manager.has_ignore_label:
-        unknown |= nearest == label_manager.ignore_label
-    if keep_volume and not unknown.all():
-        known = torch.from_numpy(~unknown[0])
-        there = nearest[~unknown]
-        voxels = [int(np.isin(there, group).sum()) for group in head_labels(label_manager)]
-        logits = logits.clone()
-        logits[:, known] = keep_volumes(logits[:, known], voxels, regions=label_manager.has_regions)
-    predicted = label_manager.convert_logits_to_segmentation(logits).numpy()
-    return np.where(unknown, nearest, predicted[None]).astype(np.int16)
+    if not np.isfinite(uncertainty).all():
+        raise ValueError("uncertainty must be finite, got nan or inf")
+    low, high = (float(p) for p in np.percentile(uncertainty, percentiles))
+    if high <= low:
+        return np.zeros(uncertainty.shape, dtype=np.float32)
+    return np.clip((uncertainty - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def label_agreement(labels: np.ndarray, reference: np.ndarray, groups: Sequence[LabelGroup]) -> float:
@@ -111,52 +98,58 @@ def export_pseudo_hr(
     network: SelfSRNetwork,
     dataset: nnUNetBaseDataset,
     identifiers: Iterable[str],
-    store: PseudoHRStore,
+    store: CaseStore,
+    planned: PlannedDataset,
     *,
-    label_manager: LabelManager,
-    config: SelfSRConfig,
-    hr_patch_size: Sequence[int],
+    config: ExportConfig,
     smore: nnUNetBaseDataset | None = None,
 ) -> dict[str, float]:
     """Write the pseudo-HR cases that are missing or older than the preprocessed ones, with a progress bar.
+
+    A case's data are the image channels and U, brought to [0, 1] by `robust_min_max`.
 
     Args:
         network: trained.
         dataset: preprocessed LR cases.
         identifiers: cases to write.
         store: opened for writing.
-        label_manager: nnU-Net's.
-        config: stage 1's settings.
-        hr_patch_size: (r*p_z, p_y, p_x) that stage 2 reads at a time.
-        smore: SMORE's cases, for `config.export.image` "smore".
+        planned: the dataset under its plans.
+        config: how cases are made.
+        smore: SMORE's cases, for `config.image` "smore".
 
     Returns:
         Dice of each newly written case's pseudo labels, degraded, with the case's own labels; below
         `MIN_LABEL_DICE` something is wrong with the case or the network.
+
+    Raises:
+        ValueError: a case came out with nan or inf.
     """
     missing = [i for i in identifiers if not store.is_current(i, dataset.source_folder)]
-    groups = head_labels(label_manager)
     agreement = {}
     for identifier in tqdm(missing, desc="pseudo-HR cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
-        image, labels = np.asarray(image[:]), np.asarray(labels[:])
+        labels = np.asarray(labels[:])
+        smore_image = None if smore is None else np.asarray(smore.load_case(identifier)[0][:])
+        label_manager = planned.label_manager
         hr = super_resolve_case(
-            network,
-            image,
-            labels,
-            label_manager,
-            config=config.export,
-            smore_image=None if smore is None else np.asarray(smore.load_case(identifier)[0][:]),
+            network, np.asarray(image[:]), labels, label_manager, config=config, smore_image=smore_image
         )
+        _check_finite(identifier, hr)
         store.write_case(
             identifier,
-            hr.image,
-            hr.uncertainty,
+            np.concatenate([hr.image, robust_min_max(hr.uncertainty)]),
             hr.labels,
             {**properties, SOURCE: source_state(dataset.source_folder, identifier)},
-            label_manager=label_manager,
-            hr_patch_size=hr_patch_size,
+            planned,
         )
-        degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0, mode=config.label_profile).numpy()
-        agreement[identifier] = label_agreement(degraded, labels[0], groups)
+        degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0).numpy()
+        agreement[identifier] = label_agreement(degraded, labels[0], head_labels(label_manager))
     return agreement
+
+
+def _check_finite(identifier: str, hr: PseudoHRVolumes) -> None:
+    if not (np.isfinite(hr.image).all() and np.isfinite(hr.uncertainty).all()):
+        raise ValueError(
+            f"{identifier}: pseudo-HR image and uncertainty must be finite, got nan or inf; if the log shows losses of "
+            "nan, train stage 1 again with a smaller learning_rate"
+        )

@@ -19,7 +19,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.config.rehrseg import SelfSRConfig
 from rehrseg_nnunet.restoration.loader import RestorationLoader
-from rehrseg_nnunet.self_sr.pairs import WINDOW, SRPair, make_pair, random_interval, resize_in_plane, sample_window
+from rehrseg_nnunet.restoration.pairs import RestorationPair, random_interval
+from rehrseg_nnunet.self_sr.pairs import WINDOW, make_pair, resize_in_plane, sample_window
 
 AXES = {"z": 0, "y": 1, "x": 2}
 TONE = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
@@ -88,12 +89,12 @@ class SelfSRLoader(RestorationLoader):
         self.axes = [AXES[axis] for axis in axes]
         self.tone, self.noise = tone, noise
 
-    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair:
+    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> RestorationPair:
         """A window, augmented in plane and in its intensities if that is wanted."""
         pair = self._cut_pair(key, rng, force_foreground=force_foreground)
         return self._augment_intensities(_augment_in_plane(pair, rng)) if self.augment else pair
 
-    def _cut_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SRPair:
+    def _cut_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> RestorationPair:
         image, labels, _, properties = self._data.load_case(key)
         axis = int(rng.choice(self.axes))
         voxel = self.foreground_voxel(properties["class_locations"], rng) if force_foreground else None
@@ -122,7 +123,7 @@ class SelfSRLoader(RestorationLoader):
             zoom = rng.uniform(*self.config.scaling)
         return tuple(max(1, round(edge / zoom)) for edge in self.config.patch_size)
 
-    def _augment_intensities(self, pair: SRPair) -> SRPair:
+    def _augment_intensities(self, pair: RestorationPair) -> RestorationPair:
         lr_image, hr_image = pair.lr_image, pair.hr_image
         if self.tone is not None:
             both = self.tone(image=torch.cat([lr_image, hr_image], dim=1))["image"]
@@ -148,9 +149,9 @@ def _inside(
     return torch.nn.functional.interpolate(mask[None, None], size=patch_size, mode="nearest-exact")[0, 0]
 
 
-def _augment_in_plane(pair: SRPair, rng: np.random.Generator) -> SRPair:
+def _augment_in_plane(pair: RestorationPair, rng: np.random.Generator) -> RestorationPair:
     """Flips along both in-plane axes, and their exchange where the patch is square: orientation must not be learnt."""
     flips = [axis for axis in (-2, -1) if rng.random() < 0.5]
     swap = pair.mask.shape[-1] == pair.mask.shape[-2] and rng.random() < 0.5
     parts = [part.flip(flips) for part in pair]
-    return SRPair(*(part.transpose(-1, -2).contiguous() if swap else part for part in parts))
+    return RestorationPair(*(part.transpose(-1, -2).contiguous() if swap else part for part in parts))

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 from rehrseg_nnunet.nnunet.precision import without_autocast
+from rehrseg_nnunet.restoration.intensities import normalise
 from rehrseg_nnunet.self_sr.flavr import (
     IN_PLANE_STRIDE,
     NEGATIVE_SLOPE,
@@ -37,8 +38,6 @@ MIDDLE_SLICES = (1, 2)
 # Candidate maps computed at once: as many as the backbone of the paper has features, so that no chunk needs more
 # memory than the features it is computed from.
 CHUNK_MAPS = 64
-# Only keeps a constant window from dividing by zero: any range above it is stretched in full.
-MIN_RANGE = 1e-6
 # Gates start at sigmoid(2) = 0.88.
 OPEN_GATE = 2.0
 
@@ -81,28 +80,6 @@ def interpolate_middle(image: torch.Tensor, factor: int) -> torch.Tensor:
     before, after = (image[:, :, index].unsqueeze(2) for index in MIDDLE_SLICES)
     t = target_fractions(factor, like=image).view(-1, 1, 1)
     return torch.lerp(before, after, t)
-
-
-def normalise(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bring every image of a window to mean 0 and range 1.
-
-    FLAVR was trained on colours in [0, 1] minus their mean, which this is for a window that uses the full range; and
-    since a*I + b (a > 0) gives the same result as I, what the network predicts cannot depend on the intensity scale.
-
-    Args:
-        image: (B, C, 4, H, W), or any other number of spatial axes.
-
-    Returns:
-        The normalised image (all zero where the window is constant), the smallest value and the range (max - min, at
-        least 1e-6) of every sample and channel, both (B, C, 1, 1, 1).
-    """
-    space = tuple(range(2, image.ndim))
-    lowest = image.amin(dim=space, keepdim=True)
-    # the smallest value goes first: a constant window is then exactly zero, whatever its level
-    shifted = image - lowest
-    value_range = shifted.amax(dim=space, keepdim=True).clamp_min(MIN_RANGE)
-    unit = shifted / value_range
-    return unit - unit.mean(dim=space, keepdim=True), lowest, value_range
 
 
 class SliceInterpolation(nn.Module):

@@ -10,33 +10,15 @@ Convention:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from rehrseg_nnunet.restoration.pairs import RestorationPair
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, half_support
 
 WINDOW = 4
-
-
-class SRPair(NamedTuple):
-    """One window and its target.
-
-    Attributes:
-        lr_image: (C, 4, A, B) thick slices.
-        lr_labels: (4, A, B) integer labels of the thick slices.
-        hr_image: (C, r, A, B) target slices.
-        hr_labels: (r, A, B) integer labels.
-        mask: (1, r, A, B), 1 inside the volume.
-    """
-
-    lr_image: torch.Tensor
-    lr_labels: torch.Tensor
-    hr_image: torch.Tensor
-    hr_labels: torch.Tensor
-    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -117,18 +99,7 @@ def sample_window(slices: int, factor: int, rng: np.random.Generator, *, centre:
     return WindowSpec(slices=slices, factor=factor, offset=offset, window=window, flip=flip, upper_ties=upper_ties)
 
 
-def random_interval(size: int, edge: int, rng: np.random.Generator, contain: int | None) -> list[int]:
-    """Interval of `edge` voxels within (or, if too long, centred on) 0 .. size, containing a voxel if one is given."""
-    if edge >= size:
-        start = -((edge - size) // 2)
-    elif contain is None:
-        start = int(rng.integers(0, size - edge + 1))
-    else:
-        start = int(rng.integers(max(0, contain - edge + 1), min(contain, size - edge) + 1))
-    return [start, start + edge]
-
-
-def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, label_profile: str) -> SRPair:
+def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, label_profile: str) -> RestorationPair:
     """Cut a window and its target from a block of the near-isotropic volume.
 
     Args:
@@ -144,7 +115,7 @@ def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, la
     hr = torch.tensor(spec.hr_indices) - start
     mask = ((hr + start >= 0) & (hr + start < r * spec.thick_slices)).float()
     hr = hr.clamp(0, image.shape[1] - 1)
-    return SRPair(
+    return RestorationPair(
         lr_image=degrade(image, r, 1)[:, lr],
         lr_labels=degrade_labels(labels, r, 0, mode=label_profile, upper_ties=spec.upper_ties)[lr],
         hr_image=image[:, hr],

@@ -1,4 +1,4 @@
-"""Apply the self-SR network to a whole thick-slice case, and its encoder as the teacher of stage 2.
+"""Apply the self-SR network to a whole thick-slice case.
 
 Convention:
     Axis 0 of a case is the slice axis. Window k holds LR slices k - 1 .. k + 2, edge slices repeated, and yields the r
@@ -8,11 +8,9 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 
-from rehrseg_nnunet.self_sr.flavr import SLICES
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork, SelfSROutput
 
 
@@ -66,36 +64,3 @@ def super_resolve(
 
 def _batches(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
     return ((k, min(k + size, last)) for k in range(first, last, size))
-
-
-def teacher_features(network: SelfSRNetwork, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Layer-1 features of LR patches for the structural distillation (paper section 3.5).
-
-    The encoder sees 4-slice windows as in training (its gates are means over a window, so one pass over all slices
-    would be another function). Windows lie side by side, so that each slice is computed once; where the number of
-    slices is no multiple of 4 the last window is moved back, and below 4 slices the last slice is repeated.
-
-    Args:
-        network: trained stage-1 network, on the patches' device.
-        image: (B, C, D, H, W).
-        labels: (B, K, D, H, W) label channels.
-
-    Returns:
-        (B, base_features, D, ceil(H/2), ceil(W/2)), without gradient.
-    """
-    volumes = torch.cat([image, labels], dim=1)
-    index, first_place = _windows_side_by_side(volumes.shape[2], volumes.device)
-    with torch.no_grad():
-        windows = volumes[:, :, index].movedim(2, 1).flatten(0, 1)
-        features = network.layer1_features(windows).unflatten(0, (image.shape[0], -1)).movedim(1, 2)
-    return features.flatten(2, 3)[:, :, first_place]
-
-
-@lru_cache(maxsize=16)  # a training has one patch size; a copy to a GPU in every step would wait for it
-def _windows_side_by_side(slices: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The slice at each place of the windows, (windows, 4), and the first place of each slice, (slices,)."""
-    starts = torch.tensor([max(0, min(start, slices - SLICES)) for start in range(0, slices, SLICES)])
-    index = (starts[:, None] + torch.arange(SLICES)).clamp(max=slices - 1)
-    flat = index.flatten().tolist()
-    first_place = torch.tensor([flat.index(k) for k in range(slices)])
-    return index.to(device), first_place.to(device)

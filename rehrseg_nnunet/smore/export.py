@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
-from rehrseg_nnunet.nnunet.fold_run import is_saved, training_command
+from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
+from rehrseg_nnunet.nnunet.companions import Companion
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.label_channels import head_labels, to_channels
-from rehrseg_nnunet.self_sr.export import to_label_map
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.restoration.label_maps import to_label_map
 from rehrseg_nnunet.smore.network import WDSR, WDSROutput
 
+SMORE = Companion("SMORETrainer", "SMORE of this fold")
 STORE_NAME = "interpolated"
 
 # (C, D, H, W) to slices (S, C, D, columns), and back with r*D rows
@@ -71,10 +73,8 @@ def export_smore(
     network: WDSR,
     dataset: nnUNetBaseDataset,
     identifiers: Iterable[str],
-    store: PseudoHRStore,
-    *,
-    label_manager: LabelManager,
-    patch_size: Sequence[int],
+    store: CaseStore,
+    planned: PlannedDataset,
 ) -> None:
     """Write the interpolated cases that are missing or older than the preprocessed ones, with a progress bar.
 
@@ -83,42 +83,51 @@ def export_smore(
         dataset: preprocessed LR cases.
         identifiers: cases to write.
         store: opened for writing.
-        label_manager: nnU-Net's.
-        patch_size: HR voxels (D, H, W) that stage 1 reads at a time.
+        planned: the dataset under its plans.
+
+    Raises:
+        ValueError: a case came out with nan or inf.
     """
     missing = [i for i in identifiers if not store.is_current(i, dataset.source_folder)]
     for identifier in tqdm(missing, desc="SMORE cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
-        fine = smore_case(network, np.asarray(image[:]), np.asarray(labels[:]), label_manager)
+        fine = smore_case(network, np.asarray(image[:]), np.asarray(labels[:]), planned.label_manager)
+        if not np.isfinite(fine[0]).all():
+            raise ValueError(
+                f"{identifier}: SMORE's image must be finite, got nan or inf; if the log shows losses of nan, train "
+                "SMORE again with a smaller learning_rate"
+            )
         store.write_case(
-            identifier,
-            fine[0],
-            None,
-            fine[1],
-            {**properties, SOURCE: source_state(dataset.source_folder, identifier)},
-            label_manager=label_manager,
-            hr_patch_size=patch_size,
+            identifier, *fine, {**properties, SOURCE: source_state(dataset.source_folder, identifier)}, planned
         )
 
 
-def smore_cases(run: Path, expected: PseudoHRManifest, dataset: nnUNetBaseDataset, identifiers: Iterable[str]) -> Path:
-    """The folder of the cases that a finished SMORE run interpolated, which are checked.
+def smore_cases(
+    run: FoldRun, dataset: nnUNetBaseDataset, identifiers: Iterable[str], *, factor: int
+) -> nnUNetDatasetBlosc2:
+    """The cases that a finished SMORE run interpolated, which are checked.
 
     Args:
-        run: fold folder.
-        expected: header that the cases must have, but for the weights, which must be those of the run's checkpoint.
+        run: of SMORETrainer.
         dataset: preprocessed LR cases.
         identifiers: cases that are needed.
+        factor: r that they must have.
 
     Raises:
         FileNotFoundError: cases are missing.
         ValueError: cases are damaged, of other weights or settings, or older than the preprocessed ones.
     """
     identifiers = list(identifiers)
-    remedy = f"run: {training_command(run, expected.dataset_name)} --val"
-    store = PseudoHRStore(run, name=STORE_NAME)
-    header = store.read_manifest()
-    if header is not None and is_saved(run, header.weights_sha256, remedy=remedy):
-        expected = expected.model_copy(update={"weights_sha256": header.weights_sha256})
+    remedy = f"run: {run.command} --val"
+    store = CaseStore(run.folder, STORE_NAME)
+    weights = smore_weights(run)
+    saved = weights is not None and run.checkpoint_with(weights, remedy=remedy) is not None
+    expected = CaseManifest.of_run(run, weights_sha256=weights if saved else "", made_with={"factor": factor})
     store.verify(identifiers, expected, remedy=remedy, source_folder=dataset.source_folder)
-    return store.folder
+    return nnUNetDatasetBlosc2(str(store.folder), identifiers)
+
+
+def smore_weights(run: FoldRun) -> str | None:
+    """Hash of the network that made a SMORE run's cases, None if it made none."""
+    header = CaseStore(run.folder, STORE_NAME).read_manifest()
+    return None if header is None else header.weights_sha256

@@ -9,7 +9,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.config.rehrseg import SMOREConfig
 from rehrseg_nnunet.restoration.loader import RestorationLoader
-from rehrseg_nnunet.smore.pairs import SlicePair, make_slice_pair, sample_slice
+from rehrseg_nnunet.restoration.pairs import RestorationPair
+from rehrseg_nnunet.smore.pairs import make_slice_pair, sample_slice
 
 
 class SMORELoader(RestorationLoader):
@@ -52,7 +53,7 @@ class SMORELoader(RestorationLoader):
         )
         self.label_profile, self.augment = label_profile, augment
 
-    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SlicePair:
+    def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> RestorationPair:
         """A slice, made thick along one of its axes."""
         image, labels, _, properties = self._data.load_case(key)
         voxel = self.foreground_voxel(properties["class_locations"], rng) if force_foreground else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rehrseg_nnunet.nnunet.precision import at_least_float32
-from rehrseg_nnunet.self_sr.loss import masked_l1
+from rehrseg_nnunet.restoration.losses import masked_l1
 from rehrseg_nnunet.smore.network import WDSROutput
 
 
@@ -15,7 +15,7 @@ class SMORELoss(nn.Module):
     """L1 of the image and the label loss, in at least float32.
 
     Args:
-        label_loss: nnU-Net's loss, called with (logits, labels); see `rehrseg_nnunet.self_sr.loss.build_label_loss`.
+        label_loss: nnU-Net's loss, called with (logits, labels); see `rehrseg_nnunet.nnunet.label_loss`.
     """
 
     def __init__(self, label_loss: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 from rehrseg_nnunet.nnunet.precision import without_autocast
-from rehrseg_nnunet.self_sr.network import normalise
+from rehrseg_nnunet.restoration.intensities import normalise
 from rehrseg_nnunet.slices.slice_profile import interpolate
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 

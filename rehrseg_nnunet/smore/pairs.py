@@ -10,32 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
-from rehrseg_nnunet.self_sr.pairs import random_interval
+from rehrseg_nnunet.restoration.pairs import RestorationPair, random_interval
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
-
-
-class SlicePair(NamedTuple):
-    """A slice with thick rows and the truth.
-
-    Attributes:
-        lr_image: (C, L, W).
-        lr_labels: (L, W) integer labels.
-        hr_image: (C, r*L, W).
-        hr_labels: (r*L, W) integer labels.
-        mask: (1, r*L, W), 1 inside the slice.
-    """
-
-    lr_image: torch.Tensor
-    lr_labels: torch.Tensor
-    hr_image: torch.Tensor
-    hr_labels: torch.Tensor
-    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,7 @@ def sample_slice(
 
 def make_slice_pair(
     image: torch.Tensor, labels: torch.Tensor, spec: SliceSpec, factor: int, *, label_profile: str, outside: int
-) -> SlicePair:
+) -> RestorationPair:
     """Turn a slice, make its rows thick, and cut; what lies outside repeats the edge pixels and is not labelled.
 
     Args:
@@ -137,7 +118,7 @@ def make_slice_pair(
     lr_labels = degrade_labels(labels, factor, 0, mode=label_profile, upper_ties=spec.upper_ties)
     lr_box = (spec.rows, spec.columns)
     hr_box = (tuple(factor * edge for edge in spec.rows), spec.columns)
-    return SlicePair(
+    return RestorationPair(
         lr_image=_cut(degrade(image, factor, 1), lr_box, pad_mode="edge"),
         lr_labels=_cut(lr_labels[None], lr_box, value=outside)[0],
         hr_image=_cut(image, hr_box, pad_mode="edge"),

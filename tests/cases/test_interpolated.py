@@ -10,7 +10,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.cases import hr_cases, interpolated
+from rehrseg_nnunet.cases import case_files, interpolated
 from rehrseg_nnunet.cases.interpolated import interpolated_folder, write_interpolated_cases
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import interpolate
@@ -25,7 +25,7 @@ def save(folder, identifier, seed=0, labels=None):
     image = rng.normal(size=(2, 4, 6, 7)).astype(np.float32)
     if labels is None:
         labels = rng.integers(-1, 4, size=(1, 2, 2, 1)).repeat(2, 1).repeat(3, 2).repeat(7, 3).astype(np.int8)
-    for suffix in hr_cases.SUFFIXES:  # blosc2 does not overwrite; nnU-Net deletes its folder first
+    for suffix in case_files.SUFFIXES:  # blosc2 does not overwrite; nnU-Net deletes its folder first
         (folder / f"{identifier}{suffix}").unlink(missing_ok=True)
     nnUNetDatasetBlosc2.save_case(
         image,
@@ -65,7 +65,7 @@ def times(folder):
 def rewrite(source, identifier, seed):
     """nnU-Net preprocesses a case again, later."""
     result = save(source, identifier, seed)
-    for suffix in hr_cases.SUFFIXES:
+    for suffix in case_files.SUFFIXES:
         os.utime(source / f"{identifier}{suffix}", ns=(2**60, 2**60))
     return result
 
@@ -138,7 +138,7 @@ def test_only_the_changed_case_is_written_anew(source):
     image, _ = rewrite(source, "case_1", seed=7)
     write(source, ["case_1", "case_10"])
     after = times(folder)
-    assert {name for name in before if before[name] != after[name]} == {f"case_1{s}" for s in hr_cases.SUFFIXES}
+    assert {name for name in before if before[name] != after[name]} == {f"case_1{s}" for s in case_files.SUFFIXES}
     fine = nnUNetDatasetBlosc2(str(folder)).load_case("case_1")[0]
     np.testing.assert_array_equal(fine[:], interpolate(torch.from_numpy(image), FACTOR, 1).numpy())
 
@@ -161,7 +161,7 @@ def test_nothing_half_written_appears(source, monkeypatch, where):
     elif where == "while saving":
         monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", staticmethod(fail))
     else:
-        monkeypatch.setattr(hr_cases, "move_into_place", fail)
+        monkeypatch.setattr(case_files, "move_into_place", fail)
     with pytest.raises(KeyboardInterrupt):
         write(source)
     monkeypatch.undo()
@@ -175,14 +175,14 @@ def test_nothing_half_written_appears(source, monkeypatch, where):
 def test_a_case_interrupted_between_its_files_is_written_again(source, monkeypatch, moves):
     folder = write(source)
     image, _ = rewrite(source, "case_1", seed=7)
-    move, done = hr_cases.move_into_place, []
+    move, done = case_files.move_into_place, []
 
     def fail_later(*args):
         if len(done) == moves:
             raise KeyboardInterrupt
         done.append(move(*args))
 
-    monkeypatch.setattr(hr_cases, "move_into_place", fail_later)
+    monkeypatch.setattr(case_files, "move_into_place", fail_later)
     with pytest.raises(KeyboardInterrupt):
         write(source)
     monkeypatch.undo()
@@ -203,7 +203,7 @@ def test_bad_cases_are_refused_before_anything_is_interpolated(source):
 def test_another_process_that_writes_the_same_cases_is_waited_for(source, monkeypatch):
     """The waiting one finds them written and interpolates nothing."""
     saved, started, go_on = [], threading.Event(), threading.Event()
-    stock = interpolated.save_hr_case
+    stock = interpolated.save_case
 
     def slow(folder, identifier, *args, **kwargs):
         started.set()
@@ -211,7 +211,7 @@ def test_another_process_that_writes_the_same_cases_is_waited_for(source, monkey
         saved.append(identifier)
         return stock(folder, identifier, *args, **kwargs)
 
-    monkeypatch.setattr(interpolated, "save_hr_case", slow)
+    monkeypatch.setattr(interpolated, "save_case", slow)
     threads = [threading.Thread(target=write, args=(source, cases)) for cases in (["case_1"], ["case_1", "case_2"])]
     for thread in threads:
         thread.start()
@@ -233,13 +233,13 @@ def test_leftovers_of_a_killed_process_are_removed(source):
 
 
 def test_without_locks_processes_have_scratch_folders_of_their_own(source, monkeypatch):
-    scratches, stock = [], interpolated.save_hr_case
+    scratches, stock = [], interpolated.save_case
 
     def saved(*args, scratch, **kwargs):
         scratches.append(scratch.name)
         return stock(*args, scratch=scratch, **kwargs)
 
-    monkeypatch.setattr(interpolated, "save_hr_case", saved)
+    monkeypatch.setattr(interpolated, "save_case", saved)
     monkeypatch.setattr(interpolated, "exclusive", lambda *args, **kwargs: contextlib.nullcontext(False))
     for process in (11, 12):
         monkeypatch.setattr(interpolated.os, "getpid", lambda process=process: process)

@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations
+from rehrseg_nnunet.cases.case_files import class_locations
 from rehrseg_nnunet.cases.store import (
     PseudoHRManifest,
     PseudoHRStore,
@@ -93,7 +93,7 @@ def test_labels_above_127_are_kept(store):
 @pytest.mark.parametrize("kind", ["labels", "ignore", "regions"])
 def test_class_locations_are_those_of_the_hr_labels(kind):
     labels = case_arrays(high=4)[2]
-    locations = hr_class_locations(labels, labels_of(kind))
+    locations = class_locations(labels, labels_of(kind))
     members = {1: [1], 2: [2], (1, 2): [1, 2], (-1, 0, 1, 2): [-1, 0, 1, 2]}
     expected_keys = {"labels": [1, 2], "ignore": [1, 2, (-1, 0, 1, 2)], "regions": [(1, 2), 2, (-1, 0, 1, 2)]}
     assert list(locations) == expected_keys[kind]
@@ -125,7 +125,6 @@ def test_a_rerun_skips_what_is_complete(store):
 @pytest.mark.parametrize("dies_at", ["save_case", "replace", "entry"])
 def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatch, dies_at):
     import rehrseg_nnunet.cases.store as module
-    from rehrseg_nnunet.cases import hr_cases
 
     write(store, "case_1")
 
@@ -133,8 +132,8 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
         raise KeyboardInterrupt
 
     targets = {
-        "save_case": (module, "save_hr_case"),
-        "replace": (hr_cases, "move_into_place"),
+        "save_case": (module, "save_case"),
+        "replace": (case_files, "move_into_place"),
         "entry": (module, "write_atomically"),
     }
     with monkeypatch.context() as patched:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from rehrseg_nnunet.restoration.validation import SCORED_IMAGES, SELF_SR_METRICS, restoration_metrics
+from rehrseg_nnunet.restoration.validation import SCORED_IMAGES, UNCERTAIN_IMAGE_METRICS, restoration_metrics
 from rehrseg_nnunet.self_sr.network import SelfSROutput
 from rehrseg_nnunet.smore.network import WDSROutput
 
@@ -81,7 +81,7 @@ def test_of_large_batches_the_first_images_are_scored_and_all_labels_counted():
     output, target = batch(size=SCORED_IMAGES + 2)
     first = metrics(SelfSROutput(*(t[:SCORED_IMAGES] for t in output)), [t[:SCORED_IMAGES] for t in target])
     found = metrics(output, target)
-    assert {key: found[key] for key in SELF_SR_METRICS} == {key: first[key] for key in SELF_SR_METRICS}
+    assert {key: found[key] for key in UNCERTAIN_IMAGE_METRICS} == {key: first[key] for key in UNCERTAIN_IMAGE_METRICS}
     for name in ("tp_hard", "fp_hard", "fn_hard"):
         assert (found[name] > first[name]).all()
 
@@ -118,7 +118,7 @@ def test_windows_without_contrast_or_outside_are_left_out():
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value)
     target[2][0] = 0
-    assert all(np.isnan(metrics(output, target)[metric]) for metric in SELF_SR_METRICS)
+    assert all(np.isnan(metrics(output, target)[metric]) for metric in UNCERTAIN_IMAGE_METRICS)
 
 
 def test_slices_without_uncertainty():
@@ -140,7 +140,7 @@ def test_an_output_that_is_not_finite_has_no_metrics_and_no_error():
     output, target = batch()
     output.image[1, 0, 0, 0, 0] = torch.inf
     found = metrics(output, target)
-    assert all(np.isnan(found[metric]) for metric in SELF_SR_METRICS)
+    assert all(np.isnan(found[metric]) for metric in UNCERTAIN_IMAGE_METRICS)
     assert found["tp_hard"].sum() > 0
 
 

@@ -90,13 +90,13 @@ def prepared(nnunet):
 def many(prepared):
     """Both stages on all cases of the dataset with ten classes and three channels."""
     with pytest.MonkeyPatch.context() as patch:
-        interpolated, stock = [], interpolation.save_hr_case
+        interpolated, stock = [], interpolation.save_case
 
         def save_and_note(folder, identifier, *arguments, **options):
             interpolated.append(identifier)
             return stock(folder, identifier, *arguments, **options)
 
-        patch.setattr(interpolation, "save_hr_case", save_and_note)
+        patch.setattr(interpolation, "save_case", save_and_note)
         for trainer in STAGES:
             prepared.train(trainer, MANY, fold="all")
     assert sorted(interpolated) == [f"phantom_{n:03d}" for n in range(5)]  # once each: validation has the same cases

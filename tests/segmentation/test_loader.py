@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations
+from rehrseg_nnunet.cases.case_files import class_locations
 from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
 from rehrseg_nnunet.segmentation.loader import (
     HRPatchLoader,
@@ -27,7 +27,7 @@ LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 
 def memory_dataset(image, labels, label_manager=LABELS, identifiers=("case",)):
     """Cases whose data hold what is given; the U of a pseudo-HR case is its last channel."""
-    properties = {"class_locations": hr_class_locations(labels, label_manager)}
+    properties = {"class_locations": class_locations(labels, label_manager)}
     return SimpleNamespace(identifiers=list(identifiers), load_case=lambda _: (image, labels, None, properties))
 
 

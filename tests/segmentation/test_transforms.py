@@ -19,7 +19,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations
+from rehrseg_nnunet.cases.case_files import class_locations
 from rehrseg_nnunet.segmentation.loader import HRPatchLoader
 from rehrseg_nnunet.segmentation.transforms import (
     HALO_LR_SLICES,
@@ -82,7 +82,7 @@ class AlwaysMirror(MirrorTransform):
 
 
 def memory_dataset(data, labels, label_manager=LABELS):
-    properties = {"class_locations": hr_class_locations(labels, label_manager)}
+    properties = {"class_locations": class_locations(labels, label_manager)}
     return SimpleNamespace(identifiers=["case"], load_case=lambda _: (data, labels, None, properties))
 
 

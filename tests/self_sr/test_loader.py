@@ -11,7 +11,7 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations, save_hr_case
+from rehrseg_nnunet.cases.case_files import class_locations, save_case
 from rehrseg_nnunet.config.rehrseg import SelfSRConfig
 from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
 
@@ -37,7 +37,7 @@ def coordinate_case(shape=SHAPE, manager=PLAIN, seed=0, lowest=-1):
 
 
 def memory_dataset(image, labels, manager):
-    properties = {"class_locations": hr_class_locations(labels, manager)}
+    properties = {"class_locations": class_locations(labels, manager)}
     return SimpleNamespace(identifiers=["case"], load_case=lambda _: (image, labels, None, properties))
 
 
@@ -298,12 +298,12 @@ def test_too_thin_volumes_are_refused():
 
 def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
     image, labels = coordinate_case()
-    save_hr_case(
+    save_case(
         tmp_path / "cases",
         "case",
         image,
         labels,
-        {"class_locations": hr_class_locations(labels, PLAIN)},
+        {"class_locations": class_locations(labels, PLAIN)},
         patch_size=(8, 8, 8),
         scratch=tmp_path / "scratch",
     )

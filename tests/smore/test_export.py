@@ -10,7 +10,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations
+from rehrseg_nnunet.cases.case_files import class_locations
 from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore, hash_weights
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.slices.slice_profile import interpolate
@@ -157,7 +157,7 @@ def test_cases_are_written_in_the_form_of_the_interpolated_ones(run, dataset):
         np.testing.assert_array_equal(image[:], expected[0])
         np.testing.assert_array_equal(labels[:], expected[1])
         assert properties["spacing"] == [3.0, 1.0, 1.0]
-        locations = hr_class_locations(expected[1].astype(np.int8), PLAIN)
+        locations = class_locations(expected[1].astype(np.int8), PLAIN)
         assert locations.keys() == properties["class_locations"].keys()
         for label, voxels in properties["class_locations"].items():
             np.testing.assert_array_equal(voxels, locations[label])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.cases.hr_cases import hr_class_locations
+from rehrseg_nnunet.cases.case_files import class_locations
 from rehrseg_nnunet.config.rehrseg import SMOREConfig
 from rehrseg_nnunet.smore.loader import SMORELoader
 
@@ -38,7 +38,7 @@ def coordinate_case(manager=PLAIN, labels=None):
 
 
 def loader(case, *, manager=PLAIN, factor=4, patch=(8, 8), batch_size=30, foreground=0.0, augment=True):
-    properties = {"class_locations": hr_class_locations(case[1], manager)}
+    properties = {"class_locations": class_locations(case[1], manager)}
     return SMORELoader(
         SimpleNamespace(identifiers=["case"], load_case=lambda _: (*case, None, properties)),
         batch_size,

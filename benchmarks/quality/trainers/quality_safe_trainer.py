@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 
 
-class SafeTrainer(SafeCheckpoints, nnUNetTrainer):
+class SafeTrainer(PluginTrainer, nnUNetTrainer):
     """nnU-Net's data, network, loss and schedule; only its checkpoints are saved more often."""
-
-    length: int | None = None
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.length or self.num_epochs
 
 
 @cache

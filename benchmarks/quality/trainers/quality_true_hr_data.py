@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from pydantic import JsonValue
 from rehrseg_nnunet.trainers import rehrseg_self_sr_trainer, rehrseg_trainer  # nnU-Net must find those elsewhere
 
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 from rehrseg_nnunet.restoration.report import true_hr_case
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases
-from rehrseg_nnunet.slices.geometry import hr_patch_size
 
 STORE_NAME = "true_hr"
 
@@ -26,20 +27,15 @@ STORE_NAME = "true_hr"
 class SelfSRTrainer_trueHRData(rehrseg_self_sr_trainer.SelfSRTrainer):
     """Stage 1 taught by the truth: pairs along the real slice axis, from true HR volumes of its training cases."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Simulate along the real slice axis."""
+        super().read_settings(configuration)
         self.settings = self.settings.model_copy(update={"simulated_axes": ("z",)})
 
-    def interpolated_cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
-        """The true HR cases, written if missing."""
-        return nnUNetDatasetBlosc2(str(write_true_hr_cases(self, identifiers)), identifiers)
+    @cached_property
+    def interpolated(self) -> TrueHRCases:
+        """The true HR cases in place of interpolated ones."""
+        return TrueHRCases(self)
 
 
 class REHRSegTrainer_trueHRData(rehrseg_trainer.REHRSegTrainer):
@@ -52,51 +48,61 @@ class REHRSegTrainer_trueHRData(rehrseg_trainer.REHRSegTrainer):
             ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
         """
         super().open_pseudo_hr()
-        self.true_hr_folder = write_true_hr_cases(self, self.do_split()[0])
+        self.pseudo_hr_folder = TrueHRCases(self).cases(self.do_split()[0]).source_folder
 
-    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
+    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> CertainCases:
         """The true HR cases, with U = 0."""
-        return CertainCases(nnUNetDatasetBlosc2(str(self.true_hr_folder), identifiers))
+        return CertainCases(super().pseudo_hr_cases(identifiers))
 
 
-def write_true_hr_cases(trainer: nnUNetTrainer, identifiers: Sequence[str]) -> Path:
-    """Write the true HR cases that are missing into the fold folder; returns their folder.
+@dataclass(frozen=True)
+class TrueHRCases:
+    """The true HR volumes of a fold's cases in the frame of the preprocessed ones, stored in the fold folder.
 
-    Raises:
-        ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
+    Attributes:
+        trainer: of the fold.
     """
-    store = PseudoHRStore(trainer.output_folder, name=STORE_NAME)
-    store.open_or_create(PseudoHRManifest.of_trainer(trainer, weights_sha256=""))
-    lr = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
-    for identifier in identifiers:
-        if not store.is_current(identifier, trainer.preprocessed_dataset_folder):
-            _write_case(trainer, store, lr, identifier)
-    return store.folder
+
+    trainer: nnUNetTrainer
+    title: ClassVar[str] = "true HR volumes"
+
+    def check(self, identifiers: Sequence[str]) -> None:
+        """Writing them is the check."""
+        self.cases(identifiers)
+
+    def fingerprint(self) -> dict[str, JsonValue]:
+        """What they are."""
+        return {"source": self.title}
+
+    def cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
+        """The cases, written if missing.
+
+        Raises:
+            ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
+        """
+        trainer, planned = self.trainer, PlannedDataset.of_trainer(self.trainer)
+        store = CaseStore(trainer.output_folder, STORE_NAME)
+        manifest = CaseManifest.of_run(FoldRun.of_trainer(trainer), weights_sha256="", made_with=self.fingerprint())
+        store.open_or_create(manifest)
+        lr = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
+        for identifier in identifiers:
+            if not store.is_current(identifier, trainer.preprocessed_dataset_folder):
+                _write_case(store, lr, identifier, planned)
+        return nnUNetDatasetBlosc2(str(store.folder), identifiers)
 
 
-def _write_case(trainer: nnUNetTrainer, store: PseudoHRStore, lr: nnUNetBaseDataset, identifier: str) -> None:
+def _write_case(store: CaseStore, lr: nnUNetBaseDataset, identifier: str, planned: PlannedDataset) -> None:
     data, labels, _, properties = lr.load_case(identifier)
-    factor = trainer.config.factor
-    truth = true_hr_case(
-        Path(nnUNet_raw, trainer.plans_manager.dataset_name),
-        identifier,
-        np.asarray(data[:], dtype=np.float32),
-        properties,
-        plans_manager=trainer.plans_manager,
-        dataset_json=trainer.dataset_json,
-        factor=factor,
-    )
+    truth = true_hr_case(planned, identifier, np.asarray(data[:], dtype=np.float32), properties)
     if truth is None:
         raise ValueError(f"{identifier} must have its true HR volumes in the raw dataset (imagesTrHR, labelsTrHR)")
-    outside = np.repeat(np.asarray(labels[:]) == -1, factor, axis=1)
+    outside = np.repeat(np.asarray(labels[:]) == -1, planned.factor, axis=1)
     store.write_case(
         identifier,
         truth[0],
-        None,
         np.where(outside, np.int16(-1), truth[1]),
-        {**properties, SOURCE: source_state(trainer.preprocessed_dataset_folder, identifier)},
-        label_manager=trainer.label_manager,
-        hr_patch_size=hr_patch_size(trainer.configuration_manager.patch_size, factor),
+        {**properties, SOURCE: source_state(lr.source_folder, identifier)},
+        planned,
     )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from rehrseg_nnunet.cases import hr_cases
-from rehrseg_nnunet.cases.hr_cases import SUFFIXES, save_hr_case
+from rehrseg_nnunet.cases import case_files
+from rehrseg_nnunet.cases.case_files import SUFFIXES, save_case
 
 DATA_BYTES = 2 * 24**3 * 4
 
@@ -21,7 +21,7 @@ def arrays(seed=0):
 
 def save(folder, seed=0, properties=None):
     data, labels = arrays(seed)
-    return save_hr_case(
+    return save_case(
         folder / "cases",
         "case",
         data,
@@ -83,7 +83,7 @@ def test_arrays_that_were_lost_without_an_error_are_noticed(tmp_path, monkeypatc
         stock(data, labels, properties, file, **kwargs)
         blosc2.open(urlpath=f"{file}{suffix}", mode="a")[:, -1:] = 7
 
-    monkeypatch.setattr(hr_cases.nnUNetDatasetBlosc2, "save_case", staticmethod(loses_a_slice))
+    monkeypatch.setattr(case_files.nnUNetDatasetBlosc2, "save_case", staticmethod(loses_a_slice))
     with pytest.raises(OSError, match=rf"could not be written completely \(case{suffix} differs from what was written"):
         save(tmp_path)
     assert list(tmp_path.iterdir()) == []

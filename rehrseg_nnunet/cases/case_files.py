@@ -1,4 +1,4 @@
-"""Thin-slice cases on disk in nnU-Net's blosc2 format, as nnU-Net's own dataset class and loader read them."""
+"""Cases on disk in nnU-Net's blosc2 format, as nnU-Net's own dataset class and loader read them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rehrseg_nnunet.nnunet.safe_files import FULL_DISK, move_into_place
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # the properties come last: a case without them does not exist
 
 
-def hr_class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any, np.ndarray]:
+def class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any, np.ndarray]:
     """Voxels of each class or region for nnU-Net's foreground oversampling, drawn by nnU-Net's own function.
 
     Args:
@@ -31,7 +31,7 @@ def hr_class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[
     return DefaultPreprocessor._sample_foreground_locations(labels, groups)
 
 
-def save_hr_case(
+def save_case(
     folder: Path,
     identifier: str,
     data: np.ndarray,

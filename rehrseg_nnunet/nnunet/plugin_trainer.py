@@ -1,0 +1,46 @@
+"""What every trainer of this package repeats, once: see `PluginTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+
+
+class PluginTrainer(SafeCheckpoints):
+    """Mixin for nnU-Net trainers: the constructor, a length, checkpoints that survive a kill.
+
+    nnU-Net reads the signature of a trainer's constructor and stores its arguments by name, so it must have exactly
+    these five. Trainers say what is theirs in two hooks, `read_settings` and `configure`.
+
+    Attributes:
+        length: epochs of a trainer of a length (`_10epochs`); None takes what `configure` left.
+    """
+
+    length: int | None = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        self.read_settings(PlansManager(plans).get_configuration(configuration).configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.configure()
+        self.num_epochs = self.length or self.num_epochs
+
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Read the plans' configuration, inheritance resolved, and refuse it if it cannot be trained.
+
+        Nothing is built or written yet.
+        """
+
+    def configure(self) -> None:
+        """Set attributes of nnU-Net's trainer, which is constructed but not initialised: epochs, learning rate, ..."""
