@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
+from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block, upgraded_plans
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.nnunet.fold_run import (
     FINAL_CHECKPOINT,
@@ -32,7 +32,7 @@ class ContinuedBaselineTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(upgraded_plans(plans), configuration, fold, dataset_json, device)
         self.num_epochs = self.length or self.num_epochs
         config = parse_block(self.configuration_manager.configuration.get(BLOCK, {}))
         self.learning_rate_from_trained = config.segmentation.learning_rate_from_trained

@@ -15,7 +15,7 @@ from torch import nn
 
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
 from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
-from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.rehrseg import load_config, upgraded_plans
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.nnunet.fold_run import candidate_trainers, find_finished_run, sibling_run, training_command
@@ -52,6 +52,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
+        plans = upgraded_plans(plans)
         self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
         self.settings = self.config.self_sr
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -72,7 +73,7 @@ class SelfSRTrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             raise NotImplementedError(
                 "SelfSRTrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
             )
-        config = load_config(configuration_manager.configuration)
+        config = load_config(configuration_manager.configuration, purpose="prediction")
         return build_self_sr_network(config, num_input_channels, num_output_channels)
 
     @property

@@ -13,7 +13,7 @@ from torch import nn
 
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cases.store import PseudoHRStore
-from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.rehrseg import load_config, upgraded_plans
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.restoration.training import RestorationTraining
@@ -45,6 +45,7 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
+        plans = upgraded_plans(plans)
         self.config = load_config(PlansManager(plans).get_configuration(configuration).configuration)
         self.settings = self.config.smore
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -65,7 +66,11 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
             raise NotImplementedError(
                 "SMORETrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
             )
-        return build_wdsr(load_config(configuration_manager.configuration), num_input_channels, num_output_channels)
+        return build_wdsr(
+            load_config(configuration_manager.configuration, purpose="prediction"),
+            num_input_channels,
+            num_output_channels,
+        )
 
     def _build_loss(self) -> nn.Module:
         return SMORELoss(self.label_loss())
@@ -87,7 +92,6 @@ class SMORETrainer(RestorationTraining, SafeCheckpoints, nnUNetTrainer):
                 config=self.settings,
                 factor=self.config.factor,
                 label_manager=self.label_manager,
-                label_profile=self.config.self_sr.label_profile,
                 oversample_foreground_percent=self.oversample_foreground_percent,
                 augment=augment,
             )

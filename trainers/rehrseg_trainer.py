@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from rehrseg_nnunet.cases.store import PseudoHRStore
-from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config
+from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config, upgraded_plans
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.nnunet.fold_run import (
@@ -67,6 +67,7 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
+        plans = upgraded_plans(plans)
         planned = load_config(PlansManager(plans).get_configuration(configuration).configuration)
         self.config = change_segmentation(planned, self.changes)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -82,7 +83,7 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The plans' network; it returns what the stock network returns until its output mode is changed."""
-        config = load_config(configuration_manager.configuration)
+        config = load_config(configuration_manager.configuration, purpose="prediction")
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
@@ -118,7 +119,6 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
             teacher=None,  # comes with stage 1, when training starts
             distillation=settings.distillation,
             distillation_weight=settings.distillation_weight,
-            per_slice=settings.affinity_per_slice,
             pool=settings.affinity_pool,
             uncertainty_strength=0.99 if settings.uncertainty_weighting else 0.0,
         )
@@ -255,7 +255,6 @@ class REHRSegTrainer(SafeCheckpoints, BaselineStart, nnUNetTrainer):
             regions=self._regions,
             ignore_label=self.label_manager.ignore_label,
             deep_supervision_scales=self._get_deep_supervision_scales(),
-            label_profile=self.config.self_sr.label_profile,
         )
 
     def on_train_epoch_start(self) -> None:

@@ -16,7 +16,6 @@ from rehrseg_nnunet.cases.store import PseudoHRStore
 from rehrseg_nnunet.config.rehrseg import ExportConfig, SelfSRConfig
 from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels, to_channels
-from rehrseg_nnunet.restoration.label_volumes import keep_volumes
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.super_resolve import super_resolve
 from rehrseg_nnunet.slices.slice_profile import back_project, degrade_labels
@@ -67,13 +66,11 @@ def super_resolve_case(
     return PseudoHRVolumes(
         image=sharp.numpy(),
         uncertainty=output.uncertainty.numpy(),
-        labels=to_label_map(output.labels, labels, network.factor, label_manager, keep_volume=config.keep_volume),
+        labels=to_label_map(output.labels, labels, network.factor, label_manager),
     )
 
 
-def to_label_map(
-    logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager, *, keep_volume: bool = False
-) -> np.ndarray:
+def to_label_map(logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label_manager: LabelManager) -> np.ndarray:
     """HR label map from HR logits; where the nearest LR slice is -1 or ignored, so is the result.
 
     Args:
@@ -81,7 +78,6 @@ def to_label_map(
         lr_labels: (1, D, H, W).
         factor: r.
         label_manager: nnU-Net's.
-        keep_volume: every label or region gets as many voxels as r times the LR slices have, see `label_volumes`.
 
     Returns:
         (1, r*D, H, W) int16.
@@ -90,12 +86,6 @@ def to_label_map(
     unknown = nearest == -1
     if label_manager.has_ignore_label:
         unknown |= nearest == label_manager.ignore_label
-    if keep_volume and not unknown.all():
-        known = torch.from_numpy(~unknown[0])
-        there = nearest[~unknown]
-        voxels = [int(np.isin(there, group).sum()) for group in head_labels(label_manager)]
-        logits = logits.clone()
-        logits[:, known] = keep_volumes(logits[:, known], voxels, regions=label_manager.has_regions)
     predicted = label_manager.convert_logits_to_segmentation(logits).numpy()
     return np.where(unknown, nearest, predicted[None]).astype(np.int16)
 
@@ -157,6 +147,6 @@ def export_pseudo_hr(
             label_manager=label_manager,
             hr_patch_size=hr_patch_size,
         )
-        degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0, mode=config.label_profile).numpy()
+        degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0).numpy()
         agreement[identifier] = label_agreement(degraded, labels[0], groups)
     return agreement

@@ -71,7 +71,7 @@ def restoration_scores(
 
 
 def simulated_case(
-    image: np.ndarray, labels: np.ndarray, factor: int, axis: int, *, label_profile: str, upper_ties: bool
+    image: np.ndarray, labels: np.ndarray, factor: int, axis: int, *, upper_ties: bool
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Degrade a near-isotropic case along an in-plane axis.
 
@@ -80,8 +80,7 @@ def simulated_case(
         labels: (1, Z, Y, X).
         factor: r.
         axis: 1 (y) or 2 (x): the axis that plays the slice axis.
-        label_profile: mode of `degrade_labels`.
-        upper_ties: see there.
+        upper_ties: see `degrade_labels`.
 
     Returns:
         (image, labels) of the thick-slice case and of the truth, slice axis first, cropped to a multiple of r.
@@ -91,7 +90,7 @@ def simulated_case(
     true_labels = np.ascontiguousarray(np.moveaxis(labels, 1 + axis, 1)[:, :slices])
     lr_image = degrade(torch.from_numpy(true_image.astype(np.float32)), factor, 1).numpy()
     labels_there = torch.from_numpy(true_labels.astype(np.int16))
-    lr_labels = degrade_labels(labels_there, factor, 1, mode=label_profile, upper_ties=upper_ties).numpy()
+    lr_labels = degrade_labels(labels_there, factor, 1, upper_ties=upper_ties).numpy()
     return (lr_image, lr_labels), (true_image, true_labels)
 
 
@@ -130,8 +129,7 @@ def report_self_sr(
     for number, identifier in enumerate(sorted(dataset.identifiers)):
         lr, fine = _load(dataset, identifier), _load(interpolated, identifier)
         smore_image = None if smore is None else _load(smore, identifier)[0]
-        how = {"label_profile": config.label_profile, "upper_ties": number % 2 == 1}
-        comparisons = list(_simulated_cases(fine, network.factor, spacing, **how))
+        comparisons = list(_simulated_cases(fine, network.factor, spacing, upper_ties=number % 2 == 1))
         if raw_folder is not None:
             truth = true_hr_case(
                 raw_folder,
@@ -164,13 +162,13 @@ def report_self_sr(
 
 
 def _simulated_cases(
-    fine: Volumes, factor: int, spacing_mm: Sequence[float], *, label_profile: str, upper_ties: bool
+    fine: Volumes, factor: int, spacing_mm: Sequence[float], *, upper_ties: bool
 ) -> Iterator[tuple[str, Volumes, Volumes, Sequence[float]]]:
     """Name, thick-slice case, truth and spacing for each in-plane axis that is long enough to play the slice axis."""
     for name, axis in (("simulated along y", 1), ("simulated along x", 2)):
         if fine[0].shape[1 + axis] < factor:
             continue
-        simulated, truth = simulated_case(*fine, factor, axis, label_profile=label_profile, upper_ties=upper_ties)
+        simulated, truth = simulated_case(*fine, factor, axis, upper_ties=upper_ties)
         yield name, simulated, truth, (spacing_mm[axis] * factor, spacing_mm[0] / factor, spacing_mm[3 - axis])
 
 

@@ -23,7 +23,6 @@ class SMORELoader(RestorationLoader):
         config: SMORE's settings.
         factor: r.
         label_manager: nnU-Net's.
-        label_profile: mode of `degrade_labels`.
         oversample_foreground_percent: as in nnU-Net, share of each batch that contains foreground.
         augment: flips and quarter turns.
     """
@@ -36,7 +35,6 @@ class SMORELoader(RestorationLoader):
         config: SMOREConfig,
         factor: int,
         label_manager: LabelManager,
-        label_profile: str,
         oversample_foreground_percent: float,
         augment: bool,
     ):
@@ -50,7 +48,7 @@ class SMORELoader(RestorationLoader):
             label_manager=label_manager,
             oversample_foreground_percent=oversample_foreground_percent,
         )
-        self.label_profile, self.augment = label_profile, augment
+        self.augment = augment
 
     def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> SlicePair:
         """A slice, made thick along one of its axes."""
@@ -70,6 +68,5 @@ class SMORELoader(RestorationLoader):
             torch.from_numpy(np.asarray(labels[0, z], dtype=np.int16)),
             spec,
             self.factor,
-            label_profile=self.label_profile,
             outside=self.masked,
         )
