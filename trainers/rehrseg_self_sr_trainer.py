@@ -70,7 +70,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             raise NotImplementedError(
                 "SelfSRTrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
             )
-        config = load_config(configuration_manager.configuration)
+        config = load_config(configuration_manager.configuration, purpose="prediction")
         return build_self_sr_network(config, num_input_channels, num_output_channels)
 
     @property

@@ -63,7 +63,11 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
             raise NotImplementedError(
                 "SMORETrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
             )
-        return build_wdsr(load_config(configuration_manager.configuration), num_input_channels, num_output_channels)
+        return build_wdsr(
+            load_config(configuration_manager.configuration, purpose="prediction"),
+            num_input_channels,
+            num_output_channels,
+        )
 
     def _build_loss(self) -> nn.Module:
         return SMORELoss(self.label_loss())

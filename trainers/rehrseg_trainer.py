@@ -61,7 +61,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The plans' network; it returns what the stock network returns until its output mode is changed."""
-        config = load_config(configuration_manager.configuration)
+        config = load_config(configuration_manager.configuration, purpose="prediction")
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
@@ -97,7 +97,6 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             teacher=None,  # comes with stage 1, when training starts
             distillation=settings.distillation,
             distillation_weight=settings.distillation_weight,
-            per_slice=settings.affinity_per_slice,
             pool=settings.affinity_pool,
             uncertainty_strength=0.99 if settings.uncertainty_weighting else 0.0,
         )
@@ -211,7 +210,6 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             regions=self._regions,
             ignore_label=self.label_manager.ignore_label,
             deep_supervision_scales=self._get_deep_supervision_scales(),
-            label_profile=self.config.self_sr.label_profile,
         )
 
     def on_train_epoch_start(self) -> None:

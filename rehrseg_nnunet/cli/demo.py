@@ -95,7 +95,7 @@ class Demo:
         print(f"1/6 {CASES} phantoms, thick slices by a factor of {FACTOR}, nnU-Net's planning and preprocessing")
         write_phantom_dataset(self.source, cases=CASES, shape=SHAPE, seed=SEED)
         with self._quiet():
-            self.thick = simulate(str(SOURCE_ID), THICK_ID, factor=FACTOR, axis="z", label_mode="centre")
+            self.thick = simulate(str(SOURCE_ID), THICK_ID, factor=FACTOR, axis="z")
             extract_fingerprints([THICK_ID], num_processes=1)
             plan_experiments([THICK_ID])
             preprocess([THICK_ID], configurations=[CONFIGURATION], num_processes=[1])

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rehrseg_nnunet.config.presets import apply_preset, load_preset, preset_names
-from rehrseg_nnunet.config.rehrseg import BLOCK
+from rehrseg_nnunet.config.presets import DEFAULTS, apply_preset, load_preset, preset_names
+from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block, upgraded_plans
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
     plans = _read(folder, args.p)
     if _has_settings(plans):
         _check_copy(args)
-        plans = {**plans, "plans_name": args.o}
+        plans = _copy(plans, args)
     else:
-        preset = load_preset(args.preset or "default")
+        preset = load_preset(args.preset) if args.preset else DEFAULTS
         plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else plans
         plans = apply_preset(plans, preset, plans_name=args.o)
     preprocess = args.z_spacing == "median" or args.order_z == 1
@@ -77,6 +77,17 @@ def _check_copy(args: argparse.Namespace) -> None:
     if args.preset or args.z_spacing == "median":
         option = f"--preset {args.preset}" if args.preset else "--z-spacing median"
         raise ValueError(f"-p must be plans without a {BLOCK} block to take {option}, but {args.p} has one")
+
+
+def _copy(plans: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Plans with settings under another name, if this version can train with them."""
+    copied = {**upgraded_plans(plans), "plans_name": args.o}
+    for name, configuration in copied["configurations"].items():
+        try:
+            parse_block(configuration.get(BLOCK, {}))
+        except ValueError as error:
+            raise ValueError(f"-p {args.p}, {name}: {error}") from None
+    return copied
 
 
 def _has_settings(plans: dict[str, Any]) -> bool:

@@ -27,21 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--axis", choices=AXES, default="z", help="file axis that gets thick slices: z is the last one (default: z)"
     )
-    parser.add_argument(
-        "--labels",
-        choices=("centre", "majority"),
-        default="centre",
-        help="label of a thick slice: that at its centre, or the one that most of its profile sees (default: centre)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the dataset and print its name."""
-    target = simulate(args.d, args.o, factor=args.factor, axis=args.axis, label_mode=args.labels)
+    target = simulate(args.d, args.o, factor=args.factor, axis=args.axis)
     print(f"wrote {target}")
 
 
-def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode: str) -> Path:
+def simulate(source: str, dataset_id: int, *, factor: int, axis: str) -> Path:
     """Write `Dataset<ID>_<source name>_r<factor><axis>` beside the source dataset (paper section 4.1.1).
 
     Images are blurred with the slice profile and decimated; labels by `degrade_labels`, every other case with upper
@@ -68,7 +62,7 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str, label_mode
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write_dataset(folder, partial, name=target.name, factor=factor, axis=AXES[axis], label_mode=label_mode)
+        _write_dataset(folder, partial, name=target.name, factor=factor, axis=AXES[axis])
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,7 +78,7 @@ def _check_free(dataset_id: int) -> None:
             raise FileExistsError(f"-o must be a free number, but {variable} already has {taken[0]}")
 
 
-def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: int, label_mode: str) -> None:
+def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: int) -> None:
     try:
         dataset = json.loads((source / "dataset.json").read_text())
     except FileNotFoundError:
@@ -98,21 +92,21 @@ def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: 
         (target / subfolder).mkdir()
         (target / f"{subfolder}HR").mkdir()
         files = sorted((source / subfolder).glob(f"*{ending}"))
-        mode = label_mode if "labels" in subfolder else None
+        labels = "labels" in subfolder
         for number, file in enumerate(tqdm(files, desc=subfolder)):
-            lr, hr = thicken(file, factor=factor, axis=axis, label_mode=mode, upper_ties=number % 2 == 1)
+            lr, hr = thicken(file, factor=factor, axis=axis, labels=labels, upper_ties=number % 2 == 1)
             sitk.WriteImage(hr, str(target / f"{subfolder}HR" / file.name), True)
             sitk.WriteImage(lr, str(target / subfolder / file.name), True)
     dataset["name"] = name
     dataset["description"] = (
         f"{dataset.get('description', source.name)}; thick slices simulated by a factor of {factor} along array axis "
-        f"{axis}, labels by '{label_mode}'; the truth is in imagesTrHR and labelsTrHR"
+        f"{axis}, labels at the slices' centres; the truth is in imagesTrHR and labelsTrHR"
     )
     (target / "dataset.json").write_text(json.dumps(dataset, indent=2))
 
 
 def thicken(
-    file: Path, *, factor: int, axis: int, label_mode: str | None, upper_ties: bool = False
+    file: Path, *, factor: int, axis: int, labels: bool, upper_ties: bool = False
 ) -> tuple[sitk.Image, sitk.Image]:
     """Read one file and return it with thick slices and as it was, cropped to a multiple of the factor.
 
@@ -120,7 +114,7 @@ def thicken(
         file: 3D image or label file that SimpleITK reads.
         factor: r.
         axis: array axis (0: the file's last axis).
-        label_mode: mode of `degrade_labels`, or None for an intensity image (written as float32).
+        labels: it is a label file; intensities are written as float32.
         upper_ties: see `degrade_labels`.
 
     Raises:
@@ -139,14 +133,14 @@ def thicken(
     keep[2 - axis] = slice(0, slices - slices % factor)
     hr = image[tuple(keep)]
     values = torch.from_numpy(sitk.GetArrayFromImage(hr))
-    if label_mode is None:
+    if labels:
+        integers = values.to(torch.int32)
+        if not torch.equal(integers.to(values.dtype), values):
+            raise ValueError(f"{file} must hold integer labels")
+        lr = degrade_labels(integers, factor, axis, upper_ties=upper_ties).to(values.dtype)
+    else:
         hr = sitk.Cast(hr, sitk.sitkFloat32)
         lr = degrade(values.float(), factor, axis)
-    else:
-        labels = values.to(torch.int32)
-        if not torch.equal(labels.to(values.dtype), values):
-            raise ValueError(f"{file} must hold integer labels")
-        lr = degrade_labels(labels, factor, axis, mode=label_mode, upper_ties=upper_ties).to(values.dtype)
     return with_scaled_slices(lr, hr, axis, factor), hr
 
 

@@ -27,6 +27,9 @@ class Preset(StrictModel):
     rehrseg: RehrsegConfig = Field(default_factory=RehrsegConfig)
 
 
+DEFAULTS = Preset(description="The defaults of every setting")
+
+
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
     return sorted(entry.name[:-5] for entry in files("rehrseg_nnunet.plans").iterdir() if entry.name.endswith(".json"))

@@ -5,16 +5,19 @@ A plans file carries it inside a configuration, beside nnU-Net's own keys::
     "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4, "self_sr": {"epochs": 600}}}}
 
 Keys that are left out have the defaults below: the paper's values, or others where docs/decisions.md has the figures
-for them (the preset `paper` has the paper's). Unknown keys and impossible values are refused with the key's name.
+for them (the preset `paper` has the paper's). Unknown keys and impossible values are refused with the key's name. Keys
+that earlier versions had are in `removed_settings`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_defaults, drop_removed
 from rehrseg_nnunet.slices.geometry import check_thick_slices, sr_factor
 
 BLOCK = "rehrseg"
@@ -34,12 +37,10 @@ class ExportConfig(StrictModel):
         image: where the image comes from, "self_sr", or "smore", which needs SMORETrainer of the same fold. Labels and
             U are the network's either way.
         back_projection_steps: steps that bring the image, made thick again, closer to the acquired one.
-        keep_volume: decide on labels so that each keeps the volume that it has on the thick slices.
     """
 
     image: Literal["self_sr", "smore"] = "self_sr"
     back_projection_steps: int = Field(default=2, ge=0)
-    keep_volume: bool = False
 
 
 class SelfSRConfig(StrictModel):
@@ -60,7 +61,6 @@ class SelfSRConfig(StrictModel):
         simulated_axes: in-plane axes along which thick slices are simulated for training.
         scaling: range of in-plane zoom for augmentation.
         scaling_probability: share of windows that are zoomed.
-        label_profile: how labels go to thick slices, in stage 2 too, "centre" (Eq. 1) or "majority".
         export: how pseudo-HR cases are made.
     """
 
@@ -76,7 +76,6 @@ class SelfSRConfig(StrictModel):
     simulated_axes: tuple[Literal["y", "x"], ...] = Field(default=("x", "y"), min_length=1)
     scaling: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
     scaling_probability: float = Field(default=0.5, ge=0, le=1)
-    label_profile: Literal["centre", "majority"] = "centre"
     export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
@@ -125,7 +124,6 @@ class SegmentationConfig(StrictModel):
             paper's Table 6 compares with, "mimic" or "ifvd".
         distillation_weight: lambda of Eq. 11; 0 trains without a teacher.
         affinity_pool: voxels aggregated to a node of the affinity graph (beta = 1 x 2 x 2).
-        affinity_per_slice: one affinity graph per slice instead of one over the patch.
         uncertainty_weighting: weight the LR cross-entropy by 1 - 0.99 U (Eq. 7).
         lr_dice_weight: weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none).
         true_lr_probability: share of the patches whose LR input is the true acquisition with its true label; the others
@@ -137,7 +135,6 @@ class SegmentationConfig(StrictModel):
     distillation: Distillation = "correlation+spatial"
     distillation_weight: float = Field(default=1.0, ge=0)
     affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
-    affinity_per_slice: bool = False
     uncertainty_weighting: bool = True
     lr_dice_weight: float = Field(default=1.0, ge=0)
     true_lr_probability: float = Field(default=0.5, ge=0, le=1)
@@ -218,18 +215,33 @@ def parse_block(block: Mapping[str, Any]) -> RehrsegConfig:
     Raises:
         ValueError: names every refused key by its path.
     """
+    if removed := describe_removed(block, BLOCK):
+        raise ValueError("; ".join(removed))
     try:
         return RehrsegConfig.model_validate(dict(block) if isinstance(block, Mapping) else block)
     except ValidationError as error:
         raise ValueError(describe_errors(error, BLOCK)) from None
 
 
-def load_config(configuration: Mapping[str, Any]) -> RehrsegConfig:
+def upgraded_plans(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plans without the removed settings that have their old default: nothing else asks for them again."""
+    result = copy.deepcopy(dict(plans))
+    for configuration in result["configurations"].values():
+        if BLOCK in configuration:
+            configuration[BLOCK] = drop_old_defaults(configuration[BLOCK])
+    return result
+
+
+def load_config(
+    configuration: Mapping[str, Any], *, purpose: Literal["training", "prediction"] = "training"
+) -> RehrsegConfig:
     """The `rehrseg` block of a resolved configuration, with `factor` filled in from its spacing.
 
     Args:
         configuration: `ConfigurationManager.configuration`, i.e. a configuration of the plans with inheritance
             resolved.
+        purpose: removed settings are dropped with a warning for "prediction"; for "training" silently, and only with
+            their old default.
 
     Raises:
         NotImplementedError: a 2d or cascaded configuration.
@@ -241,7 +253,8 @@ def load_config(configuration: Mapping[str, Any]) -> RehrsegConfig:
             "an input beside pseudo-HR data; train 3d_fullres instead"
         )
     check_thick_slices(configuration["spacing"])
-    config = parse_block(configuration.get(BLOCK, {}))
+    drop = drop_removed if purpose == "prediction" else drop_old_defaults
+    config = parse_block(drop(configuration.get(BLOCK, {})))
     if config.factor is None:
         config = config.model_copy(update={"factor": sr_factor(configuration["spacing"])})
     return config

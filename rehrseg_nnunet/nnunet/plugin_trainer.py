@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.config.rehrseg import upgraded_plans
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 
 
@@ -31,6 +32,7 @@ class PluginTrainer(SafeCheckpoints):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
+        plans = upgraded_plans(plans)
         self.read_settings(PlansManager(plans).get_configuration(configuration).configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.configure()

@@ -230,7 +230,7 @@ class HRPredictor(nnUNetPredictor):
         self._switch_to_hr()
 
     def _switch_to_hr(self) -> None:
-        factor = load_config(self.configuration_manager.configuration).factor
+        factor = load_config(self.configuration_manager.configuration, purpose="prediction").factor
         if not has_hr_head(self.network):
             logger.info(
                 "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",

@@ -19,9 +19,7 @@ from rehrseg_nnunet.nnunet.precision import at_least_float32, without_autocast
 _MIN_LENGTH = 1e-6
 
 
-def affinity_loss(
-    student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2, 2), *, per_slice: bool = False
-) -> Tensor:
+def affinity_loss(student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2, 2)) -> Tensor:
     """Compare two feature maps by the cosine similarities of all their pairs of nodes (Eq. 8-9).
 
     With the unit node vectors as the columns of S and T, the sum over all pairs is
@@ -36,7 +34,6 @@ def affinity_loss(
         student: (B, C1, D, H, W), any floating dtype.
         teacher: (B, C2, D, H, W), the same B, D, H and W.
         pool: voxels per node along (D, H, W), the paper's granularity beta.
-        per_slice: compare only nodes of one (pooled) slice with each other, and take the mean over the slices.
 
     Returns:
         Scalar >= 0, the mean over the pairs of nodes and the batch; float32, or float64 for a float64 student.
@@ -48,8 +45,8 @@ def affinity_loss(
     if len(pool) != 3 or any(size < 1 for size in pool):
         raise ValueError(f"pool must be three integers of at least 1, got {tuple(pool)}")
     with without_autocast(student.device.type):
-        student_nodes = _unit_nodes(at_least_float32(student), pool, per_slice=per_slice)
-        teacher_nodes = _unit_nodes(teacher.to(student_nodes.dtype), pool, per_slice=per_slice)
+        student_nodes = _unit_nodes(at_least_float32(student), pool)
+        teacher_nodes = _unit_nodes(teacher.to(student_nodes.dtype), pool)
         loss = (
             _mean_squared_gram(student_nodes, student_nodes)
             + _mean_squared_gram(teacher_nodes, teacher_nodes)
@@ -202,15 +199,13 @@ def _class_similarity(features: Tensor, members: Tensor) -> Tensor:
     return _unit(prototypes).mT @ _unit(features)
 
 
-def _unit_nodes(features: Tensor, pool: Sequence[int], *, per_slice: bool) -> Tensor:
-    """Pool (B, C, D, H, W) into unit node vectors, (graphs, C, nodes)."""
+def _unit_nodes(features: Tensor, pool: Sequence[int]) -> Tensor:
+    """Pool (B, C, D, H, W) into unit node vectors, (B, C, nodes)."""
     kernel = [min(wanted, size) for wanted, size in zip(pool, features.shape[2:], strict=True)]
     # In plane first, then along z: older PyTorch versions have no 3D pooling on MPS.
     planes = functional.avg_pool2d(features.flatten(1, 2), kernel[1:], ceil_mode=True)
     planes = planes.unflatten(1, features.shape[1:3])
-    nodes = functional.avg_pool2d(planes.flatten(3), (kernel[0], 1), ceil_mode=True).unflatten(3, planes.shape[3:])
-    if per_slice:
-        nodes = nodes.transpose(1, 2).flatten(0, 1)
+    nodes = functional.avg_pool2d(planes.flatten(3), (kernel[0], 1), ceil_mode=True)
     return _unit(nodes.flatten(2))
 
 
@@ -221,6 +216,6 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _mean_squared_gram(first: Tensor, second: Tensor) -> Tensor:
-    """||first second'||^2 / N^2 for each graph of (graphs, C, N)."""
+    """||first second'||^2 / N^2 for each graph of (B, C, N)."""
     # Dividing before squaring keeps the numbers near 1, where float32 loses least in the difference above.
     return (first @ second.mT / first.shape[-1]).square().sum(dim=(1, 2))

@@ -235,7 +235,6 @@ class REHRSegLoss(nn.Module):
             spatial size; called without gradient. None: no distillation.
         distillation: what is distilled: L_corr, L_spatial, both, or another method's loss.
         distillation_weight: lambda. 0: no distillation, the teacher is not called.
-        per_slice: see `affinity_loss`.
         pool: see `affinity_loss`.
         uncertainty_strength: see `uncertainty_to_weight`; 0 weights all voxels alike.
 
@@ -252,7 +251,6 @@ class REHRSegLoss(nn.Module):
         teacher: Teacher | None,
         distillation: Distillation = "correlation+spatial",
         distillation_weight: float = 1.0,
-        per_slice: bool = False,
         pool: Sequence[int] = (1, 2, 2),
         uncertainty_strength: float = 0.99,
     ) -> None:
@@ -266,7 +264,6 @@ class REHRSegLoss(nn.Module):
         self.teacher = teacher
         self.distillation = distillation
         self.distillation_weight = distillation_weight
-        self.per_slice = per_slice
         self.pool = tuple(pool)
         self.components: dict[str, Tensor] = {}
 
@@ -316,7 +313,7 @@ class REHRSegLoss(nn.Module):
         terms = {}
         for name in DISTILLATION_TERMS[self.distillation]:
             if name == "affinity":
-                terms[name] = affinity_loss(outputs.student, features, self.pool, per_slice=self.per_slice)
+                terms[name] = affinity_loss(outputs.student, features, self.pool)
             elif name == "spatial":
                 terms[name] = spatial_loss(outputs.adapted, features)
             elif name == "mimic":

@@ -59,13 +59,11 @@ class DegradeTransform(BasicTransform):
 
     Args:
         factor: r.
-        keep_label_halo: leave the halo on the labels, for `LRLabelTransform` to use and remove.
     """
 
-    def __init__(self, factor: int, *, keep_label_halo: bool = False):
+    def __init__(self, factor: int):
         super().__init__()
         self.factor = factor
-        self.keep_label_halo = keep_label_halo
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Replace `image` (C, ...) and `regression_target` (1, U) by LR ones."""
@@ -77,13 +75,11 @@ class DegradeTransform(BasicTransform):
         else:
             lr = self._degrade(image) / share
         padding = share <= 0.5
-        if not self.keep_label_halo:
-            segmentation = strip_halo(segmentation, HALO_LR_SLICES * self.factor)
         return {
             **data_dict,
             "image": lr.masked_fill(padding, 0),
             "regression_target": self._mean(uncertainty).masked_fill(padding, 0),
-            "segmentation": segmentation,
+            "segmentation": strip_halo(segmentation, HALO_LR_SLICES * self.factor),
         }
 
     def _degrade(self, volume: torch.Tensor) -> torch.Tensor:
@@ -100,16 +96,11 @@ class LRLabelTransform(BasicTransform):
 
     Args:
         factor: r.
-        mode: "centre" or "majority", see `degrade_labels`. The true acquisition's repeated labels always take the
-            centre, which is exact.
-        has_halo: the labels still have the halo: use it, then remove it.
     """
 
-    def __init__(self, factor: int, *, mode: str, has_halo: bool):
+    def __init__(self, factor: int):
         super().__init__()
         self.factor = factor
-        self.mode = mode
-        self.has_halo = has_halo
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Draw the side of ties."""
@@ -118,12 +109,8 @@ class LRLabelTransform(BasicTransform):
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Set `segmentation` to the LR labels (1, ...) and `hr_segmentation` to the HR labels (1, ...)."""
         segmentation = data_dict["segmentation"]
-        mode = "centre" if is_true_acquisition(segmentation) else self.mode
-        lr = degrade_labels(segmentation[-1:], self.factor, axis=1, mode=mode, upper_ties=params["upper_ties"])
-        hr = segmentation[:1]
-        if self.has_halo:
-            lr, hr = strip_halo(lr, HALO_LR_SLICES), strip_halo(hr, HALO_LR_SLICES * self.factor)
-        return {**data_dict, "segmentation": lr.contiguous(), "hr_segmentation": hr.contiguous()}
+        lr = degrade_labels(segmentation[-1:], self.factor, axis=1, upper_ties=params["upper_ties"])
+        return {**data_dict, "segmentation": lr, "hr_segmentation": segmentation[:1].contiguous()}
 
 
 class PackHRTargets(BasicTransform):
@@ -189,7 +176,6 @@ def build_training_transforms(
     regions: Sequence[Region] | None = None,
     ignore_label: int | None = None,
     deep_supervision_scales: Sequence[Sequence[float]] | None = None,
-    label_profile: str = "centre",
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
@@ -205,7 +191,6 @@ def build_training_transforms(
         regions: foreground regions, or None.
         ignore_label: ignore label, or None.
         deep_supervision_scales: nnU-Net's scales, or None.
-        label_profile: "centre" or "majority".
 
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
@@ -217,8 +202,7 @@ def build_training_transforms(
     labels_at = next((i for i, t in enumerate(transforms) if isinstance(t, _ON_LR_LABELS)), len(transforms))
     spatial = [t for t in transforms[:labels_at] if isinstance(t, _IN_SPACE)]
     others = [t for t in transforms[:labels_at] if not isinstance(t, _IN_SPACE)]
-    majority = label_profile == "majority"
-    degradation = DegradeTransform(factor, keep_label_halo=majority)
+    degradation = DegradeTransform(factor)
     spatial = [degradation, *spatial] if in_plane else [*(_on_hr_grid(t, factor) for t in spatial), degradation]
     pack = PackHRTargets(
         regions=regions,
@@ -226,8 +210,9 @@ def build_training_transforms(
         deep_supervision_scales=deep_supervision_scales,
         hr_dtype=torch.int8 if highest_label <= torch.iinfo(torch.int8).max else torch.int16,
     )
-    lr_labels = LRLabelTransform(factor, mode=label_profile, has_halo=majority)
-    return ComposeTransforms([TakeUncertaintyOut(), *spatial, *others, lr_labels, *transforms[labels_at:], pack])
+    return ComposeTransforms(
+        [TakeUncertaintyOut(), *spatial, *others, LRLabelTransform(factor), *transforms[labels_at:], pack]
+    )
 
 
 def _check_supported(transform: BasicTransform) -> None:

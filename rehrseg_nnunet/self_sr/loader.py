@@ -112,7 +112,7 @@ class SelfSRLoader(RestorationLoader):
             crop.permute(0, *(1 + a for a in order)), label_crop.permute(order), tuple(self.config.patch_size)
         )
         inside = _inside(image.shape[1:], boxes, in_plane, size, tuple(self.config.patch_size))
-        pair = make_pair(crop, label_crop, spec, label_profile=self.config.label_profile)
+        pair = make_pair(crop, label_crop, spec)
         outside_slices = pair.mask[0] == 0
         hr_labels = torch.where(outside_slices, torch.full_like(pair.hr_labels, self.masked), pair.hr_labels)
         return pair._replace(hr_labels=hr_labels, mask=pair.mask * inside)

@@ -99,14 +99,13 @@ def sample_window(slices: int, factor: int, rng: np.random.Generator, *, centre:
     return WindowSpec(slices=slices, factor=factor, offset=offset, window=window, flip=flip, upper_ties=upper_ties)
 
 
-def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, label_profile: str) -> RestorationPair:
+def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec) -> RestorationPair:
     """Cut a window and its target from a block of the near-isotropic volume.
 
     Args:
         image: (C, S, A, B) HR slices `spec.stored_block` of the volume, slice axis first.
         labels: (S, A, B) their integer labels.
         spec: what to cut.
-        label_profile: mode of `degrade_labels`.
     """
     if spec.flip:
         image, labels = image.flip(1), labels.flip(0)
@@ -117,7 +116,7 @@ def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec, *, la
     hr = hr.clamp(0, image.shape[1] - 1)
     return RestorationPair(
         lr_image=degrade(image, r, 1)[:, lr],
-        lr_labels=degrade_labels(labels, r, 0, mode=label_profile, upper_ties=spec.upper_ties)[lr],
+        lr_labels=degrade_labels(labels, r, 0, upper_ties=spec.upper_ties)[lr],
         hr_image=image[:, hr],
         hr_labels=labels[hr],
         mask=mask[None, :, None, None].expand(1, -1, *image.shape[2:]).clone(),

@@ -17,7 +17,6 @@ from scipy.interpolate import make_interp_spline
 
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
 
-TIE = 1e-6  # shares closer than this are equal but for rounding, whatever the direction of the axis
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
@@ -82,19 +81,16 @@ def _blur_and_decimate(volume: torch.Tensor, weights: torch.Tensor, factor: int)
     return thick
 
 
-def degrade_labels(
-    labels: torch.Tensor, factor: int, axis: int, *, mode: str = "centre", upper_ties: bool = False
-) -> torch.Tensor:
-    """Label map on thick slices.
+def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, upper_ties: bool = False) -> torch.Tensor:
+    """Label map on thick slices: the label at each thick slice's centre (Eq. 1 decimates labels unblurred).
+
+    For even r the two central HR slices vote, ties decided by the next ones out. Where all of them leave it open
+    (mostly: the boundary passes through the centre) it is the label of the lower or the upper central slice.
 
     Args:
         labels: integer label map of any number of dimensions, the slice count along `axis` a multiple of `factor`.
         factor: r.
         axis: the slice axis.
-        mode: "centre" (Eq. 1 decimates labels unblurred): the label at the LR slice's centre; for even r the two
-            central HR slices vote, ties decided by the next ones out. Where all of them leave it open (mostly: the
-            boundary passes through the centre) it is the label of the lower or the upper central slice.
-            "majority": the image's profile on one-hot maps, then argmax (ties: smaller label).
         upper_ties: such ties go to the central slice with the larger HR index. One side always keeps a structure's
             volume but moves it by up to half an HR voxel against the image, which networks learn and interpolation
             cannot know: whoever degrades many cases lets the sides take turns.
@@ -103,15 +99,11 @@ def degrade_labels(
         Label map with r times fewer slices, same dtype.
 
     Raises:
-        ValueError: unknown mode or a slice count that is no multiple of r.
+        ValueError: a slice count that is no multiple of r.
     """
     slices = labels.shape[axis]
     if slices == 0 or slices % factor:
         raise ValueError(f"the number of slices must be a multiple of factor {factor}, got {slices}")
-    if mode == "majority":
-        return _majority(labels, factor, axis)
-    if mode != "centre":
-        raise ValueError(f"mode must be 'centre' or 'majority', got {mode!r}")
     groups = labels.movedim(axis, -1).unflatten(-1, (slices // factor, factor))
     centre = groups[..., factor // 2] if factor % 2 else _vote_outwards(groups, factor, upper_ties=upper_ties)
     return centre.movedim(-1, axis).contiguous()
@@ -129,20 +121,6 @@ def _vote_outwards(groups: torch.Tensor, factor: int, *, upper_ties: bool) -> to
         decided = open_ & (left_votes != right_votes)
         result = torch.where(decided, torch.where(right_votes > left_votes, right, left), result)
         open_ = open_ & ~decided
-    return result
-
-
-def _majority(labels: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
-    values = torch.unique(labels)  # sorted: argmax keeps the smaller label on ties
-    best = result = None
-    for value in values:
-        share = degrade((labels == value).float(), factor, axis)
-        if best is None:
-            best, result = share, torch.full_like(share, value.item(), dtype=labels.dtype)
-            continue
-        better = share > best + TIE
-        best = torch.where(better, share, best)
-        result = torch.where(better, value.to(labels.dtype), result)
     return result
 
 

@@ -24,7 +24,6 @@ class SMORELoader(RestorationLoader):
         config: SMORE's settings.
         factor: r.
         label_manager: nnU-Net's.
-        label_profile: mode of `degrade_labels`.
         oversample_foreground_percent: as in nnU-Net, share of each batch that contains foreground.
         augment: flips and quarter turns.
     """
@@ -37,7 +36,6 @@ class SMORELoader(RestorationLoader):
         config: SMOREConfig,
         factor: int,
         label_manager: LabelManager,
-        label_profile: str,
         oversample_foreground_percent: float,
         augment: bool,
     ):
@@ -51,7 +49,7 @@ class SMORELoader(RestorationLoader):
             label_manager=label_manager,
             oversample_foreground_percent=oversample_foreground_percent,
         )
-        self.label_profile, self.augment = label_profile, augment
+        self.augment = augment
 
     def draw_pair(self, key: str, rng: np.random.Generator, *, force_foreground: bool) -> RestorationPair:
         """A slice, made thick along one of its axes."""
@@ -71,6 +69,5 @@ class SMORELoader(RestorationLoader):
             torch.from_numpy(np.asarray(labels[0, z], dtype=np.int16)),
             spec,
             self.factor,
-            label_profile=self.label_profile,
             outside=self.masked,
         )

@@ -99,7 +99,7 @@ def sample_slice(
 
 
 def make_slice_pair(
-    image: torch.Tensor, labels: torch.Tensor, spec: SliceSpec, factor: int, *, label_profile: str, outside: int
+    image: torch.Tensor, labels: torch.Tensor, spec: SliceSpec, factor: int, *, outside: int
 ) -> RestorationPair:
     """Turn a slice, make its rows thick, and cut; what lies outside repeats the edge pixels and is not labelled.
 
@@ -108,14 +108,13 @@ def make_slice_pair(
         labels: (H, W) integer.
         spec: what to cut.
         factor: r.
-        label_profile: mode of `degrade_labels`.
         outside: label of pixels outside the slice.
     """
     image, labels = (turn(plane, mirror=spec.mirror, turns=spec.turns) for plane in (image, labels))
     thick = (image.shape[-2] - spec.offset) // factor
     kept = slice(spec.offset, spec.offset + thick * factor)
     image, labels = image[:, kept], labels[kept]
-    lr_labels = degrade_labels(labels, factor, 0, mode=label_profile, upper_ties=spec.upper_ties)
+    lr_labels = degrade_labels(labels, factor, 0, upper_ties=spec.upper_ties)
     lr_box = (spec.rows, spec.columns)
     hr_box = (tuple(factor * edge for edge in spec.rows), spec.columns)
     return RestorationPair(

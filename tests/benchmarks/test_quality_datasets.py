@@ -180,7 +180,7 @@ def simulated(make_benchmark, write_source, monkeypatch):
         copy_cases(benchmark.source, raw / benchmark.source.name, cases=2, test_cases=1)
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             monkeypatch.setenv(variable, str(benchmark.work / variable))
-        return simulate("4", 504, factor=factor, axis=axis, label_mode="centre")
+        return simulate("4", 504, factor=factor, axis=axis)
 
     return make
 
@@ -358,9 +358,9 @@ def test_everything_is_prepared_once(prepared, recorder):
     run("noLRDice")
     assert len(recorder.commands) == 4
     assert files == {file: file.read_bytes() for file in folder.iterdir()}
-    run("noLRDice", "perSlice")  # more plans go to the same folder
+    run("noLRDice", "noTrueLR")  # more plans go to the same folder
     assert len(recorder.commands) == 4
-    assert {file.name for file in folder.iterdir()} - {file.name for file in files} == {"rehrsegCPU_perSlice.json"}
+    assert {file.name for file in folder.iterdir()} - {file.name for file in files} == {"rehrsegCPU_noTrueLR.json"}
 
 
 def test_the_plans(prepared):

@@ -19,7 +19,6 @@ from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 OWN_TRAINER = {
     "true_hr_data": "quality_true_hr_data",
     "self_sr_taught": "quality_true_hr_data",
-    "noDeepSupervision": "quality_no_deep_supervision",
 }
 
 

@@ -110,6 +110,35 @@ def test_plans_with_settings_keep_them_under_another_name(folder):
     assert written(folder, "again") == {**written(folder), "plans_name": "again"}
 
 
+def store(folder, block):
+    """Plans `old` with a block of an earlier version."""
+    content = plans()
+    content["configurations"]["3d_fullres"]["rehrseg"] = block
+    (folder / "old.json").write_text(json.dumps(content))
+
+
+def test_a_copy_leaves_removed_settings_with_their_old_default_out(folder):
+    store(folder, {"self_sr": {"epochs": 90, "label_profile": "centre"}, "segmentation": {"affinity_per_slice": False}})
+    assert plan("-p", "old") == 0
+    assert written(folder)["configurations"]["3d_fullres"]["rehrseg"] == {"self_sr": {"epochs": 90}, "segmentation": {}}
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (
+            {"self_sr": {"export": {"keep_volume": True}}},
+            "-p old, 3d_fullres: rehrseg.self_sr.export.keep_volume True is no setting since 0.2.0: ",
+        ),
+        ({"self_sr": {"epoch": 3}}, "-p old, 3d_fullres: rehrseg.self_sr.epoch: unknown key"),
+    ],
+)
+def test_plans_that_cannot_be_trained_with_are_not_copied(folder, capsys, block, message):
+    store(folder, block)
+    assert message in error_of(capsys, "-p", "old")
+    assert not (folder / "mine.json").exists()
+
+
 @pytest.mark.parametrize("options", [("--preset", "cpu"), ("--preset", "paper"), ("--z-spacing", "median")])
 def test_plans_with_settings_take_no_others(folder, capsys, options):
     """The network would be narrowed twice, or stay narrow; planned anew, the settings would be lost."""

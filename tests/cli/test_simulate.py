@@ -70,8 +70,8 @@ def raw(tmp_path, monkeypatch):
     return folder
 
 
-def make(factor=2, axis="z", label_mode="centre", source="9", number=10):
-    return simulate(source, number, factor=factor, axis=axis, label_mode=label_mode)
+def make(factor=2, axis="z", source="9", number=10):
+    return simulate(source, number, factor=factor, axis=axis)
 
 
 def read(folder, name):
@@ -105,11 +105,10 @@ def test_physical_points(raw, axis, factor):
 
 
 @pytest.mark.parametrize("axis", AXES)
-@pytest.mark.parametrize("mode", ["centre", "majority"])
 @pytest.mark.parametrize("factor", [3, 4])
-def test_values(raw, axis, mode, factor):
+def test_values(raw, axis, factor):
     source = dataset(raw)
-    target = make(factor, axis, mode)
+    target = make(factor, axis)
     a = AXES[axis]
     keep = tuple(slice(0, n // factor * factor if i == a else n) for i, n in enumerate(SIZE))
     for case, upper_ties in (("a", False), ("b", True)):  # ties take turns from case to case
@@ -124,7 +123,7 @@ def test_values(raw, axis, mode, factor):
         hr, lr = values(target / "labelsTrHR", f"{case}.nrrd"), values(target / "labelsTr", f"{case}.nrrd")
         assert hr.dtype == lr.dtype == np.uint8
         np.testing.assert_array_equal(hr, before)
-        expected = degrade_labels(torch.from_numpy(before).int(), factor, a, mode=mode, upper_ties=upper_ties)
+        expected = degrade_labels(torch.from_numpy(before).int(), factor, a, upper_ties=upper_ties)
         np.testing.assert_array_equal(lr, expected.numpy())
 
 
@@ -156,10 +155,9 @@ def test_label_types_are_kept(raw, label_type):
 
 def test_by_name_and_from_the_command_line(raw, capsys):
     dataset(raw, cases=("a",))
-    assert main(["simulate", "-d", SOURCE, "-o", "12", "--factor", "3", "--axis", "x", "--labels", "majority"]) == 0
+    assert main(["simulate", "-d", SOURCE, "-o", "12", "--factor", "3", "--axis", "x"]) == 0
     target = raw / "Dataset012_Tiny_r3x"
     assert capsys.readouterr().out == f"wrote {target}\n"
-    assert "'majority'" in json.loads((target / "dataset.json").read_text())["description"]
 
 
 def test_a_simulated_dataset_can_be_simulated_again(raw):
@@ -222,7 +220,7 @@ def test_colour_images_are_refused(tmp_path):
     image = sitk.GetImageFromArray(np.zeros((4, 4, 4, 3), np.float32), isVector=True)
     sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
     with pytest.raises(ValueError, match="one value per voxel, got 3 dimensions and 3 values"):
-        thicken(tmp_path / "a.nrrd", factor=2, axis=0, label_mode=None)
+        thicken(tmp_path / "a.nrrd", factor=2, axis=0, labels=False)
 
 
 def test_unreadable_files_leave_nothing_behind(raw):

@@ -37,7 +37,6 @@ def test_dump_and_parse_are_inverse():
         ({"self_sr": {"image_mode": "mean"}}, r"image_mode: .*'residual' or 'direct', got 'mean'"),
         ({"self_sr": {"simulated_axes": []}}, r"simulated_axes: .*at least 1 item"),
         ({"self_sr": {"simulated_axes": ["z"]}}, r"simulated_axes\.0: .*got 'z'"),
-        ({"self_sr": {"label_profile": "nearest"}}, r"label_profile: .*'centre' or 'majority'"),
         ({"self_sr": {"scaling_probability": 1.1}}, r"scaling_probability: .*less than or equal to 1, got 1\.1"),
         ({"segmentation": {"true_lr_probability": -0.1}}, r"true_lr_probability: .*got -0\.1"),
         ({"segmentation": {"distillation": "kd"}}, r"segmentation\.distillation: .*'mimic' or 'ifvd', got 'kd'"),

@@ -90,7 +90,7 @@ def true_case(target, manager, data, properties, factor=FACTOR):
 
 @pytest.mark.parametrize(("axis", "slice_axis"), [("z", 0), ("y", 1), ("x", 2)])
 def test_the_truth_lies_in_the_frame_of_the_preprocessed_case(raw, axis, slice_axis):
-    target = simulate("1", 2, factor=FACTOR, axis=axis, label_mode="centre")
+    target = simulate("1", 2, factor=FACTOR, axis=axis)
     manager = plans(slice_axis)
     data, seg, properties = preprocess(target, manager)
     assert np.prod(data.shape[1:]) < np.prod(properties["shape_before_cropping"]) / 2  # it was cropped
@@ -115,7 +115,7 @@ def test_the_truth_lies_in_the_frame_of_the_preprocessed_case(raw, axis, slice_a
 
 
 def test_no_truth_where_it_cannot_be_had(raw):
-    target = simulate("1", 2, factor=FACTOR, axis="z", label_mode="centre")
+    target = simulate("1", 2, factor=FACTOR, axis="z")
     manager = plans(0)
     data, _, properties = preprocess(target, manager)
     assert true_case(target, manager, data, properties) is not None
@@ -133,7 +133,7 @@ def test_no_truth_where_it_cannot_be_had(raw):
 
 
 def test_plans_of_a_smaller_factor_get_no_truth(raw):
-    target = simulate("1", 2, factor=4, axis="z", label_mode="centre")
+    target = simulate("1", 2, factor=4, axis="z")
     manager = plans(0, spacing=(4.0, 1.0, 1.0))
     data, _, properties = preprocess(target, manager)
     assert true_case(target, manager, data, properties, 2) is None

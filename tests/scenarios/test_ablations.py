@@ -72,7 +72,6 @@ def watch(monkeypatch):
         if self.components is not before:
             seen.steps.append((self.components, loss.detach(), targets[-1]))
             seen.strength = self.uncertainty_strength
-            seen.lr_outputs = 1 if isinstance(outputs.lr, torch.Tensor) else len(outputs.lr)
         return loss
 
     def watched_load(self, identifier):
@@ -188,13 +187,6 @@ def benchmarks_trainers(monkeypatch):
     """nnU-Net finds the quality benchmark's own trainers too."""
     folders = os.pathsep.join([os.environ["nnUNet_extTrainer"], str(OWN_TRAINERS)])
     monkeypatch.setenv("nnUNet_extTrainer", folders)
-
-
-def test_the_quality_benchmark_turns_deep_supervision_off(prepared, stage_1, watch, benchmarks_trainers):
-    prepared.train("REHRSegTrainer", THICK)
-    assert watch.lr_outputs > 1
-    prepared.train("REHRSegTrainer_noDeepSupervision", THICK)
-    assert watch.lr_outputs == 1
 
 
 def test_the_quality_benchmarks_bound_trains_on_the_true_volumes(prepared, stage_1, watch, benchmarks_trainers):

@@ -13,6 +13,8 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from workspace import assert_same_field_of_view, log_of
 
 from rehrseg_nnunet.cases.store import hash_weights
+from rehrseg_nnunet.config import removed_settings
+from rehrseg_nnunet.config.rehrseg import upgraded_plans
 
 pytestmark = pytest.mark.slow
 
@@ -190,6 +192,57 @@ def test_val_of_stage_2_repeats_the_validation_without_stage_1(trained):
             np.testing.assert_array_equal(file["probabilities"].argmax(0), segmentation)
     assert len(json.loads((folders[0] / "summary.json").read_text())["metric_per_case"]) == len(before[0])
     assert (fold / FINAL).read_bytes() == checkpoint
+
+
+def add_removed_settings(plans, *, changed):
+    """What an earlier version's plans have, in the block of 3d_fullres."""
+    block = plans["configurations"]["3d_fullres"]["rehrseg"]
+    block.setdefault("self_sr", {})["label_profile"] = "majority" if changed else "centre"
+    block["self_sr"].setdefault("export", {})["keep_volume"] = changed
+    block.setdefault("segmentation", {})["affinity_per_slice"] = changed
+
+
+def warned_of_removed(caplog):
+    return [record for record in caplog.records if record.name == removed_settings.__name__]
+
+
+def test_a_finished_model_of_an_earlier_version_predicts_the_same(trained, tmp_path, caplog):
+    images = trained.raw / trained.dataset(THICK) / "imagesTr"
+    file = trained.fold("REHRSegTrainer", THICK).parent / "plans.json"
+    original = file.read_text()
+    stored = json.loads(original)
+    add_removed_settings(stored, changed=True)
+    for predict in (trained.predict, trained.predict_hr):
+        new = predict(images, tmp_path / f"{predict.__name__}_new", THICK)
+        removed_settings._warn.cache_clear()
+        caplog.clear()
+        file.write_text(json.dumps(stored))
+        try:
+            old = predict(images, tmp_path / f"{predict.__name__}_old", THICK)
+        finally:
+            file.write_text(original)
+        assert len(warned_of_removed(caplog)) == 1
+        assert_same_voxels(voxels(old), voxels(new))
+
+
+@pytest.mark.parametrize("trainer", ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer"])
+def test_training_takes_plans_of_an_earlier_version_unless_they_ask_for_what_is_gone(trained, trainer, caplog):
+    def make():
+        return get_trainer_from_args(str(THICK), "3d_fullres", 2, trainer, "tiny", device=torch.device("cpu"))
+
+    removed_settings._warn.cache_clear()
+    with trained.changed_plans(THICK) as save:
+        add_removed_settings(save.plans, changed=False)
+        save.write()
+        made = make()
+        made.initialize()
+        assert not warned_of_removed(caplog)
+        for plans in (made.plans_manager.plans, made.my_init_kwargs["plans"]):  # nnU-Net keeps both with the model
+            assert upgraded_plans(plans) == plans
+        add_removed_settings(save.plans, changed=True)
+        save.write()
+        with pytest.raises(ValueError, match=r"label_profile 'majority' is no setting since 0\.2\.0.*keep_volume"):
+            make()
 
 
 def test_val_of_stage_1_writes_the_missing_case_and_the_report(trained):

@@ -31,32 +31,24 @@ def block_means(features, pool):
     return nodes
 
 
-def explicit_affinity(student, teacher, pool, per_slice):
+def explicit_affinity(student, teacher, pool):
     """Eq. 8-9 with the matrices written out."""
     losses = []
     for s, t in zip(student, teacher, strict=True):
-        s_nodes, t_nodes = block_means(s, pool), block_means(t, pool)
-        groups = {}
-        for position in s_nodes:
-            groups.setdefault(position[0] if per_slice else 0, []).append(position)
-        per_group = []
-        for positions in groups.values():
-            a, b = (torch.stack([nodes[p] for p in positions]) for nodes in (s_nodes, t_nodes))
-            a_cos = (a @ a.T) / (a.norm(dim=1)[:, None] * a.norm(dim=1)[None])
-            b_cos = (b @ b.T) / (b.norm(dim=1)[:, None] * b.norm(dim=1)[None])
-            per_group.append(((a_cos - b_cos) ** 2).mean())
-        losses.append(torch.stack(per_group).mean())
+        a, b = (torch.stack([*block_means(features, pool).values()]) for features in (s, t))
+        a_cos = (a @ a.T) / (a.norm(dim=1)[:, None] * a.norm(dim=1)[None])
+        b_cos = (b @ b.T) / (b.norm(dim=1)[:, None] * b.norm(dim=1)[None])
+        losses.append(((a_cos - b_cos) ** 2).mean())
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("per_slice", [False, True])
 @pytest.mark.parametrize(
     ("size", "pool"), [((3, 4, 6), (1, 2, 2)), ((3, 5, 7), (2, 2, 2)), ((2, 1, 3), (1, 2, 2)), ((4, 3, 3), (1, 1, 1))]
 )
-def test_affinity_equals_explicit_matrices(size, pool, per_slice):
+def test_affinity_equals_explicit_matrices(size, pool):
     student, teacher = maps(size=size)
-    loss = affinity_loss(student, teacher, pool, per_slice=per_slice)
-    expected = explicit_affinity(student, teacher, pool, per_slice)
+    loss = affinity_loss(student, teacher, pool)
+    expected = explicit_affinity(student, teacher, pool)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
     for ours, reference in zip(
         torch.autograd.grad(loss, [student, teacher]),
@@ -66,19 +58,15 @@ def test_affinity_equals_explicit_matrices(size, pool, per_slice):
         torch.testing.assert_close(ours, reference, atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize("per_slice", [False, True])
-def test_affinity_in_float32_is_close_to_explicit_matrices(per_slice):
+def test_affinity_in_float32_is_close_to_explicit_matrices():
     student, teacher = maps(size=(4, 16, 16), channels=(16, 32))
-    expected = explicit_affinity(student, teacher, (1, 2, 2), per_slice).item()
-    assert affinity_loss(student.float(), teacher.float(), per_slice=per_slice).item() == pytest.approx(
-        expected, abs=1e-6
-    )
+    expected = explicit_affinity(student, teacher, (1, 2, 2)).item()
+    assert affinity_loss(student.float(), teacher.float()).item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("per_slice", [False, True])
-def test_affinity_gradcheck(per_slice):
+def test_affinity_gradcheck():
     student, teacher = maps(size=(2, 3, 4), channels=(3, 2), batch=1)
-    assert torch.autograd.gradcheck(lambda s, t: affinity_loss(s, t, per_slice=per_slice), (student, teacher))
+    assert torch.autograd.gradcheck(affinity_loss, (student, teacher))
 
 
 def test_affinity_is_a_mean_over_the_batch_and_symmetric():
@@ -103,11 +91,10 @@ def test_affinity_of_known_graphs():
     assert affinity_loss(student, teacher, (1, 2, 2)).item() == pytest.approx(0)
 
 
-def test_affinity_per_slice_does_not_see_other_slices():
+def test_affinity_sees_other_slices():
     """Slices that swap sign as a whole have the same graph inside, another one between slices."""
     student, _ = maps(size=(2, 4, 4))
     sign = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1, 1)
-    assert affinity_loss(student, sign * student, per_slice=True).item() == pytest.approx(0, abs=1e-12)
     assert affinity_loss(student, sign * student).item() > 0.1
 
 

@@ -255,11 +255,10 @@ def build_loss(teacher, factors=(0.6, 0.4), **kwargs):
     )
 
 
-@pytest.mark.parametrize("per_slice", [False, True])
-def test_total_is_equation_11(per_slice):
+def test_total_is_equation_11():
     outputs, targets = training_batch()
     teacher = Teacher()
-    module = build_loss(teacher, distillation_weight=0.3, per_slice=per_slice, pool=(2, 1, 1))
+    module = build_loss(teacher, distillation_weight=0.3, pool=(2, 1, 1))
     loss = module(outputs, targets)
     weight = 1 - 0.99 * targets[3]
     pooled = weight.reshape(2, 1, 4, 4, 2, 4, 2).mean(dim=(4, 6))
@@ -267,7 +266,7 @@ def test_total_is_equation_11(per_slice):
     lr = lr + 0.4 * naive_cross_entropy(outputs.lr[1], targets[1], pooled, IGNORE)
     hr = build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=IGNORE)(outputs.hr, targets[2])
     features = resize_to(Teacher()(outputs.image, targets[0]).detach(), (4, 4, 2))
-    affinity = affinity_loss(outputs.student, features, (2, 1, 1), per_slice=per_slice)
+    affinity = affinity_loss(outputs.student, features, (2, 1, 1))
     spatial = spatial_loss(outputs.adapted, features)
     expected = lr + hr + 0.3 * (affinity + spatial)
     torch.testing.assert_close(loss, expected)

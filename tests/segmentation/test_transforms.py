@@ -144,25 +144,6 @@ def test_patch_equals_a_crop_of_the_degraded_volume_at_every_phase(factor, first
         assert (hr_labels.unflatten(1, (-1, factor))[:, padding] == 0).all()
 
 
-@pytest.mark.parametrize("factor", [3, 4])
-def test_majority_labels_use_the_halo(factor):
-    data, labels = volume(factor)
-    labels = labels.clip(0)
-    patch = (2, 9, 8)
-    transforms = build_training_transforms(
-        fixed(patch, dummy_2d=True, mirror_axes=(0, 2)), factor=factor, highest_label=3, label_profile="majority"
-    )
-    _, (lr_labels, hr_labels, _) = sample_at(
-        data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms
-    )
-    whole = degrade_labels(torch.from_numpy(labels), factor, 1, mode="majority")[:, 2:4]
-    one_hot = torch.stack([torch.from_numpy(labels == v).double() for v in range(4)])
-    top = degrade(one_hot, factor, 2).topk(2, dim=0).values
-    clear = (top[0] - top[1] > 1e-5)[:, 2:4]
-    assert torch.equal(lr_labels.flip(1, 3)[clear], whole[clear].to(lr_labels.dtype))
-    assert torch.equal(hr_labels.flip(1, 3), torch.from_numpy(labels[:, 2 * factor : 4 * factor]))
-
-
 @pytest.mark.parametrize("dummy_2d", [True, False])
 @pytest.mark.parametrize("factor", [3, 4])
 @pytest.mark.parametrize("axes", [(0,), (0, 1, 2)])
@@ -218,7 +199,7 @@ def test_all_targets_agree_under_nnunets_full_augmentation(factor, dummy_2d):
 def test_either_side_of_ties_is_drawn(monkeypatch):
     monkeypatch.undo()
     torch.manual_seed(0)
-    transform = LRLabelTransform(4, mode="centre", has_halo=False)
+    transform = LRLabelTransform(4)
     labels = torch.tensor([1, 1, 2, 2]).view(1, 4, 1, 1)
     drawn = [transform(segmentation=labels)["segmentation"].item() for _ in range(100)]
     assert 30 < drawn.count(1) < 70
@@ -311,16 +292,13 @@ def test_the_true_acquisition_arrives_unchanged_with_its_label(dummy_2d):
     data, labels = volume(factor)
     rng = np.random.default_rng(9)
     lr = rng.normal(size=(2, 6, 9, 8)).astype(np.float32), rng.integers(0, 4, size=(1, 6, 9, 8)).astype(np.int8)
-    for profile in ("centre", "majority"):
-        transforms = build_training_transforms(
-            fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3, label_profile=profile
-        )
-        image, (lr_labels, hr_labels, _) = sample_at(
-            data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms, lr=lr
-        )
-        torch.testing.assert_close(image, torch.from_numpy(lr[0][:, 2:5]))
-        assert torch.equal(lr_labels, torch.from_numpy(lr[1][:, 2:5]).to(lr_labels.dtype))
-        assert torch.equal(hr_labels, torch.from_numpy(labels[:, 8:20]).clamp(min=0))
+    transforms = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3)
+    image, (lr_labels, hr_labels, _) = sample_at(
+        data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms, lr=lr
+    )
+    torch.testing.assert_close(image, torch.from_numpy(lr[0][:, 2:5]))
+    assert torch.equal(lr_labels, torch.from_numpy(lr[1][:, 2:5]).to(lr_labels.dtype))
+    assert torch.equal(hr_labels, torch.from_numpy(labels[:, 8:20]).clamp(min=0))
 
 
 def test_masked_normalisation_uses_the_lr_labels():

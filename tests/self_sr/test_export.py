@@ -9,12 +9,10 @@ from torch import nn
 
 from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore, robust_min_max
 from rehrseg_nnunet.config.rehrseg import ExportConfig, SelfSRConfig
-from rehrseg_nnunet.nnunet.label_channels import head_labels
 from rehrseg_nnunet.self_sr.export import (
     export_pseudo_hr,
     label_agreement,
     super_resolve_case,
-    to_label_map,
 )
 from rehrseg_nnunet.self_sr.network import SelfSROutput, interpolate_middle
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
@@ -128,43 +126,6 @@ def test_back_projection_brings_the_image_closer_to_the_acquired_one():
     assert gaps[2] < 0.3 * gaps[0]
 
 
-@pytest.mark.parametrize("manager", [PLAIN, IGNORE, REGIONS, REGIONS_IGNORE])
-def test_labels_keep_their_volume_where_they_are_known(manager):
-    _, labels = lr_case(highest=3 if manager.has_ignore_label else 2, lowest=-1, plane=(9, 8))
-    logits = torch.randn(manager.num_segmentation_heads, 12, 9, 8, generator=torch.Generator().manual_seed(0))
-    if manager.has_regions:
-        logits[1] = logits[0] - 1  # the core is inside the whole, wherever their thresholds are
-    nearest = labels.repeat(FACTOR, axis=1)
-    unknown = (nearest == -1) | (nearest == 3)
-    groups = [group for group in head_labels(manager) if group != (0,)]
-    wanted = [np.isin(nearest, group).sum() for group in groups]
-    for keep in (False, True):
-        kept = to_label_map(logits, labels, FACTOR, manager, keep_volume=keep)
-        np.testing.assert_array_equal(kept[unknown], nearest[unknown])
-        found = [np.isin(kept, group).sum() for group in groups]
-        assert (found == wanted) == keep
-
-
-class Generous(Interpolating):
-    """Sees more of label 1 than there is."""
-
-    def forward(self, window):
-        output = super().forward(window)
-        bias = torch.tensor([0.0, 0.4, 0.0]).view(3, 1, 1, 1)
-        return output._replace(labels=output.labels + bias)
-
-
-def test_the_setting_decides_whether_volumes_are_kept():
-    image, labels = lr_case(slices=5)
-    excess = []
-    for keep in (False, True):
-        config = NETWORK_ALONE.model_copy(update={"keep_volume": keep})
-        found = restore(Generous(), image, labels, PLAIN, config).labels
-        excess.append(abs((found == 1).sum() / (FACTOR * (labels == 1).sum()) - 1))
-    assert excess[0] > 0.1
-    assert excess[1] < 0.02
-
-
 def test_agreement_is_the_mean_dice_of_the_classes_that_occur():
     reference = np.array([0, 1, 1, 2, 2, 0])
     labels = np.array([0, 1, 0, 2, 2, 0])
@@ -213,14 +174,14 @@ def store(tmp_path):
     return store
 
 
-def export(network, dataset, identifiers, store, profile="centre"):
+def export(network, dataset, identifiers, store):
     return export_pseudo_hr(
         network,
         dataset,
         identifiers,
         store,
         label_manager=PLAIN,
-        config=SelfSRConfig(label_profile=profile, export=NETWORK_ALONE),
+        config=SelfSRConfig(export=NETWORK_ALONE),
         hr_patch_size=(9, 8, 8),
     )
 
@@ -252,6 +213,5 @@ def test_what_is_written_is_what_the_network_said(dataset, store):
     assert (seg[:][0] == smooth).mean() > 0.9
 
 
-@pytest.mark.parametrize("profile", ["centre", "majority"])
-def test_a_network_that_inverts_the_labels_is_noticed(dataset, store, profile):
-    assert export(Interpolating(sign=-1), dataset, ["a"], store, profile)["a"] < 0.5
+def test_a_network_that_inverts_the_labels_is_noticed(dataset, store):
+    assert export(Interpolating(sign=-1), dataset, ["a"], store)["a"] < 0.5

@@ -52,10 +52,9 @@ def loader(
     augment=False,
     zoom=0.0,
     foreground=0.0,
-    profile="centre",
     **transforms,
 ):
-    config = SelfSRConfig(patch_size=patch, scaling_probability=zoom, label_profile=profile)
+    config = SelfSRConfig(patch_size=patch, scaling_probability=zoom)
     return SelfSRLoader(
         memory_dataset(*case, manager),
         batch_size,
@@ -278,17 +277,6 @@ def test_nnunets_intensity_transforms_are_found():
     batch = next(loader(coordinate_case(), batch_size=30, augment=True, tone=tone, noise=noise))
     assert torch.isfinite(batch["data"]).all()
     assert torch.isfinite(batch["target"][0]).all()
-
-
-def test_majority_labels_are_used_where_asked():
-    labels = np.zeros((1, 12, 12, 24), dtype=np.int8)
-    labels[..., 1::3] = 1  # one voxel in three: never a majority, sometimes a centre
-    centre, majority = (
-        next(loader((labels.astype(np.float32), labels), factor=3, axes=("x",), batch_size=30, profile=profile))
-        for profile in ("centre", "majority")
-    )
-    assert centre["data"][:, 2].any()
-    assert not majority["data"][:, 2].any()
 
 
 def test_too_thin_volumes_are_refused():

@@ -147,9 +147,7 @@ def test_a_simulated_case_is_the_degraded_volume_with_its_slices_first(axis, upp
     image = rng.normal(size=(2, 6, 9, 11)).astype(np.float32)
     labels = rng.integers(-1, 3, size=(1, 6, 9, 11)).astype(np.int8)
     before = image.copy()
-    (lr, lr_labels), (truth, true_labels) = simulated_case(
-        image, labels, 4, axis, label_profile="centre", upper_ties=upper_ties
-    )
+    (lr, lr_labels), (truth, true_labels) = simulated_case(image, labels, 4, axis, upper_ties=upper_ties)
     expected = image[:, :, :8].transpose(0, 2, 1, 3) if axis == 1 else image[..., :8].transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(truth, expected)
     assert lr.shape == (2, 2, 6, 11 if axis == 1 else 9)
@@ -186,7 +184,7 @@ def test_the_whole_report(phantom, tmp_path):
     for axis, name, spacing in ((1, "simulated along y", (1, 1, 1.5)), (2, "simulated along x", (3, 1, 0.5))):
         expected = []
         for upper_ties in (False, True):  # ties take turns from case to case
-            simulated, truth = simulated_case(*fine["a"], FACTOR, axis, label_profile="centre", upper_ties=upper_ties)
+            simulated, truth = simulated_case(*fine["a"], FACTOR, axis, upper_ties=upper_ties)
             expected.append(
                 restoration_scores(Interpolating(), simulated, truth, PLAIN, spacing_mm=spacing, config=ExportConfig())
             )

@@ -97,7 +97,7 @@ def test_targets_lie_where_training_puts_them(factor):
     for window in range(-1, slices):
         spec = WindowSpec(factor * slices, factor, 0, window, flip=False)
         block = slice(*spec.stored_block)
-        pair = make_pair(hr[:, block], no_labels[block], spec, label_profile="centre")
+        pair = make_pair(hr[:, block], no_labels[block], spec)
         for place in range(factor):
             if pair.mask[0, place, 0, 0]:
                 truth.setdefault((max(window, 0), place), []).append(pair.hr_image[0, place])

@@ -216,14 +216,6 @@ def test_interpolation_matrix_reproduces_samples_at_odd_factors():
         torch.testing.assert_close(interpolation_matrix(5, 3, order)[1::3], torch.eye(5, dtype=torch.float64))
 
 
-def clear_majority(labels, factor):
-    """Where no two labels have equal shares up to rounding, which may break a tie either way."""
-    values = torch.arange(-1, 4)
-    shares = degrade(torch.stack([(labels == v).double() for v in values]), factor, axis=2)
-    best, second = shares.topk(2, dim=0).values
-    return best - second > 1e-5
-
-
 def clear_centre(labels, factor):
     """Where the centre rule does not end in a tie, which goes to one side whatever the labels."""
     groups = labels.unflatten(1, (-1, factor)).movedim(2, -1)
@@ -233,16 +225,16 @@ def clear_centre(labels, factor):
 
 
 @settings(deadline=None, max_examples=30)
-@given(factors, lr_slices, seeds, st.sampled_from(("centre", "majority")))
-def test_labels_commute_with_flips_and_introduce_no_value(factor, slices, seed, mode):
+@given(factors, lr_slices, seeds)
+def test_labels_commute_with_flips_and_introduce_no_value(factor, slices, seed):
     labels = random_labels(seed, 2, slices * factor, 3)
-    lr = degrade_labels(labels, factor, axis=1, mode=mode)
-    flipped_back = degrade_labels(labels.flip(1), factor, axis=1, mode=mode).flip(1)
-    clear = {"majority": clear_majority, "centre": clear_centre}[mode](labels, factor)
+    lr = degrade_labels(labels, factor, axis=1)
+    flipped_back = degrade_labels(labels.flip(1), factor, axis=1).flip(1)
+    clear = clear_centre(labels, factor)
     assert torch.equal(flipped_back[clear], lr[clear])
     assert set(lr.unique().tolist()) <= set(labels.unique().tolist())
     assert lr.dtype == labels.dtype
-    assert torch.equal(degrade_labels(labels, factor, axis=-2, mode=mode), lr)
+    assert torch.equal(degrade_labels(labels, factor, axis=-2), lr)
 
 
 @settings(deadline=None, max_examples=30)
@@ -318,30 +310,18 @@ def test_centre_rule_by_hand(group, expected):
     assert degrade_labels(torch.tensor(group), len(group), axis=0).tolist() == [expected]
 
 
-def test_majority_equals_argmax_of_degraded_one_hot():
-    labels = random_labels(3, 12, 5)
-    values = labels.unique()
-    one_hot = torch.stack([(labels == v).double() for v in values])
-    expected = values[degrade(one_hot, 4, axis=1).argmax(0)]
-    assert torch.equal(degrade_labels(labels, 4, axis=0, mode="majority"), expected)
-
-
-def phases_in_which_a_structure_survives(thickness, factor, mode):
+def phases_in_which_a_structure_survives(thickness, factor):
     found = []
     for phase in range(factor):
         labels = torch.zeros(8 * factor, dtype=torch.int16)
         labels[3 * factor + phase : 3 * factor + phase + thickness] = 1
-        found.append(bool((degrade_labels(labels, factor, axis=0, mode=mode) == 1).any()))
+        found.append(bool((degrade_labels(labels, factor, axis=0) == 1).any()))
     return found
-
-
-def test_majority_deletes_a_structure_one_thick_slice_high_in_one_of_four_phases():
-    assert sorted(phases_in_which_a_structure_survives(4, 4, "majority")) == [False, True, True, True]
 
 
 @pytest.mark.parametrize("factor", FACTORS)
 def test_centre_keeps_what_is_more_than_one_thick_slice_high_at_every_phase(factor):
-    assert all(phases_in_which_a_structure_survives(factor + 1, factor, "centre"))
+    assert all(phases_in_which_a_structure_survives(factor + 1, factor))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +333,6 @@ def test_centre_keeps_what_is_more_than_one_thick_slice_high_at_every_phase(fact
         (lambda: degrade(torch.ones(9), 4, 0), "must be a multiple of factor 4, got 9"),
         (lambda: degrade(torch.ones(0), 4, 0), "must be a multiple of factor 4, got 0"),
         (lambda: degrade_labels(torch.ones(9), 4, 0), "must be a multiple of factor 4, got 9"),
-        (lambda: degrade_labels(torch.ones(8), 4, 0, mode="mean"), "mode must be 'centre' or 'majority', got 'mean'"),
         (lambda: interpolate(torch.ones(8, dtype=torch.int16), 4, 0), "volume must be a floating point tensor"),
         (lambda: interpolation_matrix(4, 2, 2), "order must be 0, 1 or 3, got 2"),
     ],

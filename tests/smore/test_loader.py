@@ -45,7 +45,6 @@ def loader(case, *, manager=PLAIN, factor=4, patch=(8, 8), batch_size=30, foregr
         config=SMOREConfig(patch_size=patch),
         factor=factor,
         label_manager=manager,
-        label_profile="centre",
         oversample_foreground_percent=foreground,
         augment=augment,
     )

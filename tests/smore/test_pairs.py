@@ -19,7 +19,7 @@ def coordinate_slice(shape=(17, 22)):
 def draw(seed, *, size=(3, 8), factor=3, shape=(17, 22), **options):
     image, labels = coordinate_slice(shape)
     spec = sample_slice(shape, factor, size, np.random.default_rng(seed), **options)
-    return spec, make_slice_pair(image, labels, spec, factor, label_profile="centre", outside=OUTSIDE)
+    return spec, make_slice_pair(image, labels, spec, factor, outside=OUTSIDE)
 
 
 @pytest.mark.parametrize("size", [(3, 8), (9, 30)])  # smaller and larger than the slice
@@ -88,7 +88,7 @@ def test_the_same_draw_gives_the_same_pair_and_changes_nothing():
     first, second = (draw(3)[1] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     spec = draw(3)[0]
-    make_slice_pair(image, labels, spec, 3, label_profile="majority", outside=OUTSIDE)
+    make_slice_pair(image, labels, spec, 3, outside=OUTSIDE)
     assert torch.equal(image, before[0])
     assert torch.equal(labels, before[1])
 

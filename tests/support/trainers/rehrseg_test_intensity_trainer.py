@@ -46,7 +46,7 @@ class IntensityTrainer(REHRSegTrainer):
     def build_network_architecture(
         plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ):
-        factor = load_config(configuration_manager.configuration).factor
+        factor = load_config(configuration_manager.configuration, purpose="prediction").factor
         config = HRHeadConfig(label_mode="direct", upsampling="interpolate", hidden_features=2)
         network = add_hr_head(_IntensityNetwork(), factor=factor, teacher_channels=1, config=config)
         layer = network.decoder.seg_layers[-1]
