@@ -24,6 +24,7 @@ import torch
 from rehrseg_nnunet.cases.store import PseudoHRStore
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.evaluation.tables import format_table
+from rehrseg_nnunet.segmentation.distillation import Distillation
 from rehrseg_nnunet.segmentation.hr_head import output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
@@ -78,7 +79,11 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
         network = build_self_sr_network(
             trainer.config, trainer.num_input_channels, trainer.label_manager.num_segmentation_heads
         )
-        trainer.loss.teacher = SelfSRTeacher(network.eval().to(trainer.device), trainer.label_manager)
+        teacher = SelfSRTeacher(network.eval().to(trainer.device), trainer.label_manager)
+        settings = trainer.config.segmentation
+        trainer.loss.distillation = Distillation(
+            teacher, kind=settings.distillation, pool=settings.affinity_pool, label_manager=trainer.label_manager
+        )
         set_output_mode(trainer.network, "training")
     return trainer
 

@@ -22,11 +22,13 @@ from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
+from rehrseg_nnunet.segmentation.distillation import Distillation
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head, output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.loader import HRPatchLoader, initial_lr_patch_size
-from rehrseg_nnunet.segmentation.loss import REHRSegLoss, UncertaintyWeightedLoss
+from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
 from rehrseg_nnunet.segmentation.transforms import build_training_transforms
+from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 from rehrseg_nnunet.self_sr.frozen import SELF_SR, open_self_sr
 
 
@@ -94,10 +96,8 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             lr_loss,
             hr_loss,
             stock,
-            teacher=None,  # comes with stage 1, when training starts
-            distillation=settings.distillation,
+            distillation=None,  # comes with stage 1, when training starts
             distillation_weight=settings.distillation_weight,
-            pool=settings.affinity_pool,
             uncertainty_strength=0.99 if settings.uncertainty_weighting else 0.0,
         )
 
@@ -133,8 +133,14 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         )
         self.pseudo_hr_folder = stage_1.cases_folder
         self.print_to_log_file(f"stage 1: {stage_1.checkpoint}")
-        if self.config.segmentation.distillation_weight > 0:
-            self.loss.teacher = SelfSRTeacher(stage_1.network.to(self.device), self.label_manager)
+        settings = self.config.segmentation
+        if settings.distillation_weight > 0:
+            self.loss.distillation = Distillation(
+                SelfSRTeacher(stage_1.network.to(self.device), self.label_manager),
+                kind=settings.distillation,
+                pool=settings.affinity_pool,
+                label_manager=self.label_manager,
+            )
 
     def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
         """The cases that are trained on: image (C + 1, r*D, H, W) with U in [0, 1] last, labels (1, r*D, H, W)."""

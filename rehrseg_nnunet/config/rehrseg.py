@@ -21,7 +21,7 @@ from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_de
 from rehrseg_nnunet.slices.geometry import check_thick_slices, sr_factor
 
 BLOCK = "rehrseg"
-Distillation = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
+DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
 
 
 class StrictModel(BaseModel):
@@ -132,7 +132,7 @@ class SegmentationConfig(StrictModel):
         learning_rate_from_trained: SGD's initial learning rate when training starts from a trained network.
     """
 
-    distillation: Distillation = "correlation+spatial"
+    distillation: DistillationKind = "correlation+spatial"
     distillation_weight: float = Field(default=1.0, ge=0)
     affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
     uncertainty_weighting: bool = True

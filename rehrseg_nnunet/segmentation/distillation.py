@@ -6,17 +6,78 @@ The paper's own, of structure (Eq. 8-10), and the two methods that its Table 6 c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 from torch.nn import functional
 
+from rehrseg_nnunet.config.rehrseg import DistillationKind
 from rehrseg_nnunet.nnunet.precision import at_least_float32, without_autocast
+from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.uncertainty_weighting import regions_and_valid
 
 # Below this length a feature vector has no usable direction: it counts as zero and gets no gradient, which would
 # otherwise grow like 1 / length.
 _MIN_LENGTH = 1e-6
+
+Teacher = Callable[[Tensor, Tensor], Tensor]
+# the setting, and the terms of the loss that it means
+DISTILLATION_TERMS: dict[DistillationKind, tuple[str, ...]] = {
+    "correlation+spatial": ("affinity", "spatial"),
+    "correlation": ("affinity",),
+    "spatial": ("spatial",),
+    "mimic": ("mimic",),
+    "ifvd": ("ifvd",),
+}
+
+
+class Distillation:
+    """What stage 1 teaches the segmentation encoder, as terms of the total loss (Eq. 11).
+
+    Args:
+        teacher: maps the LR image (B, Ci, D, H, W) and its full-resolution LR target to features (B, Ct, ...) of any
+            spatial size; called without gradient.
+        kind: the setting: L_corr and L_spatial, one of them, or another method's loss.
+        pool: see `affinity_loss`.
+        label_manager: nnU-Net's: which classes `ifvd` tells apart.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+
+    def __init__(self, teacher: Teacher, *, kind: DistillationKind, pool: Sequence[int], label_manager: LabelManager):
+        if kind not in DISTILLATION_TERMS:
+            raise ValueError(f"distillation must be one of {tuple(DISTILLATION_TERMS)}, got {kind!r}")
+        self.teacher = teacher
+        self.terms = DISTILLATION_TERMS[kind]
+        self.pool = tuple(pool)
+        self.heads = label_manager.num_segmentation_heads
+        self.regions, self.has_ignore = label_manager.has_regions, label_manager.has_ignore_label
+
+    def __call__(self, outputs: TrainingOutputs, lr_target: Tensor) -> dict[str, Tensor]:
+        """Scalars by name: ``affinity`` and ``spatial``, or ``mimic``, or ``ifvd``.
+
+        Args:
+            outputs: of the network in mode "training".
+            lr_target: the full-resolution LR target.
+        """
+        size = outputs.student.shape[2:]
+        with torch.no_grad():
+            features = resize_to(self.teacher(outputs.image, lr_target), size)
+        return {name: self._term(name, outputs, features, lr_target) for name in self.terms}
+
+    def _term(self, name: str, outputs: TrainingOutputs, features: Tensor, lr_target: Tensor) -> Tensor:
+        if name == "affinity":
+            return affinity_loss(outputs.student, features, self.pool)
+        if name == "spatial":
+            return spatial_loss(outputs.adapted, features)
+        if name == "mimic":
+            return mimic_loss(outputs.adapted, features)
+        target = nearest_to(lr_target, outputs.student.shape[2:])
+        classes = class_maps(target, self.heads, regions=self.regions, has_ignore=self.has_ignore)
+        return ifvd_loss(outputs.student, features, classes)
 
 
 def affinity_loss(student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2, 2)) -> Tensor:
@@ -134,6 +195,26 @@ def ifvd_loss(student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
             teacher.to(student.dtype).flatten(2), members
         )
         return (members * difference.square()).sum() / members.sum().clamp_min(1)
+
+
+def class_maps(target: Tensor, heads: int, *, regions: bool, has_ignore: bool) -> Tensor:
+    """Where each class is, background included, and no ignored voxel.
+
+    Args:
+        target: nnU-Net's: (B, 1, ...) labels of any dtype, ignored voxels with a value that is no head; or
+            (B, regions (+ 1), ...), 1 inside the region, with ``has_ignore`` the ignored voxels last.
+        heads: K, segmentation heads.
+        regions: the target holds regions; they may overlap, and what is in none of them is background.
+        has_ignore: a region target ends with the ignore channel.
+
+    Returns:
+        Bool (B, K, ...) for labels, (B, K + 1, ...) for regions, background first.
+    """
+    if not regions:
+        return target == torch.arange(heads, device=target.device).reshape(1, heads, *[1] * (target.ndim - 2))
+    inside, valid = regions_and_valid(target.bool(), has_ignore=has_ignore)
+    maps = torch.cat([~inside.any(dim=1, keepdim=True), inside], dim=1)
+    return maps if valid is None else maps & valid
 
 
 def nearest_to(labels: Tensor, size: Sequence[int]) -> Tensor:

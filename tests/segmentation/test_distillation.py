@@ -2,16 +2,24 @@ import math
 
 import pytest
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
 from torch.nn import functional
 
 from rehrseg_nnunet.segmentation.distillation import (
+    Distillation,
     affinity_loss,
+    class_maps,
     ifvd_loss,
     mimic_loss,
     nearest_to,
     resize_to,
     spatial_loss,
 )
+from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+
+IGNORE = 3
+PLAIN = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": IGNORE}, None)
 
 
 def maps(seed=0, size=(3, 4, 6), channels=(5, 7), dtype=torch.float64, batch=2):
@@ -364,3 +372,94 @@ def test_resize_is_trilinear(size):
 def test_resize_to_the_same_size_is_the_identity():
     features = torch.zeros(1, 2, 3, 4, 5)
     assert resize_to(features, (3, 4, 5)) is features
+
+
+class Teacher:
+    """Fixed random features at half the in-plane size, which depend on both inputs and record the calls."""
+
+    def __init__(self, channels=4):
+        generator = torch.Generator().manual_seed(9)
+        self.kernel = torch.randn(channels, 2, 1, 2, 2, generator=generator, requires_grad=True)
+        self.calls = []
+
+    def __call__(self, image, labels):
+        self.calls.append((image, labels, torch.is_grad_enabled()))
+        stacked = torch.cat([image, labels.float()], dim=1)
+        return nn.functional.conv3d(stacked, self.kernel, stride=(1, 2, 2))
+
+
+def training_batch():
+    """Outputs of which a distillation uses the image, the student and the adapted student; a target with ignored voxels."""
+    generator = torch.Generator().manual_seed(5)
+    student = torch.randn(2, 6, 4, 4, 2, generator=generator, requires_grad=True)
+    adapted = torch.randn(2, 4, 4, 4, 2, generator=generator, requires_grad=True)
+    image = torch.randn(2, 1, 4, 8, 8, generator=generator)
+    logits = torch.zeros(2, 3, 4, 8, 8)
+    outputs = TrainingOutputs(lr=logits, hr=logits, student=student, adapted=adapted, image=image)
+    return outputs, [torch.randint(0, 4, (2, 1, 4, 8, 8), generator=generator)]
+
+
+def test_the_papers_distillation_is_equations_9_and_10():
+    outputs, targets = training_batch()
+    kind = "correlation+spatial"
+    terms = Distillation(Teacher(), kind=kind, pool=(2, 1, 1), label_manager=PLAIN)(outputs, targets[0])
+    features = resize_to(Teacher()(outputs.image, targets[0]).detach(), (4, 4, 2))
+    assert list(terms) == ["affinity", "spatial"]
+    torch.testing.assert_close(terms["affinity"], affinity_loss(outputs.student, features, (2, 1, 1)))
+    torch.testing.assert_close(terms["spatial"], spatial_loss(outputs.adapted, features))
+
+
+@pytest.mark.parametrize("method", ["correlation", "spatial", "mimic", "ifvd"])
+def test_other_distillations_take_the_place_of_the_papers(method):
+    outputs, targets = training_batch()
+    terms = Distillation(Teacher(), kind=method, pool=(1, 2, 2), label_manager=PLAIN)(outputs, targets[0])
+    features = resize_to(Teacher()(outputs.image, targets[0]).detach(), (4, 4, 2))
+    labels = targets[0][:, :, :, 1::2, 2::4]  # of 8 x 8 voxels those nearest to the centres of 4 x 2
+    name, expected = {
+        "correlation": ("affinity", affinity_loss(outputs.student, features)),
+        "spatial": ("spatial", spatial_loss(outputs.adapted, features)),
+        "mimic": ("mimic", mimic_loss(outputs.adapted, features)),
+        "ifvd": ("ifvd", ifvd_loss(outputs.student, features, torch.cat([labels == c for c in range(3)], dim=1))),
+    }[method]
+    assert terms.keys() == {name}
+    torch.testing.assert_close(terms[name], expected)
+    inputs = [outputs.student, outputs.adapted]  # one of the two has a zero gradient
+    gradients = torch.autograd.grad(terms[name], inputs, allow_unused=True, materialize_grads=True)
+    references = torch.autograd.grad(expected, inputs, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(gradients, references)
+
+
+def test_an_unknown_distillation_is_refused():
+    with pytest.raises(ValueError, match=r"distillation must be one of .*'mimic', 'ifvd'\), got 'kd'"):
+        Distillation(Teacher(), kind="kd", pool=(1, 2, 2), label_manager=PLAIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_classes_of_labels_leave_ignored_voxels_out(dtype):
+    target = torch.tensor([0, 1, 2, IGNORE]).reshape(1, 1, 1, 1, 4).to(dtype)
+    maps = class_maps(target, 3, regions=False, has_ignore=True)
+    assert maps.flatten(2)[0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_classes_of_regions_overlap_and_have_a_background():
+    whole, core, ignored = [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]
+    target = torch.tensor([whole, core, ignored]).reshape(1, 3, 1, 1, 4)
+    maps = class_maps(target, 2, regions=True, has_ignore=True).flatten(2)[0].int().tolist()
+    assert maps == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    maps = class_maps(target[:, :2].float(), 2, regions=True, has_ignore=False).flatten(2)[0].int().tolist()
+    assert maps == [[1, 0, 0, 0], whole, core]
+
+
+def test_teacher_is_called_without_gradient_on_image_and_full_resolution_target():
+    outputs, targets = training_batch()
+    teacher = Teacher()
+    sum(
+        Distillation(teacher, kind="correlation+spatial", pool=(1, 2, 2), label_manager=PLAIN)(
+            outputs, targets[0]
+        ).values()
+    ).backward()
+    [(image, labels, grad_enabled)] = teacher.calls
+    assert image is outputs.image
+    assert labels is targets[0]
+    assert not grad_enabled
+    assert teacher.kernel.grad is None
