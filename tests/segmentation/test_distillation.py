@@ -389,7 +389,7 @@ class Teacher:
 
 
 def training_batch():
-    """Outputs of which a distillation uses the image, the student and the adapted student; a target with ignored voxels."""
+    """Outputs of which a distillation uses the image and both students; a target with ignored voxels."""
     generator = torch.Generator().manual_seed(5)
     student = torch.randn(2, 6, 4, 4, 2, generator=generator, requires_grad=True)
     adapted = torch.randn(2, 4, 4, 4, 2, generator=generator, requires_grad=True)
@@ -463,3 +463,15 @@ def test_teacher_is_called_without_gradient_on_image_and_full_resolution_target(
     assert labels is targets[0]
     assert not grad_enabled
     assert teacher.kernel.grad is None
+
+
+def test_half_precision_students_give_finite_float32_terms():
+    outputs, targets = training_batch()
+    half = outputs._replace(student=outputs.student.half(), adapted=outputs.adapted.half())
+    distillation = Distillation(Teacher(), kind="correlation+spatial", pool=(1, 2, 2), label_manager=PLAIN)
+    terms, references = distillation(half, targets[0]), distillation(outputs, targets[0])
+    for name, term in terms.items():
+        assert term.dtype == torch.float32
+        assert term.item() == pytest.approx(references[name].item(), rel=1e-2)
+    gradients = torch.autograd.grad(65536 * sum(terms.values()), [half.student, half.adapted])
+    assert all(gradient.isfinite().all() for gradient in gradients)
