@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rehrseg_nnunet.nnunet.safe_files import FULL_DISK, PARTIAL_SUFFIX, check_writable, move_into_place, partial_name
+from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
 CHECKPOINTS = "checkpoint_*.pth"
@@ -15,7 +16,7 @@ def checkpoint_interval(epochs: int, longest: int) -> int:
     return max(1, min(longest, epochs // 10))
 
 
-class SafeCheckpoints:
+class SafeCheckpoints(TrainerMixin):
     """Mixin for nnU-Net trainers: an interrupted training loses at most a tenth of itself and never a checkpoint.
 
     A checkpoint is written beside its final name and renamed, so a kill while it is written leaves the former one. What

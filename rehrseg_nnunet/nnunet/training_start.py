@@ -8,6 +8,7 @@ from torch import nn
 
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import hash_weights, read_weights
 
 BASELINE = Companion("nnUNetTrainer", "the baseline of this fold")
@@ -15,7 +16,7 @@ BASELINE = Companion("nnUNetTrainer", "the baseline of this fold")
 REMEDY = "train the baseline again or remove it"
 
 
-class BaselineStart:
+class BaselineStart(TrainerMixin):
     """Mixin for nnU-Net trainers that go on from the fold's baseline, at a learning rate of their own.
 
     Order: `--c` continues this trainer's own run at its own learning rate; `-pretrained_weights` is kept; else the

@@ -12,10 +12,11 @@ from torch import nn
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import hash_weights
 
 
-class CaseExport:
+class CaseExport(TrainerMixin):
     """Mixin for nnU-Net trainers that write derived cases after training, and again with `--val`.
 
     Attributes:

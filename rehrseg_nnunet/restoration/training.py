@@ -17,10 +17,11 @@ from torch import distributed as dist
 from rehrseg_nnunet.nnunet.label_channels import masked_value
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.nnunet.schedules import PhasedOneCycle
+from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.restoration.validation import IMAGE_METRICS, restoration_metrics
 
 
-class ImageToImageTraining:
+class ImageToImageTraining(TrainerMixin):
     """Mixin for nnU-Net trainers whose network restores images, and labels with them.
 
     Adam with one cycle per phase, a learning rate per step, a batch size of its own, image metrics in nnU-Net's log.
