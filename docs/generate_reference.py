@@ -53,8 +53,8 @@ anew.
 """
 TRAINERS_INTRODUCTION = """\
 Name a trainer with `-tr` in nnU-Net's commands, after `export nnUNet_extTrainer="$(rehrseg trainers)"`. Append
-`_100epochs` (any number; `_1epoch`) to train for another length. Such a training builds on the runs of its fold that have
-the same length, else on those without a length.
+`_100epochs` (any number; `_1epoch`) to train for another length. Such a training builds on the runs of its fold that
+have the same length, else on those without a length.
 
 `SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, the others read
 `segmentation`. Settings that a trainer does not change are the plans'.
