@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="FLAVR_4x.pth", help="published FLAVR checkpoint")
     parser.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT.pth", help="file to write")
-    parser.add_argument("-d", dest="dataset", required=True, help="dataset name or id; must be preprocessed")
+    parser.add_argument("-d", dest="dataset", required=True, help="dataset number or name; must be preprocessed")
     parser.add_argument("-c", dest="configuration", required=True, help="configuration of the plans, e.g. 3d_fullres")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default %(default)s")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans name (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

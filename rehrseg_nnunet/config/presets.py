@@ -14,17 +14,13 @@ from rehrseg_nnunet.config.rehrseg import BLOCK, RehrsegConfig, StrictModel, des
 
 
 class Preset(StrictModel):
-    """One preset file.
+    """One preset file."""
 
-    Attributes:
-        description: what it is for.
-        network_width: factor on every stage's features of the planned U-Net (1 keeps nnU-Net's network).
-        rehrseg: the block.
-    """
-
-    description: str
-    network_width: PositiveFloat = 1.0
-    rehrseg: RehrsegConfig = Field(default_factory=RehrsegConfig)
+    description: str = Field(description="what the preset is for")
+    network_width: PositiveFloat = Field(
+        default=1.0, description="factor on every stage's features of the planned U-Net; 1 keeps nnU-Net's network"
+    )
+    rehrseg: RehrsegConfig = Field(default_factory=RehrsegConfig, description="the block")
 
 
 DEFAULTS = Preset(description="The defaults of every setting")

@@ -4,9 +4,9 @@ A plans file carries it inside a configuration, beside nnU-Net's own keys::
 
     "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4, "self_sr": {"epochs": 600}}}}
 
-Keys that are left out have the defaults below: the paper's values, or others where docs/decisions.md has the figures
-for them (the preset `paper` has the paper's). Unknown keys and impossible values are refused with the key's name. Keys
-that earlier versions had are in `removed_settings`.
+Keys that are left out have the defaults below. Each says where its default comes from: the paper, the authors' released
+code, or this package (docs/decisions.md has the reason). Unknown keys and impossible values are refused with the key's
+name; keys that earlier versions had are in `removed_settings`. docs/reference/settings.md is generated from here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_de
 from rehrseg_nnunet.slices.geometry import check_thick_slices, sr_factor
 
 BLOCK = "rehrseg"
+# Where a default comes from.
+PAPER = {"source": "paper"}
+RELEASE = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
+OURS = {"source": "this package"}
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
 
 
@@ -31,52 +35,97 @@ class StrictModel(BaseModel):
 
 
 class ExportConfig(StrictModel):
-    """How pseudo-HR cases are made with the trained stage-1 network; none of it is in the paper.
+    """How pseudo-HR cases are made with the trained stage-1 network; none of it is in the paper."""
 
-    Attributes:
-        image: where the image comes from, "self_sr", or "smore", which needs SMORETrainer of the same fold. Labels and
-            U are the network's either way.
-        back_projection_steps: steps that bring the image, made thick again, closer to the acquired one.
-    """
-
-    image: Literal["self_sr", "smore"] = "self_sr"
-    back_projection_steps: int = Field(default=2, ge=0)
+    image: Literal["self_sr", "smore"] = Field(
+        default="self_sr",
+        description="where the image comes from; `smore` takes SMORE's and needs SMORETrainer of the same fold. "
+        "Labels and U are the self-SR network's either way",
+        json_schema_extra=OURS,
+    )
+    back_projection_steps: int = Field(
+        default=2,
+        ge=0,
+        description="steps that bring the image, made thick again, closer to the acquired one",
+        json_schema_extra=OURS,
+    )
 
 
 class SelfSRConfig(StrictModel):
-    """Stage 1, self-supervised super-resolution (paper sections 3.2 and 4.2).
+    """Stage 1, self-supervised super-resolution (paper sections 3.2 and 4.2)."""
 
-    Attributes:
-        base_features: width of FLAVR's first stage; 64 loads the published checkpoint.
-        candidates: N of the uncertainty-aware head (Eq. 2).
-        image_mode: "residual" predicts the residual to the linear interpolation of the two middle slices, "direct" the
-            image itself (Eq. 4).
-        label_mode: "residual" predicts what is added to the interpolated shapes of the window's labels, "direct" the
-            labels themselves (Eq. 4).
-        batch_size: windows per step.
-        patch_size: in-plane size of a training window, HR pixels.
-        epochs: epochs of the first phase plus the uncertainty phase; one epoch is 250 steps, as in nnU-Net.
-        uncertainty_epochs: final epochs in which Eq. 6 is added (paper: 20,000 of 150,000 steps).
-        learning_rate: peak of each phase's one-cycle schedule (Adam).
-        simulated_axes: in-plane axes along which thick slices are simulated for training.
-        scaling: range of in-plane zoom for augmentation.
-        scaling_probability: share of windows that are zoomed.
-        export: how pseudo-HR cases are made.
-    """
-
-    base_features: PositiveInt = 64
-    candidates: PositiveInt = 16
-    image_mode: Literal["residual", "direct"] = "residual"
-    label_mode: Literal["residual", "direct"] = "residual"
-    batch_size: PositiveInt = 64
-    patch_size: tuple[PositiveInt, PositiveInt] = (64, 64)
-    epochs: PositiveInt = 600
-    uncertainty_epochs: int = Field(default=80, ge=0)
-    learning_rate: PositiveFloat = 2e-4
-    simulated_axes: tuple[Literal["y", "x"], ...] = Field(default=("x", "y"), min_length=1)
-    scaling: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
-    scaling_probability: float = Field(default=0.5, ge=0, le=1)
-    export: ExportConfig = ExportConfig()
+    base_features: PositiveInt = Field(
+        default=64,
+        description="width of FLAVR's first stage; 64 loads the published checkpoint (`rehrseg convert-flavr`)",
+        json_schema_extra=PAPER,
+    )
+    candidates: PositiveInt = Field(
+        default=16,
+        description="N of the uncertainty-aware head (Eq. 2)",
+        json_schema_extra=RELEASE,
+    )
+    image_mode: Literal["residual", "direct"] = Field(
+        default="residual",
+        description="`residual` predicts the residual to the linear interpolation of the two middle slices, `direct` "
+        "the image itself (Eq. 4)",
+        json_schema_extra=OURS,
+    )
+    label_mode: Literal["residual", "direct"] = Field(
+        default="residual",
+        description="`residual` predicts what is added to the interpolated shapes of the window's labels, `direct` "
+        "the labels themselves (Eq. 4)",
+        json_schema_extra=OURS,
+    )
+    batch_size: PositiveInt = Field(
+        default=64,
+        description="windows per step",
+        json_schema_extra=PAPER,
+    )
+    patch_size: tuple[PositiveInt, PositiveInt] = Field(
+        default=(64, 64),
+        description="in-plane size of a training window, HR pixels (the released code has 96 x 96)",
+        json_schema_extra=OURS,
+    )
+    epochs: PositiveInt = Field(
+        default=600,
+        description="epochs of both phases together; one epoch is 250 steps, as in nnU-Net (paper: 150,000 steps)",
+        json_schema_extra=PAPER,
+    )
+    uncertainty_epochs: int = Field(
+        default=80,
+        ge=0,
+        description="last epochs, in which Eq. 6 is added (paper: 20,000 steps); a training of another length keeps "
+        "the share",
+        json_schema_extra=PAPER,
+    )
+    learning_rate: PositiveFloat = Field(
+        default=2e-4,
+        description="peak of each phase's one-cycle schedule, Adam (the released code has 5e-4)",
+        json_schema_extra=OURS,
+    )
+    simulated_axes: tuple[Literal["y", "x"], ...] = Field(
+        default=("x", "y"),
+        min_length=1,
+        description="in-plane axes along which thick slices are simulated for training (paper: x); with one axis, "
+        "validation watches the other",
+        json_schema_extra=RELEASE,
+    )
+    scaling: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.8, 1.25),
+        description="range of in-plane zoom for augmentation",
+        json_schema_extra=OURS,
+    )
+    scaling_probability: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of windows that are zoomed",
+        json_schema_extra=OURS,
+    )
+    export: ExportConfig = Field(
+        default=ExportConfig(),
+        description="how pseudo-HR cases are made",
+    )
 
     @model_validator(mode="after")
     def _phases_fit(self) -> SelfSRConfig:
@@ -90,23 +139,35 @@ class SelfSRConfig(StrictModel):
 
 
 class HRHeadConfig(StrictModel):
-    """HR segmentation head (paper section 4.2): the last features, conv, ReLU, conv.
+    """HR segmentation head (paper section 4.2): the last features, conv, ReLU, conv."""
 
-    Attributes:
-        label_mode: "residual" predicts what is added to the LR logits, interpolated along z, "direct" the HR logits
-            themselves, as in the paper.
-        upsampling: let the first convolution predict r slices for each LR slice ("subpixel"), or "interpolate" the
-            features along z before it, as in the paper.
-        hidden_features: channels between the two convolutions.
-        first_kernel: edge of the first kernel, odd.
-        second_kernel: edge of the second kernel, odd.
-    """
-
-    label_mode: Literal["residual", "direct"] = "residual"
-    upsampling: Literal["interpolate", "subpixel"] = "subpixel"
-    hidden_features: PositiveInt = 16
-    first_kernel: PositiveInt = 3
-    second_kernel: PositiveInt = 5
+    label_mode: Literal["residual", "direct"] = Field(
+        default="residual",
+        description="`residual` predicts what is added to the LR logits, interpolated along z, `direct` the HR logits "
+        "themselves",
+        json_schema_extra=OURS,
+    )
+    upsampling: Literal["interpolate", "subpixel"] = Field(
+        default="subpixel",
+        description="`subpixel` lets the first convolution predict r slices for each LR slice, `interpolate` "
+        "interpolates the features along z before it",
+        json_schema_extra=OURS,
+    )
+    hidden_features: PositiveInt = Field(
+        default=16,
+        description="channels between the two convolutions",
+        json_schema_extra=RELEASE,
+    )
+    first_kernel: PositiveInt = Field(
+        default=3,
+        description="edge of the first kernel, odd",
+        json_schema_extra=RELEASE,
+    )
+    second_kernel: PositiveInt = Field(
+        default=5,
+        description="edge of the second kernel, odd",
+        json_schema_extra=RELEASE,
+    )
 
     @model_validator(mode="after")
     def _odd(self) -> HRHeadConfig:
@@ -117,66 +178,115 @@ class HRHeadConfig(StrictModel):
 
 
 class SegmentationConfig(StrictModel):
-    """Stage 2, segmentation (paper sections 3.3 to 3.6).
+    """Stage 2, segmentation (paper sections 3.3 to 3.6)."""
 
-    Attributes:
-        distillation: what is distilled from stage 1: "correlation+spatial" (Eq. 9 and 10), one of the two, or what the
-            paper's Table 6 compares with, "mimic" or "ifvd".
-        distillation_weight: lambda of Eq. 11; 0 trains without a teacher.
-        affinity_pool: voxels aggregated to a node of the affinity graph (beta = 1 x 2 x 2).
-        uncertainty_weighting: weight the LR cross-entropy by 1 - 0.99 U (Eq. 7).
-        lr_dice_weight: weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none).
-        true_lr_probability: share of the patches whose LR input is the true acquisition with its true label; the others
-            are pseudo-HR cases made thick again at a random phase (Eq. 1).
-        hr_head: the HR head.
-        learning_rate_from_trained: SGD's initial learning rate when training starts from a trained network.
-    """
-
-    distillation: DistillationKind = "correlation+spatial"
-    distillation_weight: float = Field(default=1.0, ge=0)
-    affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
-    uncertainty_weighting: bool = True
-    lr_dice_weight: float = Field(default=1.0, ge=0)
-    true_lr_probability: float = Field(default=0.5, ge=0, le=1)
-    hr_head: HRHeadConfig = HRHeadConfig()
-    learning_rate_from_trained: PositiveFloat = 1e-3
+    distillation: DistillationKind = Field(
+        default="correlation+spatial",
+        description="what is distilled from stage 1: Eq. 9 and 10, one of the two, or what the paper's Table 6 "
+        "compares with (`mimic`, mean squared difference of features; `ifvd`, how features vary inside a "
+        "class)",
+        json_schema_extra=PAPER,
+    )
+    distillation_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="lambda of Eq. 11; 0 trains without a teacher",
+        json_schema_extra=PAPER,
+    )
+    affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        default=(1, 2, 2),
+        description="voxels per node of the affinity graph (beta)",
+        json_schema_extra=PAPER,
+    )
+    uncertainty_weighting: bool = Field(
+        default=True,
+        description="weight the LR cross-entropy by 1 - 0.99 U (Eq. 7; 0.99 is the released code's)",
+        json_schema_extra=PAPER,
+    )
+    lr_dice_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none)",
+        json_schema_extra=OURS,
+    )
+    true_lr_probability: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the patches whose LR input is the true acquisition with its true label; the others are "
+        "pseudo-HR cases made thick again at a random phase (Eq. 1)",
+        json_schema_extra=OURS,
+    )
+    hr_head: HRHeadConfig = Field(
+        default=HRHeadConfig(),
+        description="the HR head",
+    )
+    learning_rate_from_trained: PositiveFloat = Field(
+        default=1e-3,
+        description="SGD's initial learning rate, in ContinuedBaselineTrainer too, when training starts from a "
+        "trained network; else it is nnU-Net's",
+        json_schema_extra=RELEASE,
+    )
 
 
 class SMOREConfig(StrictModel):
-    """SMORE, a learnt interpolation that stage 1 can be trained on (paper section 4.4.1).
+    """SMORE, a learnt interpolation that stage 1 can be trained on (paper section 4.4.1); optional, before stage 1."""
 
-    Attributes:
-        blocks: residual blocks of the 2D network.
-        features: its width.
-        batch_size: slices per step.
-        patch_size: HR pixels of a training slice, along the simulated axis and across; the first is cut to a multiple
-            of r.
-        epochs: epochs of 250 steps.
-        learning_rate: peak of the one-cycle schedule (Adam).
-    """
-
-    blocks: PositiveInt = 16
-    features: PositiveInt = 32
-    batch_size: PositiveInt = 32
-    patch_size: tuple[PositiveInt, PositiveInt] = (64, 64)
-    epochs: PositiveInt = 100
-    learning_rate: PositiveFloat = 1e-3
+    blocks: PositiveInt = Field(
+        default=16,
+        description="residual blocks of the 2D network",
+        json_schema_extra=RELEASE,
+    )
+    features: PositiveInt = Field(
+        default=32,
+        description="its width",
+        json_schema_extra=RELEASE,
+    )
+    batch_size: PositiveInt = Field(
+        default=32,
+        description="slices per step",
+        json_schema_extra=RELEASE,
+    )
+    patch_size: tuple[PositiveInt, PositiveInt] = Field(
+        default=(64, 64),
+        description="HR pixels of a training slice, along the simulated axis (cut to a multiple of r) and across (the "
+        "released code has 96 x 96)",
+        json_schema_extra=OURS,
+    )
+    epochs: PositiveInt = Field(
+        default=100,
+        description="epochs of 250 steps (the released code takes 260,000 steps)",
+        json_schema_extra=OURS,
+    )
+    learning_rate: PositiveFloat = Field(
+        default=1e-3,
+        description="peak of the one-cycle schedule, Adam (the released code has 5e-4)",
+        json_schema_extra=OURS,
+    )
 
 
 class RehrsegConfig(StrictModel):
-    """The whole block.
+    """The whole block."""
 
-    Attributes:
-        factor: r, HR slices per LR slice; None takes max(2, round(c / sqrt(a_y a_x))) from the plans' spacing.
-        smore: the interpolation that stage 1 is trained on, where it is wanted.
-        self_sr: stage 1.
-        segmentation: stage 2.
-    """
-
-    factor: int | None = Field(default=None, ge=2)
-    smore: SMOREConfig = SMOREConfig()
-    self_sr: SelfSRConfig = SelfSRConfig()
-    segmentation: SegmentationConfig = SegmentationConfig()
+    factor: int | None = Field(
+        default=None,
+        ge=2,
+        description="r, HR slices per LR slice; null takes the nearest integer to slice spacing over (geometric mean) "
+        "pixel spacing, at least 2. Stage 1 and 2 must agree",
+        json_schema_extra=OURS,
+    )
+    smore: SMOREConfig = Field(
+        default=SMOREConfig(),
+        description="the interpolation that stage 1 is trained on, where it is wanted",
+    )
+    self_sr: SelfSRConfig = Field(
+        default=SelfSRConfig(),
+        description="stage 1",
+    )
+    segmentation: SegmentationConfig = Field(
+        default=SegmentationConfig(),
+        description="stage 2",
+    )
 
 
 def change_segmentation(config: RehrsegConfig, changes: Mapping[str, Any]) -> RehrsegConfig:
