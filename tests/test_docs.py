@@ -1,0 +1,127 @@
+"""The documents: links and anchors resolve, the README is short, the files that the equations name exist."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+LONGEST_README = 110
+MOST_FIGURE_BYTES = 150_000
+
+
+def name_of(page):
+    """A page's path, to name the test."""
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def links(text):
+    """Targets of the links of a page that lie in the repository. Code blocks hold none, but code may stand in a link."""
+    without_blocks = re.sub(r"```.*?```|^(?:    |\t)[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
+    targets = LINK.findall(without_blocks)
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(text):
+    """Anchors of a page's headings, as GitHub makes them."""
+    found = []
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        kept = "".join(c for c in plain if c in " -_" or unicodedata.category(c)[0] in "LN")
+        slug = kept.replace(" ", "-")
+        count = sum(re.fullmatch(re.escape(slug) + r"(-\d+)?", other) is not None for other in found)
+        found.append(f"{slug}-{count}" if slug in found else slug)
+    return found
+
+
+def broken(page):
+    """Links of a page whose file or heading does not exist."""
+    wrong = []
+    for target in links(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        missing_anchor = anchor and file.suffix == ".md" and file.is_file()
+        if not file.exists() or (missing_anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            wrong.append(target)
+    return wrong
+
+
+def test_links_are_found():
+    text = "[a](b.md#c) ![d](e.png) [`f`](g.py) [web](https://x.org) [mail](mailto:a@b.c)\n\n    [no](code.md)\n"
+    assert links(text) == ["b.md#c", "e.png", "g.py"]
+
+
+def test_anchors_are_those_of_github():
+    text = "# Start stage 1: `a_b`\n## [Link](x.md) & more\n## Twice\n## Twice\n```\n# no heading\n```\n"
+    assert anchors(text) == ["start-stage-1-a_b", "link--more", "twice", "twice-1"]
+
+
+def test_broken_links_are_named(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Here\n[a](#here) [b](#there) [c](page.md#here) [d](page.md#gone) [e](none.md) [f](.)\n")
+    assert broken(page) == ["#there", "page.md#gone", "none.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_anchors_resolve(page):
+    assert broken(page) == []
+
+
+def test_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= LONGEST_README
+
+
+def test_readme_keeps_the_two_lines_that_install_and_test():
+    lines = [line.strip() for line in README.read_text(encoding="utf-8").splitlines()]
+    assert "pip install -e . && rehrseg demo" in lines
+    assert "pip install -e '.[test]' && pytest" in lines
+
+
+def test_every_page_is_reached_from_the_index_or_the_readme():
+    index = REPOSITORY / "docs" / "README.md"
+    reached = {(page.parent / link.partition("#")[0]).resolve() for page in (README, index) for link in links_of(page)}
+    pages = {page for page in PAGES if "results" not in page.parts} - {README, index}
+    assert {name_of(page) for page in pages - reached} == set()
+
+
+def links_of(page):
+    """Links of a page in the repository."""
+    return links(page.read_text(encoding="utf-8"))
+
+
+def equation_files():
+    """Files in the tables of docs/explanation/equations.md, with the name of a function or class where one is given."""
+    page = REPOSITORY / "docs" / "explanation" / "equations.md"
+    found = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            cell = line.rstrip("| ").split("|")[-1]
+            files = [target for target in LINK.findall(cell) if target.endswith(".py")]
+            names = re.findall(r"`(\w+)`", cell) if files else []
+            found += [((page.parent / file).resolve(), names) for file in files]
+    return found
+
+
+def test_equations_name_the_paper_and_smore():
+    folders = {file.parent.name for file, _ in equation_files()}
+    assert {"slices", "self_sr", "segmentation", "smore"} <= folders
+    text = (REPOSITORY / "docs" / "explanation" / "equations.md").read_text(encoding="utf-8")
+    first_column = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| Eq."))
+    assert {1, 2, 5, 6, 7, 8, 9, 10, 11} <= {int(number) for number in re.findall(r"\b\d+\b", first_column)}
+
+
+@pytest.mark.parametrize(("file", "names"), equation_files(), ids=lambda value: getattr(value, "name", None))
+def test_files_of_the_equations_exist_and_hold_what_is_named(file, names):
+    assert file.is_file()
+    code = file.read_text(encoding="utf-8")
+    assert [name for name in names if not re.search(rf"^(def|class) {name}\b", code, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("figure", sorted((REPOSITORY / "docs" / "figures").iterdir()), ids=lambda path: path.name)
+def test_figures_are_small_and_used(figure):
+    assert figure.stat().st_size < MOST_FIGURE_BYTES
+    assert any(figure.name in page.read_text(encoding="utf-8") for page in PAGES)
