@@ -20,7 +20,7 @@ def name_of(page):
 
 
 def links(text):
-    """Targets of the links of a page that lie in the repository. Code blocks hold none, but code may stand in a link."""
+    """Targets of the links of a page that lie in the repository; code blocks hold none."""
     without_blocks = re.sub(r"```.*?```|^(?:    |\t)[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
     targets = LINK.findall(without_blocks)
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
@@ -81,16 +81,15 @@ def test_readme_keeps_the_two_lines_that_install_and_test():
     assert "pip install -e '.[test]' && pytest" in lines
 
 
-def test_every_page_is_reached_from_the_index_or_the_readme():
-    index = REPOSITORY / "docs" / "README.md"
-    reached = {(page.parent / link.partition("#")[0]).resolve() for page in (README, index) for link in links_of(page)}
-    pages = {page for page in PAGES if "results" not in page.parts} - {README, index}
-    assert {name_of(page) for page in pages - reached} == set()
-
-
-def links_of(page):
-    """Links of a page in the repository."""
-    return links(page.read_text(encoding="utf-8"))
+def test_every_page_is_reached_from_the_readme():
+    reached, ahead = set(), [README]
+    while ahead:
+        page = ahead.pop()
+        if page in PAGES and page not in reached:
+            reached.add(page)
+            targets = links(page.read_text(encoding="utf-8"))
+            ahead += [(page.parent / target.partition("#")[0]).resolve() for target in targets]
+    assert [name_of(page) for page in PAGES if page not in reached] == []
 
 
 def equation_files():
