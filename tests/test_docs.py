@@ -1,10 +1,15 @@
-"""The documents: links and anchors resolve, the README is short, the files that the equations name exist."""
+"""The documents: links resolve, the README is short; files, commands, trainers and messages that they name exist."""
 
+import ast
 import re
+import shlex
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from rehrseg_nnunet.cli.main import build_parser
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
@@ -12,6 +17,16 @@ PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 LONGEST_README = 110
 MOST_FIGURE_BYTES = 150_000
+LENGTH = re.compile(r"_\d+epochs?$")
+# symptoms of other programs, and parts of a message that stand in no single string of the code
+OTHERS = {
+    "Unable to find trainer class",
+    "Could not find requested nnunet trainer",
+    "CUDA out of memory",
+    "Killed",
+    "nan",
+}
+VALUE = "\0"
 
 
 def name_of(page):
@@ -124,3 +139,68 @@ def test_files_of_the_equations_exist_and_hold_what_is_named(file, names):
 def test_figures_are_small_and_used(figure):
     assert figure.stat().st_size < MOST_FIGURE_BYTES
     assert any(figure.name in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+def commands(text):
+    """The `rehrseg` commands in a page's code blocks, without comments, "..." and pipes."""
+    lines = re.findall(r"^ {4}(?:.*&& )?(rehrseg .*)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True)[1:] for line in lines if "..." not in line]
+
+
+DOCUMENTED = [(name_of(page), words) for page in PAGES for words in commands(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "words"), DOCUMENTED, ids=lambda value: " ".join(value)[:60])
+def test_documented_commands_are_understood(page, words):
+    assert build_parser(words[0]).parse_args(words).command == words[0]
+
+
+def test_commands_are_documented():
+    assert {"predict", "plan", "simulate", "evaluate", "convert-flavr", "demo"} <= {words[0] for _, words in DOCUMENTED}
+
+
+def trainer_classes():
+    """Names of the classes in `trainers/`."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (REPOSITORY / "trainers").glob("*.py")]
+    return {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_trainers_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"\b(?:REHRSeg|SelfSR|SMORE|ContinuedBaseline)Trainer(?:_(?!_)\w+?)?(?=__|\b)", text)
+    named = {LENGTH.sub("", name) for name in found}
+    assert named - trainer_classes() == set()
+
+
+@cache
+def messages():
+    """Every string in the code, a line each, with `VALUE` where something is filled in."""
+    files = [*(REPOSITORY / "rehrseg_nnunet").rglob("*.py"), *(REPOSITORY / "trainers").glob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    filled = ["".join(map(constant, node.values)) for node in nodes if isinstance(node, ast.JoinedStr)]
+    return "\n".join([*filled, *(constant(node) for node in nodes if isinstance(node, ast.Constant))])
+
+
+def constant(node):
+    """A string of the code, `VALUE` for anything else."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else VALUE
+
+
+def symptoms():
+    """The messages in the first column of the troubleshooting page's tables, but for other programs'."""
+    page = REPOSITORY / "docs" / "troubleshooting.md"
+    cells = [line.split("|")[1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    found = [code for cell in cells for code in re.findall(r"`([^`]+)`", cell) if " " in code]
+    return [symptom for symptom in found if symptom not in OTHERS and not symptom.startswith("rehrseg ")]
+
+
+def test_symptoms_are_found():
+    assert len(symptoms()) > 30
+
+
+@pytest.mark.parametrize("symptom", symptoms())
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code(symptom):
+    # a number in a message is mostly a value in the code, as "..." is
+    words = [re.escape(words.strip()) for words in re.split(r"\.\.\.|\b\d[\d.]*\b", symptom) if words.strip()]
+    assert re.search(" ?[^\n]*? ?".join(words), messages()) is not None
