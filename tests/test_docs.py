@@ -23,8 +23,8 @@ OTHERS = {
     "Unable to find trainer class",
     "Could not find requested nnunet trainer",
     "CUDA out of memory",
-    "Killed",
-    "nan",
+    "Found no NVIDIA driver",
+    "Torch not compiled with CUDA enabled",
 }
 VALUE = "\0"
 
