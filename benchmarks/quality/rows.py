@@ -91,6 +91,13 @@ ROWS = {
         _variant("uncertainty", "+ uncertainty", "withUncertainty"),
         _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
         _variant("data_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", after=()),
+        _variant(
+            "data_bspline_directHead",
+            "B-spline + signed distance, HR head for the logits themselves",
+            "pseudoDataBSpline",
+            after=(),
+            plans="directHead",
+        ),
         Row("smore", "SMORE", "SMORETrainer", start="own", plans="smore"),
         Row("self_sr_smore", "self-SR on SMORE's cases", "SelfSRTrainer", start="own", after=("smore",), plans="smore"),
         Row("rehrseg_smore", "REHRSeg on SMORE's cases", "REHRSegTrainer", after=("self_sr_smore",), plans="smore"),
@@ -133,7 +140,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "4": ("components", ("rehrseg", "continued", "pseudo_data", "uncertainty", "distillation")),
     "5": (
         "source of the pseudo-HR data",
-        ("rehrseg", "data_bspline", "data_smore", "pseudo_data", "rehrseg_smore"),
+        ("rehrseg", "data_bspline", "data_bspline_directHead", "data_smore", "pseudo_data", "rehrseg_smore"),
     ),
     "6": (
         "distillation",
