@@ -32,7 +32,7 @@ some hundredths from run to run.
 
 finished in {minutes:.1f} min; everything is in {folder}
 stage 1 in pictures: {pictures}/pseudo_hr_*.png
-your own data: docs/getting-started.md"""
+your own data: docs/getting-started.md of the repository"""
 ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1"}
 
 
