@@ -202,7 +202,7 @@ def describe_errors(error: ValidationError, where: str) -> str:
         key = ".".join(str(part) for part in (where, *problem["loc"]))
         if problem["type"] == "extra_forbidden":
             problems.append(f"{key}: unknown key")
-        elif problem["type"] == "value_error":  # this module's own, which say what they got
+        elif problem["type"] == "value_error" and "ctx" in problem:  # this module's own, which say what they got
             problems.append(f"{key}: {problem['ctx']['error']}")
         else:
             problems.append(f"{key}: {problem['msg']}, got {problem['input']!r}")

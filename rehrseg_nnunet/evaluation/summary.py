@@ -149,7 +149,8 @@ def wilcoxon(values: np.ndarray, others: np.ndarray) -> dict[str, Any]:
         return result | {"p": 1.0, "note": "all differences are zero"}
     if different.sum() < _MIN_PAIRS:
         result["note"] = f"fewer than {_MIN_PAIRS} differences: p cannot be below 0.05"
-    return result | {"p": float(stats.wilcoxon(differences).pvalue)}
+    _, p = np.asarray(stats.wilcoxon(differences))
+    return result | {"p": float(p)}
 
 
 def _one_empty(metrics: Mapping[str, Any]) -> bool:

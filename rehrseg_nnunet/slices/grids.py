@@ -109,12 +109,12 @@ def to_reference_order(array: np.ndarray, grid: Grid, reference: Grid) -> tuple[
     if sorted(order) != [0, 1, 2]:
         return array, grid
     flipped = [axis for axis in range(3) if steps[axis, order[axis]] < 0]
-    shape = tuple(grid.shape[axis] for axis in order)
+    shape = (grid.shape[order[0]], grid.shape[order[1]], grid.shape[order[2]])
     affine = grid.affine[:, [*order, 3]]
     for axis in flipped:
         affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
         affine[:3, axis] *= -1
-    return np.flip(array.transpose(order), axis=flipped), Grid(shape, affine)
+    return np.flip(array.transpose(order), axis=tuple(flipped)), Grid(shape, affine)
 
 
 def onto_reference(array: np.ndarray, grid: Grid, reference: Grid, *, file: str, reference_file: str) -> np.ndarray:

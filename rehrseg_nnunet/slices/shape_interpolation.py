@@ -31,8 +31,8 @@ def signed_distance(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray
         return np.full(mask.shape, -far, dtype=np.float32)
     if mask.all():
         return np.full(mask.shape, far, dtype=np.float32)
-    inside = distance_transform_edt(mask, sampling=spacing_mm)
-    outside = distance_transform_edt(~mask, sampling=spacing_mm)
+    inside = np.asarray(distance_transform_edt(mask, sampling=spacing_mm))
+    outside = np.asarray(distance_transform_edt(~mask, sampling=spacing_mm))
     return (inside - outside).astype(np.float32)
 
 
@@ -62,12 +62,11 @@ def interpolate_labels(labels: np.ndarray, factor: int, axis: int, *, spacing_mm
     Returns:
         Label map with r times as many slices, same dtype. Ties go to the smaller value.
     """
-    best = result = None
-    for value in np.unique(labels):
+    smallest, *others = np.unique(labels)
+    best = interpolated_distance(labels == smallest, factor, axis, spacing_mm=spacing_mm).numpy()
+    result = np.full(best.shape, smallest, dtype=labels.dtype)
+    for value in others:
         score = interpolated_distance(labels == value, factor, axis, spacing_mm=spacing_mm).numpy()
-        if best is None:
-            best, result = score, np.full(score.shape, value, dtype=labels.dtype)
-            continue
         result[score > best] = value
         np.maximum(best, score, out=best)
     return result

@@ -45,6 +45,8 @@ class LogitInterpolation(nn.Module):
         factor: r.
     """
 
+    spline: torch.Tensor
+
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
