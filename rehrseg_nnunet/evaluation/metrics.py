@@ -34,6 +34,12 @@ def dice(reference_mask: np.ndarray, prediction_mask: np.ndarray, *, valid: np.n
 
     Raises:
         ValueError: the shapes differ.
+
+    Example:
+        >>> dice(np.array([1, 1, 1, 0]), np.array([1, 0, 0, 0]))
+        0.5
+        >>> dice(np.zeros(4), np.zeros(4))
+        nan
     """
     reference, prediction = _as_masks(reference_mask, prediction_mask)
     if valid is not None:
@@ -63,6 +69,11 @@ def hd95(reference_mask: np.ndarray, prediction_mask: np.ndarray, spacing_mm: Se
 
     Raises:
         ValueError: the shapes differ, or the spacing is not one positive number for each axis.
+
+    Example:
+        >>> reference, prediction = np.array([[0, 1, 0, 0]]), np.array([[0, 0, 0, 1]])  # two pixels of 0.5 mm apart
+        >>> hd95(reference, prediction, spacing_mm=(4.0, 0.5))
+        1.0
     """
     reference, prediction = _as_masks(reference_mask, prediction_mask)
     spacing = np.asarray(spacing_mm, dtype=np.float64)
@@ -101,6 +112,13 @@ def psnr(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
 
     Raises:
         ValueError: the shapes differ, a value is not finite, or ``data_range`` is negative or not finite.
+
+    Example:
+        >>> reference = np.array([0.0, 10.0])
+        >>> psnr(reference, reference + 1, data_range=10.0)
+        20.0
+        >>> psnr(reference, reference, data_range=10.0)
+        inf
     """
     reference, prediction = _as_images(reference, prediction, data_range=data_range)
     if data_range == 0:
