@@ -6,12 +6,12 @@ import pickle
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_training_lengths
-from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig, change_segmentation
 from rehrseg_nnunet.nnunet.fold_run import candidate_trainers
+from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_training_lengths
+from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 # the settings that each variant has
 VARIANTS = {

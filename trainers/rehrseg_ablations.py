@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from rehrseg_nnunet.trainers import rehrseg_trainer  # nnU-Net takes the first file in which it sees a trainer's name
-
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases
 from rehrseg_nnunet.smore.export import SMORE, smore_cases
+from rehrseg_nnunet.trainers import rehrseg_trainer  # nnU-Net takes the first file in which it sees a trainer's name
 
 
 class REHRSegTrainer_pseudoDataOnly(rehrseg_trainer.REHRSegTrainer):

@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import cache
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 from rehrseg_nnunet.trainers.rehrseg_ablations import VARIANTS
 from rehrseg_nnunet.trainers.rehrseg_continued_baseline import ContinuedBaselineTrainer
 from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
 from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
-
-from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 
 TRAINERS = {
     trainer.__name__: trainer

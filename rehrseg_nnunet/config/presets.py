@@ -36,6 +36,10 @@ def load_preset(name: str) -> Preset:
 
     Raises:
         ValueError: no such preset, or an invalid file (the keys are named).
+
+    Example:
+        >>> load_preset("paper").rehrseg.segmentation.hr_head.upsampling
+        'interpolate'
     """
     if name not in preset_names():
         raise ValueError(f"preset must be one of {preset_names()}, got {name!r}")

@@ -312,7 +312,7 @@ def describe_errors(error: ValidationError, where: str) -> str:
         key = ".".join(str(part) for part in (where, *problem["loc"]))
         if problem["type"] == "extra_forbidden":
             problems.append(f"{key}: unknown key")
-        elif problem["type"] == "value_error":  # this module's own, which say what they got
+        elif problem["type"] == "value_error" and "ctx" in problem:  # this module's own, which say what they got
             problems.append(f"{key}: {problem['ctx']['error']}")
         else:
             problems.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
@@ -324,6 +324,14 @@ def parse_block(block: Mapping[str, Any]) -> RehrsegConfig:
 
     Raises:
         ValueError: names every refused key by its path.
+
+    Example:
+        >>> block = parse_block({"self_sr": {"epochs": 200}})
+        >>> block.self_sr.epochs, block.self_sr.uncertainty_epochs
+        (200, 80)
+        >>> parse_block({"factor": 4, "epoch": 200})
+        Traceback (most recent call last):
+        ValueError: rehrseg.epoch: unknown key
     """
     if removed := describe_removed(block, BLOCK):
         raise ValueError("; ".join(removed))
@@ -356,6 +364,12 @@ def load_config(
     Raises:
         NotImplementedError: a 2d or cascaded configuration.
         ValueError: slices that are not thick, or an invalid block.
+
+    Example:
+        >>> load_config({"spacing": (4.0, 1.0, 1.0)}).factor
+        4
+        >>> load_config({"spacing": (4.0, 1.0, 1.0), "rehrseg": {"factor": 3}}).factor
+        3
     """
     if configuration.get("previous_stage") is not None:  # first: no other spacing would help
         raise NotImplementedError(

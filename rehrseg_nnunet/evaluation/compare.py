@@ -59,13 +59,16 @@ def read_pair(
     for file in (reference_file, prediction_file):
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{file} does not exist")
-    if reader is None:
-        ending = "".join(Path(reference_file).suffixes[-2 if reference_file.endswith(".gz") else -1 :])
-        reader = determine_reader_writer_from_file_ending(ending, reference_file, verbose=False)()
+    reader = reader or _reader_for(reference_file)
     reference, reference_grid = read_volume(reference_file, reader, segmentation=segmentation)
     prediction, grid = read_volume(prediction_file, reader, segmentation=segmentation)
     prediction = onto_reference(prediction, grid, reference_grid, file=prediction_file, reference_file=reference_file)
     return reference, prediction, reference_grid
+
+
+def _reader_for(file: str) -> BaseReaderWriter:
+    ending = "".join(Path(file).suffixes[-2 if file.endswith(".gz") else -1 :])
+    return determine_reader_writer_from_file_ending(ending, file, verbose=False)()
 
 
 def evaluate_case(
@@ -100,12 +103,13 @@ def evaluate_case(
     valid = np.ones(reference.shape, dtype=bool) if ignore_label is None else reference != ignore_label
     metrics = {}
     for label in labels_or_regions:
-        masks = [region_or_label_to_mask(segmentation, label) & valid for segmentation in (reference, prediction)]
-        metrics[label_or_region_to_key(label)] = {
-            "Dice": dice(*masks),
-            "HD95": hd95(*masks, grid.spacing_mm),
-            "n_ref": int(masks[0].sum()),
-            "n_pred": int(masks[1].sum()),
+        first = region_or_label_to_mask(reference, label) & valid
+        second = region_or_label_to_mask(prediction, label) & valid
+        metrics[_key(label)] = {
+            "Dice": dice(first, second),
+            "HD95": hd95(first, second, grid.spacing_mm),
+            "n_ref": int(first.sum()),
+            "n_pred": int(second.sum()),
         }
     return {"reference_file": files[0], "prediction_file": files[1], "metrics": metrics}
 
@@ -296,7 +300,7 @@ def _segmentation_settings(
     if not labels:
         raise ValueError(f"labels of dataset.json must have one beside the background, got {names}")
     settings = {
-        "labels": {label_or_region_to_key(label): _label_name(label, names) for label in labels},
+        "labels": {_key(label): _label_name(label, names) for label in labels},
         "metrics": list(SEGMENTATION_METRICS),
         "hausdorff_percentile": HAUSDORFF_PERCENTILE,
         "ignore_label": manager.ignore_label,
@@ -308,7 +312,11 @@ def _label_name(label: Label, names: Mapping[str, Any]) -> str:
     for name, value in names.items():
         if label == (tuple(value) if isinstance(value, (tuple, list)) else value) or [label] == value:
             return name
-    return label_or_region_to_key(label)
+    return _key(label)
+
+
+def _key(label: Label) -> str:
+    return label_or_region_to_key(label)  # pyright: ignore[reportArgumentType] # nnU-Net says Tuple[int], means any length
 
 
 def default_workers() -> int:

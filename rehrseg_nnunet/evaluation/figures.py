@@ -23,7 +23,8 @@ def label_centre(labels: np.ndarray) -> tuple[int, int, int]:
     """Centroid voxel of the foreground of (D, H, W), the volume's middle where there is none."""
     voxels = np.argwhere(labels > 0)
     centre = voxels.mean(axis=0) if len(voxels) else (np.array(labels.shape) - 1) / 2
-    return tuple(round(float(c)) for c in centre)
+    z, y, x = (round(float(c)) for c in centre)
+    return z, y, x
 
 
 def save_case_figure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,12 @@ def dice(reference_mask: np.ndarray, prediction_mask: np.ndarray, *, valid: np.n
 
     Raises:
         ValueError: the shapes differ.
+
+    Example:
+        >>> dice(np.array([1, 1, 1, 0]), np.array([1, 0, 0, 0]))
+        0.5
+        >>> dice(np.zeros(4), np.zeros(4))
+        nan
     """
     reference, prediction = _as_masks(reference_mask, prediction_mask)
     if valid is not None:
@@ -62,6 +69,11 @@ def hd95(reference_mask: np.ndarray, prediction_mask: np.ndarray, spacing_mm: Se
 
     Raises:
         ValueError: the shapes differ, or the spacing is not one positive number for each axis.
+
+    Example:
+        >>> reference, prediction = np.array([[0, 1, 0, 0]]), np.array([[0, 0, 0, 1]])  # two pixels of 0.5 mm apart
+        >>> hd95(reference, prediction, spacing_mm=(4.0, 0.5))
+        1.0
     """
     reference, prediction = _as_masks(reference_mask, prediction_mask)
     spacing = np.asarray(spacing_mm, dtype=np.float64)
@@ -69,7 +81,7 @@ def hd95(reference_mask: np.ndarray, prediction_mask: np.ndarray, spacing_mm: Se
         raise ValueError(f"spacing_mm must be {reference.ndim} positive numbers, one for each axis, got {spacing_mm}")
     if not (reference.any() and prediction.any()):
         return math.nan
-    from monai.metrics import compute_hausdorff_distance
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
     thick = [axis for axis, size in enumerate(reference.shape) if size > 1]
     if len(thick) >= 2:
@@ -100,13 +112,20 @@ def psnr(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
 
     Raises:
         ValueError: the shapes differ, a value is not finite, or ``data_range`` is negative or not finite.
+
+    Example:
+        >>> reference = np.array([0.0, 10.0])
+        >>> psnr(reference, reference + 1, data_range=10.0)
+        20.0
+        >>> psnr(reference, reference, data_range=10.0)
+        inf
     """
     reference, prediction = _as_images(reference, prediction, data_range=data_range)
     if data_range == 0:
         return math.nan
-    from monai.metrics import PSNRMetric
+    from monai.metrics.regression import PSNRMetric
 
-    return float(PSNRMetric(max_val=float(data_range))(_as_batch(prediction), _as_batch(reference)))
+    return _as_number(PSNRMetric(max_val=float(data_range))(_as_batch(prediction), _as_batch(reference)))
 
 
 def ssim(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) -> float:
@@ -139,7 +158,7 @@ def ssim(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
     lowest = reference.min()
     pair = [_as_batch((image - lowest) / data_range) for image in (prediction, reference)]
     metric = SSIMMetric(reference.ndim, data_range=1.0, win_size=window, kernel_sigma=SSIM_SIGMA)
-    return float(metric(*pair))
+    return _as_number(metric(*pair))
 
 
 def _require_same_shape(reference: np.ndarray, other: np.ndarray, *, name: str) -> None:
@@ -150,6 +169,11 @@ def _require_same_shape(reference: np.ndarray, other: np.ndarray, *, name: str) 
 def _as_batch(array: np.ndarray) -> torch.Tensor:
     # torch refuses the negative strides of flipped arrays.
     return torch.from_numpy(np.ascontiguousarray(array))[None, None]
+
+
+def _as_number(result: torch.Tensor | Sequence[Any]) -> float:
+    # monai's metrics may give a list of tensors; those of one image give one value.
+    return float(torch.as_tensor(result))
 
 
 def _as_masks(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

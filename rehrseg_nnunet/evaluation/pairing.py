@@ -48,6 +48,10 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     """The part of each path that tells it from the others; the last part for a single folder.
 
     ``A/fold_0/validation`` and ``B/fold_0/validation`` become ``A`` and ``B``.
+
+    Example:
+        >>> short_names([Path("A/fold_0/validation"), Path("B/fold_0/validation")])
+        ['A', 'B']
     """
     parts = [folder.parts for folder in folders]
     if len(set(parts)) == 1:

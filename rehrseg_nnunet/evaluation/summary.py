@@ -24,7 +24,12 @@ _MIN_PAIRS = 6
 
 
 def statistic(values: Iterable[float]) -> dict[str, float]:
-    """Mean, standard deviation (n - 1) and number n of the values that are not nan."""
+    """Mean, standard deviation (n - 1) and number n of the values that are not nan.
+
+    Example:
+        >>> statistic([0.0, 1.0, 2.0, math.nan])
+        {'mean': 1.0, 'std': 1.0, 'n': 3}
+    """
     array = np.asarray(list(values), dtype=np.float64)
     array = array[~np.isnan(array)]
     # Equal images have an infinite PSNR; the spread around an infinite mean is nan.
@@ -149,7 +154,8 @@ def wilcoxon(values: np.ndarray, others: np.ndarray) -> dict[str, Any]:
         return result | {"p": 1.0, "note": "all differences are zero"}
     if different.sum() < _MIN_PAIRS:
         result["note"] = f"fewer than {_MIN_PAIRS} differences: p cannot be below 0.05"
-    return result | {"p": float(stats.wilcoxon(differences).pvalue)}
+    _, p = np.asarray(stats.wilcoxon(differences))
+    return result | {"p": float(p)}
 
 
 def _one_empty(metrics: Mapping[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def upsample_in_every_way(
             factor=factor,
             axis=axis,
             reader=plans.image_reader_writer_class(),
-            label_manager=plans.get_label_manager(dataset_json),
+            label_manager=plans.get_label_manager(dict(dataset_json)),
             dataset_json=dataset_json,
         )
         yield title, target(method)

@@ -40,7 +40,7 @@ def to_channels(labels: torch.Tensor, groups: Sequence[LabelGroup]) -> torch.Ten
 
 def masked_value(label_manager: LabelManager) -> int:
     """Label value that stands for "no label here": the dataset's ignore label, else one above all labels."""
-    if label_manager.has_ignore_label:
+    if label_manager.ignore_label is not None:
         return int(label_manager.ignore_label)
     return max(int(v) for v in label_manager.all_labels) + 1
 

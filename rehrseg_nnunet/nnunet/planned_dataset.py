@@ -47,7 +47,7 @@ class PlannedDataset:
     @cached_property
     def label_manager(self) -> LabelManager:
         """nnU-Net's."""
-        return self.plans_manager.get_label_manager(self.dataset_json)
+        return self.plans_manager.get_label_manager(dict(self.dataset_json))
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:

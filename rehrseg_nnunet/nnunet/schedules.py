@@ -18,6 +18,10 @@ def one_cycle(progress: float, peak: float) -> float:
     Args:
         progress: 0 (first step) to 1 (end).
         peak: largest learning rate.
+
+    Example:
+        >>> [round(one_cycle(progress, peak=1.0), 3) for progress in (0.0, 0.15, 0.3, 1.0)]
+        [0.04, 0.52, 1.0, 0.001]
     """
     if progress < WARM_UP:
         start, stop, part = peak * START_OVER_PEAK, peak, progress / WARM_UP

@@ -9,7 +9,12 @@ NAME = re.compile(r"(?P<trainer>\w+)_(?P<length>1epoch|[2-9]epochs|[1-9]\d+epoch
 
 
 def trainer_name(base: str, epochs: int) -> str:
-    """Name of a trainer for a number of epochs."""
+    """Name of a trainer for a number of epochs.
+
+    Example:
+        >>> trainer_name("SelfSRTrainer", 100), trainer_name("SelfSRTrainer", 1)
+        ('SelfSRTrainer_100epochs', 'SelfSRTrainer_1epoch')
+    """
     return f"{base}_{epochs}epoch" + ("s" if epochs > 1 else "")
 
 

@@ -54,7 +54,8 @@ def check_whole(file: str | Path) -> None:
         OSError: the file ends early, or another error of nibabel's.
     """
     if str(file).lower().endswith(_NIFTI):
-        nibabel.load(file).dataobj.get_unscaled()
+        image = nibabel.load(file)
+        image.dataobj.get_unscaled()  # pyright: ignore[reportAttributeAccessIssue] # declared as any image, not as NIfTI
 
 
 @cache
@@ -66,7 +67,7 @@ def _whole_files(base: type[BaseReaderWriter]) -> type[BaseReaderWriter]:
             try:
                 for file in image_fnames:
                     check_whole(file)
-                return super().read_images(image_fnames, *args, **kwargs)
+                return super().read_images(list(image_fnames), *args, **kwargs)
             except Exception as error:  # every library has errors of its own
                 files = ", ".join(map(str, image_fnames))
                 if len(image_fnames) > 1 and not str(error):  # nnU-Net prints the reason, maybe in another process

@@ -53,19 +53,33 @@ def sr_factor(spacing_mm: Sequence[float]) -> int:
 
     Args:
         spacing_mm: (c, a_y, a_x), mm.
+
+    Example:
+        >>> sr_factor((4.0, 1.0, 1.0))  # 4 mm slices, 1 mm pixels
+        4
     """
     c, a_y, a_x = spacing_mm
     return max(2, math.floor(c / math.sqrt(a_y * a_x) + 0.5))
 
 
 def hr_patch_size(patch_size: Sequence[int], factor: int) -> tuple[int, int, int]:
-    """An LR patch (D, H, W) in HR voxels, (r*D, H, W)."""
+    """An LR patch (D, H, W) in HR voxels, (r*D, H, W).
+
+    Example:
+        >>> hr_patch_size((8, 64, 64), factor=4)
+        (32, 64, 64)
+    """
     slices, height, width = patch_size
     return slices * factor, height, width
 
 
 def hr_slice_positions(lr_slices: int, factor: int) -> np.ndarray:
-    """Centres of the r*D HR slices in LR slice coordinates, shape (factor * lr_slices,), float64."""
+    """Centres of the r*D HR slices in LR slice coordinates, shape (factor * lr_slices,), float64.
+
+    Example:
+        >>> hr_slice_positions(2, factor=4)  # four HR slices around each of the LR slices 0 and 1
+        array([-0.375, -0.125,  0.125,  0.375,  0.625,  0.875,  1.125,  1.375])
+    """
     return (np.arange(lr_slices * factor) + 0.5) / factor - 0.5
 
 
@@ -76,6 +90,13 @@ def scale_affine(affine: np.ndarray, axis: int, scale: float) -> np.ndarray:
         affine: (4, 4), voxel index to mm.
         axis: index axis (column of the affine) that is rescaled.
         scale: 1/r from LR to HR, r from HR to LR. The origin moves by (scale - 1)/2 old voxels along that axis.
+
+    Example:
+        The first of four 1 mm slices lies 1.5 mm before the centre of the 4 mm slice that they make up:
+
+        >>> thin = scale_affine(np.diag([1.0, 1.0, 4.0, 1.0]), axis=2, scale=1 / 4)
+        >>> thin[2]
+        array([ 0. ,  0. ,  1. , -1.5])
     """
     scaled = np.array(affine, dtype=np.float64)
     scaled[:3, 3] += affine[:3, axis] * (scale - 1) / 2

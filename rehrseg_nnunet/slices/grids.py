@@ -88,7 +88,17 @@ def _sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:
 
 
 def corner_distance_mm(grid: Grid, reference: Grid) -> float:
-    """Largest distance between corresponding corner voxels of two grids, in mm."""
+    """Largest distance between corresponding corner voxels of two grids, in mm.
+
+    Example:
+        >>> grid = Grid((8, 32, 32), np.diag([4.0, 1.0, 1.0, 1.0]))
+        >>> grid.spacing_mm
+        (4.0, 1.0, 1.0)
+        >>> moved = grid.affine.copy()
+        >>> moved[0, 3] = 2.0
+        >>> corner_distance_mm(Grid(grid.shape, moved), grid)
+        2.0
+    """
     return float(np.linalg.norm(grid.corners_mm - reference.corners_mm, axis=1).max())
 
 
@@ -102,6 +112,12 @@ def to_reference_order(array: np.ndarray, grid: Grid, reference: Grid) -> tuple[
 
     Returns:
         The array (a view) and its grid after the move; both unchanged where the axes cannot be paired one to one.
+
+    Example:
+        >>> grid = Grid((1, 1, 3), np.eye(4))
+        >>> mirrored = Grid((1, 1, 3), np.diag([1.0, 1.0, -1.0, 1.0]))  # its last axis runs the other way
+        >>> to_reference_order(np.array([[[1, 2, 3]]]), mirrored, grid)[0]
+        array([[[3, 2, 1]]])
     """
     # Column j says along which axes of the reference one step along axis j leads.
     steps = np.linalg.solve(reference.affine[:3, :3] / reference.spacing_mm, grid.affine[:3, :3] / grid.spacing_mm)
@@ -109,12 +125,12 @@ def to_reference_order(array: np.ndarray, grid: Grid, reference: Grid) -> tuple[
     if sorted(order) != [0, 1, 2]:
         return array, grid
     flipped = [axis for axis in range(3) if steps[axis, order[axis]] < 0]
-    shape = tuple(grid.shape[axis] for axis in order)
+    shape = (grid.shape[order[0]], grid.shape[order[1]], grid.shape[order[2]])
     affine = grid.affine[:, [*order, 3]]
     for axis in flipped:
         affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
         affine[:3, axis] *= -1
-    return np.flip(array.transpose(order), axis=flipped), Grid(shape, affine)
+    return np.flip(array.transpose(order), axis=tuple(flipped)), Grid(shape, affine)
 
 
 def onto_reference(array: np.ndarray, grid: Grid, reference: Grid, *, file: str, reference_file: str) -> np.ndarray:

@@ -56,6 +56,12 @@ def degrade(volume: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
 
     Raises:
         ValueError: integer tensor, or a slice count that is no multiple of r.
+
+    Example:
+        A ramp stays a ramp, r times as steep per slice (at the borders the profile is cut off):
+
+        >>> degrade(torch.arange(32.0), 4, axis=0)[2:-2]
+        tensor([ 9.5000, 13.5000, 17.5000, 21.5000])
     """
     if not torch.is_floating_point(volume):
         raise ValueError(f"volume must be a floating point tensor, got {volume.dtype}")
@@ -100,6 +106,14 @@ def degrade_labels(labels: torch.Tensor, factor: int, axis: int, *, upper_ties: 
 
     Raises:
         ValueError: a slice count that is no multiple of r.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
+        >>> degrade_labels(labels, 4, axis=0)  # what the two central of four HR slices say
+        tensor([0, 1])
+        >>> tie = torch.tensor([0, 0, 1, 1])
+        >>> degrade_labels(tie, 4, axis=0), degrade_labels(tie, 4, axis=0, upper_ties=True)
+        (tensor([0]), tensor([1]))
     """
     slices = labels.shape[axis]
     if slices == 0 or slices % factor:
@@ -170,6 +184,12 @@ def interpolate(volume: torch.Tensor, factor: int, axis: int, *, order: int = 3)
         factor: r.
         axis: slice axis.
         order: 0, 1 or 3.
+
+    Example:
+        A ramp stays a ramp, also beyond the outer slices' centres:
+
+        >>> interpolate(torch.tensor([0.0, 4.0]), 4, axis=0)
+        tensor([-1.5000, -0.5000,  0.5000,  1.5000,  2.5000,  3.5000,  4.5000,  5.5000])
     """
     if not torch.is_floating_point(volume):
         raise ValueError(f"volume must be a floating point tensor, got {volume.dtype}")
@@ -187,6 +207,10 @@ def interpolate_logits(logits: torch.Tensor, factor: int, axis: int) -> torch.Te
         logits: float tensor of any number of dimensions.
         factor: r.
         axis: slice axis.
+
+    Example:
+        >>> interpolate_logits(torch.tensor([0.0, 4.0]), 4, axis=0)
+        tensor([0.0000, 0.0000, 0.5000, 1.5000, 2.5000, 3.5000, 4.0000, 4.0000])
     """
     return apply_along(logits, _logit_matrix(logits.shape[axis], factor), axis)
 
@@ -213,6 +237,10 @@ def at_phase(volume: torch.Tensor, phase: int, factor: int, axis: int) -> torch.
     Returns:
         As many slices, at k + phase / r; the volume itself for phase 0. The one slice that lies beyond an outer centre,
         but not outside the field of view, is extrapolated linearly: a ramp stays a ramp.
+
+    Example:
+        >>> at_phase(torch.tensor([0.0, 4.0, 8.0]), 1, 4, axis=0)  # one of four HR slices further along
+        tensor([1., 5., 9.])
     """
     if phase == 0:
         return volume
@@ -232,6 +260,11 @@ def back_project(volume: torch.Tensor, thick: torch.Tensor, factor: int, axis: i
         factor: r.
         axis: slice axis.
         steps: number of steps; 0 returns the volume.
+
+    Example:
+        >>> wrong = torch.zeros(8)
+        >>> back_project(wrong, torch.tensor([1.0, 1.0]), 4, axis=0, steps=1)
+        tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """
     for _ in range(steps):
         volume = volume + interpolate(thick - degrade(volume, factor, axis), factor, axis)

@@ -30,6 +30,11 @@ def interleave_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
 
     Returns:
         (B, C, r*D, ...): slice r*k + j of channel c is slice k of channel r*c + j.
+
+    Example:
+        >>> phases = torch.tensor([[[10, 11], [20, 21]]])  # (B, r, D): first and second half of the slices 0 and 1
+        >>> interleave_slices(phases, factor=2)
+        tensor([[[10, 20, 11, 21]]])
     """
     return features.unflatten(1, (-1, factor)).transpose(2, 3).flatten(2, 3)
 
@@ -44,6 +49,8 @@ class LogitInterpolation(nn.Module):
     Args:
         factor: r.
     """
+
+    spline: torch.Tensor
 
     def __init__(self, factor: int) -> None:
         super().__init__()

@@ -5,7 +5,6 @@ import os
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from rehrseg_nnunet.trainers import rehrseg_training_lengths
 
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.datasets import merged
@@ -15,6 +14,7 @@ from rehrseg_nnunet.cli.trainers import VARIABLE, trainers_folder
 from rehrseg_nnunet.config.presets import load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import parse_block
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.trainers import rehrseg_training_lengths
 
 OWN_TRAINER = {
     "true_hr_data": "quality_true_hr_data",

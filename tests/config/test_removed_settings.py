@@ -7,14 +7,14 @@ import logging
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
-from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
-from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 from rehrseg_nnunet.config import presets, removed_settings
 from rehrseg_nnunet.config.presets import load_preset
 from rehrseg_nnunet.config.rehrseg import load_config, parse_block, upgraded_plans
 from rehrseg_nnunet.config.removed_settings import REMOVED_SETTINGS
+from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
+from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
+from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 OLD_DEFAULTS = {
     "self_sr": {"epochs": 90, "label_profile": "centre", "export": {"image": "smore", "keep_volume": False}},

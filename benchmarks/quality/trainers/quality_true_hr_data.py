@@ -11,7 +11,6 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pydantic import JsonValue
-from rehrseg_nnunet.trainers import rehrseg_self_sr_trainer, rehrseg_trainer  # nnU-Net must find those elsewhere
 
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
@@ -20,6 +19,7 @@ from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 from rehrseg_nnunet.restoration.report import true_hr_case
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases
+from rehrseg_nnunet.trainers import rehrseg_self_sr_trainer, rehrseg_trainer  # nnU-Net must find those elsewhere
 
 STORE_NAME = "true_hr"
 

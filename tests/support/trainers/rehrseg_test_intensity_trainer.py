@@ -1,11 +1,11 @@
 """A network whose answer is known, in a folder for nnUNet_extTrainer."""
 
 import torch
-from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import HRHeadConfig, load_config
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head
+from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 GAIN = 200.0  # the sums of nnU-Net's sliding window are float16: see RESOLUTION in known_answers.py
 
