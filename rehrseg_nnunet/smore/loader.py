@@ -37,7 +37,7 @@ class SMORELoader(RestorationLoader):
         config: SMOREConfig,
         factor: int,
         label_manager: LabelManager,
-        label_profile: str,
+        label_profile: str = "centre",
         oversample_foreground_percent: float,
         augment: bool,
     ):

@@ -4,6 +4,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
+from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.segmentation.distillation import affinity_loss, ifvd_loss, mimic_loss, resize_to, spatial_loss
 from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
 from rehrseg_nnunet.segmentation.loss import (
@@ -15,7 +16,6 @@ from rehrseg_nnunet.segmentation.loss import (
     weighted_bce,
     weighted_cross_entropy,
 )
-from rehrseg_nnunet.self_sr.loss import build_label_loss
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 REGIONS = LabelManager({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
