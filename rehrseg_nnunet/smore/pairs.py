@@ -99,7 +99,13 @@ def sample_slice(
 
 
 def make_slice_pair(
-    image: torch.Tensor, labels: torch.Tensor, spec: SliceSpec, factor: int, *, label_profile: str = "centre", outside: int
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    spec: SliceSpec,
+    factor: int,
+    *,
+    label_profile: str = "centre",
+    outside: int,
 ) -> RestorationPair:
     """Turn a slice, make its rows thick, and cut; what lies outside repeats the edge pixels and is not labelled.
 

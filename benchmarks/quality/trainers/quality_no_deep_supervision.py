@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer as Base  # nnU-Net must find that one elsewhere
 
@@ -14,15 +13,9 @@ from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 class REHRSegTrainer_noDeepSupervision(Base):
     """Only the full-resolution output of the LR head has a loss, as in the paper's released code."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def configure(self) -> None:
+        """Turn deep supervision off."""
+        super().configure()
         self.enable_deep_supervision = False
 
 
