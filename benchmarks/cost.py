@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from rehrseg_nnunet.cases.store import PseudoHRStore
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.segmentation.distillation import Distillation
 from rehrseg_nnunet.segmentation.hr_head import output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
+from rehrseg_nnunet.self_sr.export import STORE_NAME
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 WORKERS = "nnUNet_n_proc_DA"
@@ -188,7 +188,7 @@ def _convolution_calls(network: torch.nn.Module, image: torch.Tensor) -> int:
 def _loader_row(args: argparse.Namespace) -> dict[str, str]:
     """Seconds per training batch of the loaders with their transforms, in this process."""
     stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
-    ours.pseudo_hr = PseudoHRStore(args.self_sr)
+    ours.pseudo_hr_folder = args.self_sr / STORE_NAME
     first, second = (trainer.get_dataloaders()[0] for trainer in (stock, ours))
     return _row("loader, one batch", *_interleaved(first.__next__, second.__next__, 10 * args.repeats), "s")
 

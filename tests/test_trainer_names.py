@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -9,7 +10,11 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig, change_segmentation
-from rehrseg_nnunet.nnunet.fold_run import candidate_trainers
+from rehrseg_nnunet.nnunet.companions import Companion
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
+from rehrseg_nnunet.nnunet.training_start import BASELINE
+from rehrseg_nnunet.self_sr.frozen import SELF_SR
 from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_training_lengths
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
@@ -34,6 +39,12 @@ NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS)]
 NNUNETS_LENGTHS = ["1epoch", *(f"{n}epochs" for n in (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000))]
 
 
+def looked_for(companion: Companion, trainer: str) -> list[str]:
+    """Trainers whose runs a training builds on, best first."""
+    own = FoldRun("Dataset009_X", trainer, "p", "3d_fullres", 0, Path())
+    return [run.trainer for run in own.siblings(companion.trainer)]
+
+
 @pytest.fixture
 def find(monkeypatch):
     """nnU-Net's own search."""
@@ -49,6 +60,7 @@ def test_nnunet_finds_every_trainer_in_every_length(find, name):
         assert trainer.__name__ == name + suffix
         assert trainer.length == length
         assert issubclass(trainer, nnUNetTrainer)
+        assert trainer.__init__ is PluginTrainer.__init__
         assert list(inspect.signature(trainer.__init__).parameters) == list(
             inspect.signature(nnUNetTrainer.__init__).parameters
         )
@@ -90,7 +102,7 @@ def test_variants_change_what_they_say(variant, changes):
 def test_nnunets_own_lengths(length):
     trainer = getattr(rehrseg_training_lengths, f"REHRSegTrainer_{length}")
     assert f"{trainer.length}epoch" == length.removesuffix("s")
-    assert candidate_trainers("SelfSRTrainer", trainer.__name__) == [f"SelfSRTrainer_{length}", "SelfSRTrainer"]
+    assert looked_for(SELF_SR, trainer.__name__) == [f"SelfSRTrainer_{length}", "SelfSRTrainer"]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +134,8 @@ def test_a_trainer_of_a_length_is_one_class_that_can_be_pickled():
 
 def test_variants_build_on_the_same_runs_of_their_fold():
     for variant in VARIANTS:
-        assert candidate_trainers("SelfSRTrainer", f"REHRSegTrainer_{variant}") == ["SelfSRTrainer"]
-        assert candidate_trainers("nnUNetTrainer", f"REHRSegTrainer_{variant}_20epochs") == [
+        assert looked_for(SELF_SR, f"REHRSegTrainer_{variant}") == ["SelfSRTrainer"]
+        assert looked_for(BASELINE, f"REHRSegTrainer_{variant}_20epochs") == [
             "nnUNetTrainer_20epochs",
             "nnUNetTrainer",
         ]

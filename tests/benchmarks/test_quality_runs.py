@@ -15,7 +15,10 @@ from benchmarks.quality import runs
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import predict, scores_file, seconds_file, train
 from rehrseg_nnunet.cli.predict import add_arguments
-from rehrseg_nnunet.nnunet.fold_run import SELF_SR_VARIABLE, candidate_trainers, find_finished_run
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.training_start import BASELINE
+from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
+from rehrseg_nnunet.smore.export import SMORE
 
 SEGMENTING = [key for key, row in ROWS.items() if row.segments]
 # networks of thick slices without an HR head
@@ -142,9 +145,9 @@ def test_the_baseline_is_found_under_any_plans_and_length(make_run, recorder, fi
     finish(baseline)
     train(run, device="cpu", execute=recorder)
     train(run, device="cpu", execute=recorder)  # the link is there by now
-    found = find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer))
+    found = BASELINE.find(FoldRun.parse(run.folder))
     assert found is not None
-    assert found.resolve() == baseline.folder.resolve()
+    assert found.folder.resolve() == baseline.folder.resolve()
 
 
 def test_each_seed_has_its_own_baseline(make_run, recorder, finish):
@@ -152,8 +155,8 @@ def test_each_seed_has_its_own_baseline(make_run, recorder, finish):
         finish(make_run("baseline", seed=seed))
         run = make_run("eq11", seed=seed)
         train(run, device="cpu", execute=recorder)
-        found = find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer))
-        assert found.resolve() == make_run("baseline", seed=seed).folder.resolve()
+        found = BASELINE.find(FoldRun.parse(run.folder))
+        assert found.folder.resolve() == make_run("baseline", seed=seed).folder.resolve()
     assert make_run("eq11", seed=0).results != make_run("eq11", seed=1).results
 
 
@@ -162,13 +165,14 @@ def test_what_does_not_start_from_the_baseline_does_not_find_it(make_run, record
     finish(make_run("baseline"))
     run = make_run(key)
     train(run, device="cpu", execute=recorder)
-    assert find_finished_run(run.folder, candidate_trainers("nnUNetTrainer", run.trainer)) is None
+    assert BASELINE.find(FoldRun.parse(run.folder)) is None
 
 
 def test_smores_cases_are_found_by_the_rows_on_them_alone(make_run, finish):
     finish(make_run("smore"))
-    found = {key: find_finished_run(make_run(key).folder, ["SMORETrainer"]) for key in ("self_sr", "self_sr_smore")}
-    assert found == {"self_sr": None, "self_sr_smore": make_run("smore").folder}
+    found = {key: SMORE.find(FoldRun.parse(make_run(key).folder)) for key in ("self_sr", "self_sr_smore")}
+    assert found["self_sr"] is None
+    assert found["self_sr_smore"].folder == make_run("smore").folder
 
 
 def test_runs_have_files_of_their_own(make_run):

@@ -1,4 +1,4 @@
-"""A disk that does not take everything."""
+"""Class locations, and a disk that does not take everything."""
 
 import resource
 from contextlib import contextmanager
@@ -7,11 +7,28 @@ import blosc2
 import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases import case_files
-from rehrseg_nnunet.cases.case_files import SUFFIXES, save_case
+from rehrseg_nnunet.cases.case_files import SUFFIXES, class_locations, save_case
 
 DATA_BYTES = 2 * 24**3 * 4
+MANAGERS = {
+    "labels": LabelManager({"background": 0, "a": 1, "b": 2}, None),
+    "ignore": LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None),
+    "regions": LabelManager({"background": 0, "whole": (1, 2), "core": 2, "ignore": 3}, [1, 2]),
+}
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_class_locations_are_those_of_the_labels(kind):
+    labels = np.random.default_rng(0).integers(-1, 4, size=(1, 8, 6, 7)).astype(np.int16)
+    locations = class_locations(labels, MANAGERS[kind])
+    members = {1: [1], 2: [2], (1, 2): [1, 2], (-1, 0, 1, 2): [-1, 0, 1, 2]}
+    expected_keys = {"labels": [1, 2], "ignore": [1, 2, (-1, 0, 1, 2)], "regions": [(1, 2), 2, (-1, 0, 1, 2)]}
+    assert list(locations) == expected_keys[kind]
+    for key, voxels in locations.items():
+        assert {tuple(v) for v in voxels} == {tuple(v) for v in np.argwhere(np.isin(labels, members[key]))}
 
 
 def arrays(seed=0):

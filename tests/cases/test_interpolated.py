@@ -3,12 +3,14 @@
 import contextlib
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from planned import plan
 
 from rehrseg_nnunet.cases import case_files, interpolated
 from rehrseg_nnunet.cases.interpolated import interpolated_folder, write_interpolated_cases
@@ -48,14 +50,12 @@ def source(tmp_path):
 
 
 def write(source, identifiers=("case_1",), factor=FACTOR):
-    return write_interpolated_cases(
-        nnUNetDatasetBlosc2(str(source), list(identifiers)),
-        iter(identifiers),
-        factor=factor,
-        spacing_mm=SPACING,
-        label_manager=IGNORE,
-        patch_size=(6, 6, 6),
-    )
+    """The folder of the interpolated cases."""
+    planned = plan(IGNORE, factor=factor, spacing_mm=SPACING, patch_size=(2, 6, 6))
+    dataset = nnUNetDatasetBlosc2(str(source), list(identifiers))
+    written = write_interpolated_cases(dataset, iter(identifiers), planned)
+    assert sorted(written.identifiers) == sorted(identifiers)
+    return Path(written.source_folder)
 
 
 def times(folder):

@@ -1,37 +1,35 @@
-"""Pseudo-HR cases on disk: content, completeness and refusals."""
+"""Derived cases on disk: content, completeness and refusals."""
 
+import json
 import logging
-from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from rehrseg_nnunet.cases import case_files
 from rehrseg_nnunet.cases.case_files import class_locations
-from rehrseg_nnunet.cases.store import (
-    PseudoHRManifest,
-    PseudoHRStore,
-    hash_weights,
-    robust_min_max,
-)
+from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 
 REMEDY = "run nnUNetv2_train 509 3d_fullres 0 -tr SelfSRTrainer --val"
+NAME = "pseudo_hr"
 SHAPE = (8, 6, 7)
 
 
 def header(**changes):
     fields = {
-        "factor": 4,
         "dataset_name": "Dataset509_Test",
         "plans_name": "nnUNetPlans",
         "configuration": "3d_fullres",
         "fold": 0,
         "trainer": "SelfSRTrainer",
         "weights_sha256": "ab" * 32,
+        "made_with": {"factor": 4},
     }
-    return PseudoHRManifest(**{**fields, **changes})
+    return CaseManifest(**{**fields, **changes})
 
 
 def labels_of(kind="labels"):
@@ -44,27 +42,26 @@ def labels_of(kind="labels"):
 
 def case_arrays(seed=0, high=3):
     rng = np.random.default_rng(seed)
-    image = rng.normal(size=(2, *SHAPE)).astype(np.float32)
+    data = rng.normal(size=(3, *SHAPE)).astype(np.float32)
     labels = rng.integers(-1, high, size=(1, *SHAPE)).astype(np.int16)
-    return image, rng.random(SHAPE).astype(np.float32), labels
+    return data, labels
 
 
 def write(store, identifier, *, kind="labels", **changes):
-    image, uncertainty, labels = case_arrays()
-    arrays = {"image": image, "uncertainty": uncertainty, "labels": labels, **changes}
+    data, labels = case_arrays()
+    arrays = {"data": data, "labels": labels, **changes}
     store.write_case(
         identifier,
         **arrays,
         properties={"spacing": [4.0, 1.0, 1.0], "class_locations": {1: "stale"}},
-        label_manager=labels_of(kind),
-        hr_patch_size=(8, 4, 4),
+        planned=SimpleNamespace(label_manager=labels_of(kind), hr_patch_size=(8, 4, 4)),
     )
     return arrays
 
 
 @pytest.fixture
 def store(tmp_path):
-    store = PseudoHRStore(tmp_path)
+    store = CaseStore(tmp_path, NAME)
     store.open_or_create(header())
     return store
 
@@ -74,14 +71,29 @@ def test_nnunets_dataset_reads_what_was_written(store):
     dataset = nnUNetDatasetBlosc2(str(store.folder))
     assert dataset.identifiers == ["case_1"]
     data, seg, previous, properties = dataset.load_case("case_1")
-    np.testing.assert_array_equal(data[:-1], arrays["image"])
-    np.testing.assert_allclose(data[-1], robust_min_max(arrays["uncertainty"]))
+    np.testing.assert_array_equal(data[:], arrays["data"])
     np.testing.assert_array_equal(seg[:], arrays["labels"])
     assert seg[:].min() == -1
     assert seg.dtype == np.int8
     assert previous is None
-    assert properties["rehrseg_factor"] == 4
     assert properties["spacing"] == [4.0, 1.0, 1.0]
+    locations = class_locations(arrays["labels"], labels_of())
+    assert properties["class_locations"].keys() == locations.keys()
+    for label, voxels in locations.items():
+        np.testing.assert_array_equal(properties["class_locations"][label], voxels)
+
+
+def test_cases_are_stored_in_chunks_of_the_patch(store, monkeypatch):
+    patches = []
+    stock = case_files.comp_blosc2_params
+
+    def noted(shape, patch_size, itemsize):
+        patches.append(tuple(patch_size))
+        return stock(shape, patch_size, itemsize)
+
+    monkeypatch.setattr(case_files, "comp_blosc2_params", noted)
+    write(store, "case_1")
+    assert set(patches) == {(8, 4, 4)}
 
 
 def test_labels_above_127_are_kept(store):
@@ -90,32 +102,9 @@ def test_labels_above_127_are_kept(store):
     np.testing.assert_array_equal(nnUNetDatasetBlosc2(str(store.folder)).load_case("case_1")[1][:], labels)
 
 
-@pytest.mark.parametrize("kind", ["labels", "ignore", "regions"])
-def test_class_locations_are_those_of_the_hr_labels(kind):
-    labels = case_arrays(high=4)[2]
-    locations = class_locations(labels, labels_of(kind))
-    members = {1: [1], 2: [2], (1, 2): [1, 2], (-1, 0, 1, 2): [-1, 0, 1, 2]}
-    expected_keys = {"labels": [1, 2], "ignore": [1, 2, (-1, 0, 1, 2)], "regions": [(1, 2), 2, (-1, 0, 1, 2)]}
-    assert list(locations) == expected_keys[kind]
-    for key, voxels in locations.items():
-        assert {tuple(v) for v in voxels} == {tuple(v) for v in np.argwhere(np.isin(labels, members[key]))}
-
-
-def test_uncertainty_is_scaled_robustly():
-    uncertainty = np.random.default_rng(0).random((20, 20, 20))
-    uncertainty[0, 0, 0] = 1e6
-    scaled = robust_min_max(uncertainty)
-    assert scaled.dtype == np.float32
-    assert (scaled.min(), scaled.max()) == (0, 1)
-    assert np.median(scaled) == pytest.approx(0.5, abs=0.05)  # one hot voxel flattens plain min-max to 0
-    assert (robust_min_max(np.full((2, 2), 0.3)) == 0).all()
-    with pytest.raises(ValueError, match="uncertainty must be finite"):
-        robust_min_max(np.array([0.0, np.nan]))
-
-
 def test_a_rerun_skips_what_is_complete(store):
     write(store, "case_1")
-    again = PseudoHRStore(store.fold_folder)
+    again = CaseStore(store.fold_folder, NAME)
     again.open_or_create(header())
     assert again.is_complete("case_1")
     assert not again.is_complete("case_2")
@@ -141,7 +130,7 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
         for identifier in ("case_1", "case_2"):
             with pytest.raises(KeyboardInterrupt):
                 write(store, identifier)
-    rerun = PseudoHRStore(store.fold_folder)
+    rerun = CaseStore(store.fold_folder, NAME)
     rerun.open_or_create(header())
     assert rerun.complete_cases() == []
     for identifier in ("case_1", "case_2"):
@@ -151,7 +140,7 @@ def test_a_kill_leaves_no_case_that_counts_and_a_rerun_repairs(store, monkeypatc
 
 
 def test_a_second_training_may_not_write_at_the_same_time(store):
-    other = PseudoHRStore(store.fold_folder)
+    other = CaseStore(store.fold_folder, NAME)
     write(store, "case_1")
     with store.exclusive():
         (store.fold_folder / "pseudo_hr_tmp_case_2").mkdir()  # of the one that is writing
@@ -178,17 +167,26 @@ def test_what_killed_exports_left_is_removed(store):
 
 
 def test_two_processes_write_different_cases(store):
-    other = PseudoHRStore(store.fold_folder)
+    other = CaseStore(store.fold_folder, NAME)
     other.open_or_create(header())
     write(store, "case_1")
     write(other, "case_2")
     assert store.complete_cases() == other.complete_cases() == ["case_1", "case_2"]
 
 
-@pytest.mark.parametrize("change", [{"weights_sha256": "cd" * 32}, {"factor": 2}, {"plans_name": "other"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights_sha256": "cd" * 32},
+        {"plans_name": "other"},
+        {"made_with": {"factor": 2}},
+        {"made_with": {"factor": 4, "export": "other"}},
+        {"made_with": {}},
+    ],
+)
 def test_cases_of_another_header_are_discarded(store, caplog, change):
     write(store, "case_1")
-    changed = PseudoHRStore(store.fold_folder)
+    changed = CaseStore(store.fold_folder, NAME)
     with caplog.at_level(logging.WARNING):
         changed.open_or_create(header(**change))
     assert "discarding 1 cases" in caplog.text
@@ -200,13 +198,12 @@ def test_cases_of_another_header_are_discarded(store, caplog, change):
 
 def test_the_trainers_name_is_not_compared(store):
     write(store, "case_1")
-    PseudoHRStore(store.fold_folder).verify(["case_1"], header(trainer="SelfSRTrainer_5epochs"), remedy=REMEDY)
+    CaseStore(store.fold_folder, NAME).verify(["case_1"], header(trainer="SelfSRTrainer_5epochs"), remedy=REMEDY)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("factor", 2),
         ("fold", 1),
         ("fold", "all"),
         ("plans_name", "p"),
@@ -217,12 +214,58 @@ def test_the_trainers_name_is_not_compared(store):
 )
 def test_verify_names_what_differs(store, field, value):
     with pytest.raises(ValueError, match=rf"pseudo_hr.json has {field} .*, not {value!r}.*; {REMEDY}"):
-        PseudoHRStore(store.fold_folder).verify([], header(**{field: value}), remedy=REMEDY)
+        CaseStore(store.fold_folder, NAME).verify([], header(**{field: value}), remedy=REMEDY)
+
+
+def test_a_reader_compares_only_what_it_expects_of_how_cases_were_made():
+    made = header(made_with={"factor": 4, "export": {"image": "smore"}})
+    assert made.differences(header()) == []
+    assert made.differences(header(made_with={})) == []
+    assert made.differences(header(made_with={"factor": 2})) == ["factor 4, not 2"]
+    assert made.differences(header(made_with={"export": {"image": "self_sr"}})) == [
+        "export {'image': 'smore'}, not {'image': 'self_sr'}"
+    ]
+    assert header().differences(made) == ["export None, not {'image': 'smore'}"]
+
+
+def test_verify_names_what_the_cases_were_made_with(store):
+    with pytest.raises(ValueError, match=rf"pseudo_hr.json has factor 4, not 2; {REMEDY}"):
+        store.verify([], header(made_with={"factor": 2}), remedy=REMEDY)
+
+
+def test_replaced_weights_are_explained(store):
+    with pytest.raises(ValueError, match=rf"\(the checkpoint was replaced after the export\); {REMEDY}"):
+        store.verify([], header(weights_sha256="0"), remedy=REMEDY)
+
+
+def old_header():
+    """What version 1 of the format said, with what the cases depend on at the top."""
+    content = json.loads(header().model_dump_json())
+    del content["made_with"]
+    return {**content, "version": 1, "factor": 4, "export": {"image": "self_sr"}, "smore_weights_sha256": None}
+
+
+def test_cases_of_the_first_format_are_refused_and_made_anew(store, caplog):
+    write(store, "case_1")
+    entry = store.entries_folder / "case_1.json"
+    entry.write_text(json.dumps({**json.loads(entry.read_text()), "fingerprint": "of the old header"}))
+    store.manifest_file.write_text(json.dumps(old_header()))
+    later = CaseStore(store.fold_folder, NAME)
+    assert later.read_manifest() is None
+    with pytest.raises(ValueError, match=rf"pseudo_hr.json is no manifest of cases of version 2; {REMEDY}"):
+        later.verify(["case_1"], header(), remedy=REMEDY)
+    with caplog.at_level(logging.WARNING):
+        later.open_or_create(header())
+    assert "discarding 1 cases" in caplog.text
+    assert later.complete_cases() == []
+    assert later.read_manifest() == header()
+    write(later, "case_1")
+    later.verify(["case_1"], header(), remedy=REMEDY)
 
 
 def test_verify_without_manifest_or_case(tmp_path, store):
     with pytest.raises(FileNotFoundError, match=f"pseudo_hr.json does not exist.*{REMEDY}"):
-        PseudoHRStore(tmp_path / "elsewhere").verify([], header(), remedy=REMEDY)
+        CaseStore(tmp_path / "elsewhere", NAME).verify([], header(), remedy=REMEDY)
     with pytest.raises(FileNotFoundError, match=f"case_7.b2nd: the case was not written; {REMEDY}"):
         store.verify(["case_7"], header(), remedy=REMEDY)
     store.manifest_file.write_text("{}")
@@ -253,37 +296,29 @@ def test_verify_opens_the_arrays(store):
 
 
 def test_write_case_refuses_shapes_that_do_not_match(store):
-    image, uncertainty, labels = case_arrays()
+    data, labels = case_arrays()
     with pytest.raises(ValueError, match="labels must have shape"):
         write(store, "case_1", labels=labels[:, :4])
-    with pytest.raises(ValueError, match="uncertainty must have shape"):
-        write(store, "case_1", uncertainty=uncertainty.T)
-    with pytest.raises(ValueError, match="must be a multiple of factor 4, got 6"):
-        write(store, "case_1", image=image[:, :6], uncertainty=uncertainty[:6], labels=labels[:, :6])
-    with pytest.raises(ValueError, match=r"case_1: .* must be finite.*smaller learning_rate"):
-        write(store, "case_1", image=np.where(image == image.max(), np.nan, image))
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"case_1: data must be finite, got nan or inf"):
+            write(store, "case_1", data=np.where(data == data.max(), wrong, data))
+    assert store.complete_cases() == []
     with pytest.raises(ValueError, match="must be opened with"):
-        write(PseudoHRStore(store.fold_folder), "case_1")
-
-
-def test_weights_hash():
-    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
-    reference = hash_weights(weights)
-    assert hash_weights(OrderedDict(reversed(weights.items()))) == reference
-    assert hash_weights({**weights, "a": weights["a"].T.contiguous().T}) == reference
-    for changed in (
-        {**weights, "a": weights["a"].reshape(3, 2)},
-        {**weights, "a": weights["a"].double()},
-        {**weights, "a": weights["a"] + 1e-6},
-        {"x": weights["a"], "b": weights["b"], "c": weights["c"]},
-    ):
-        assert hash_weights(changed) != reference
-    with pytest.raises(ValueError, match="state_dict must hold tensors only, got int for n"):
-        hash_weights({"n": 3})
+        write(CaseStore(store.fold_folder, NAME), "case_1")
 
 
 def test_the_fingerprint_tells_how_cases_were_made():
-    smore = header(export={"image": "smore"}, smore_weights_sha256="a" * 64)
-    other = header(export={"image": "smore"}, smore_weights_sha256="b" * 64)
+    smore, other = (header(made_with={"factor": 4, "smore_weights_sha256": letter * 64}) for letter in "ab")
     assert len({header().fingerprint(), smore.fingerprint(), other.fingerprint()}) == 3
-    assert header().differences(smore) == []  # stage 2 takes cases however they were made
+    assert smore.differences(header()) == []  # stage 2 takes cases however they were made
+    assert header(trainer="SelfSRTrainer_5epochs").fingerprint() == header().fingerprint()
+
+
+@pytest.mark.parametrize("fold", [3, "all"])
+def test_a_header_is_that_of_a_run(tmp_path, fold):
+    run = FoldRun("Dataset509_Test", "SelfSRTrainer_10epochs", "my_plans", "3d_lowres", fold, tmp_path)
+    found = CaseManifest.of_run(run, weights_sha256="ab" * 32, made_with={"factor": 4})
+    assert found == header(
+        plans_name="my_plans", configuration="3d_lowres", fold=fold, trainer="SelfSRTrainer_10epochs"
+    )
+    assert CaseManifest.of_run(run, weights_sha256="0").made_with == {}

@@ -1,19 +1,38 @@
-"""The true HR volumes, through `rehrseg simulate` and nnU-Net's preprocessing, and the report."""
+"""The true HR volumes, through `rehrseg simulate` and nnU-Net's preprocessing, the scores and the report."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.cases.phantom import make_phantom
 from rehrseg_nnunet.cli.simulate import simulate
-from rehrseg_nnunet.restoration.report import NEAREST, RestorationReport, mean_scores, true_hr_case
-from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
+from rehrseg_nnunet.evaluation.metrics import psnr, ssim
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.restoration.report import (
+    NEAREST,
+    SIGNED_DISTANCE,
+    Comparison,
+    RestorationReport,
+    load_volumes,
+    mean_scores,
+    method_scores,
+    true_hr_case,
+)
+from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
+from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, interpolate
 
 FACTOR = 2
+SPACING = (2, 1, 1)
+PLAIN = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2}, None)
+IGNORE = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2, "ignore": 3}, None)
+REGIONS = LabelManager({"background": 0, "both": (1, 2), "ellipsoid": 2}, [1, 2])
 
 
 def plans(slice_axis, *, spacing=(2.0, 1.0, 1.0), scheme="ZScoreNormalization", upper=135.0):
@@ -85,7 +104,8 @@ def preprocess(target, manager):
 
 
 def true_case(target, manager, data, properties, factor=FACTOR):
-    return true_hr_case(target, "a", data, properties, plans_manager=manager, dataset_json=DATASET, factor=factor)
+    planned = PlannedDataset(manager, manager.get_configuration("3d_fullres"), DATASET, factor, target)
+    return true_hr_case(planned, "a", data, properties)
 
 
 @pytest.mark.parametrize(("axis", "slice_axis"), [("z", 0), ("y", 1), ("x", 2)])
@@ -128,6 +148,7 @@ def test_no_truth_where_it_cannot_be_had(raw):
     resampled = plans(0, spacing=(2.5, 1.0, 1.0))
     assert true_case(target, resampled, *preprocess(target, resampled)[::2]) is None
     assert true_case(raw, manager, data, properties) is None  # not simulated: no HR files
+    assert true_case(None, manager, data, properties) is None  # nnUNet_raw is not set
     (target / "labelsTrHR" / "a.nrrd").unlink()
     assert true_case(target, manager, data, properties) is None
 
@@ -138,6 +159,91 @@ def test_plans_of_a_smaller_factor_get_no_truth(raw):
     data, _, properties = preprocess(target, manager)
     assert true_case(target, manager, data, properties, 2) is None
     assert true_case(target, manager, data, properties, 4) is not None
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    image, labels = make_phantom((16, 16, 16), np.random.default_rng(1))
+    return (image[None] / 50).astype(np.float32), labels[None].astype(np.int16)
+
+
+def thick(image, labels):
+    return (
+        degrade(torch.from_numpy(image), FACTOR, 1).numpy(),
+        degrade_labels(torch.from_numpy(labels), FACTOR, 1).numpy(),
+    )
+
+
+@pytest.mark.parametrize(("manager", "groups"), [(PLAIN, [(1,), (2,)]), (REGIONS, [(1, 2), (2,)])])
+def test_scores_of_every_method(phantom, manager, groups):
+    image, labels = phantom
+    lr = thick(image, labels)
+    given = {"better": (image + 0.01, labels), "worse": (image + np.linspace(0, 1, 16, dtype=np.float32), labels * 0)}
+    scores = method_scores(Comparison("x", lr, phantom, SPACING), given, manager)
+    assert list(scores) == [NEAREST, SIGNED_DISTANCE, "better", "worse"]
+    span = float(np.ptp(image))
+    spline = interpolate(torch.from_numpy(lr[0]), FACTOR, 1).numpy()
+    volumes = {
+        NEAREST: (spline, lr[1].repeat(FACTOR, axis=1)),
+        SIGNED_DISTANCE: (spline, interpolate_labels(lr[1][0], FACTOR, 0, spacing_mm=SPACING)[None]),
+        **given,
+    }
+    for method, (restored, found) in volumes.items():
+        assert scores[method]["psnr"] == pytest.approx(psnr(image[0], restored[0], data_range=span))
+        assert scores[method]["ssim"] == pytest.approx(ssim(image[0], restored[0], data_range=span))
+        overlaps = []
+        for group in groups:
+            ours, true = np.isin(found, group), np.isin(labels, group)
+            overlaps.append(2 * (ours & true).sum() / (ours.sum() + true.sum()))
+        assert scores[method]["dice"] == pytest.approx(np.mean(overlaps))
+    assert scores["better"]["dice"] == 1
+    assert scores["worse"]["dice"] == 0
+
+
+def test_the_factor_is_that_of_the_volumes(phantom):
+    assert Comparison("x", thick(*phantom), phantom, SPACING).factor == FACTOR
+
+
+def test_constant_channels_have_no_scores(phantom):
+    image, labels = phantom
+    constant = np.ones_like(image)
+    both = (np.concatenate([image, constant]), labels)
+    found = method_scores(Comparison("x", thick(*both), both, SPACING), {}, PLAIN)
+    one = method_scores(Comparison("x", thick(*phantom), phantom, SPACING), {}, PLAIN)
+    assert found[NEAREST] == pytest.approx(one[NEAREST])
+    none = method_scores(Comparison("x", thick(constant, labels * 0), (constant, labels * 0), SPACING), {}, PLAIN)
+    assert all(np.isnan(value) for value in none[NEAREST].values())
+
+
+def test_ignored_voxels_do_not_count(phantom):
+    image, labels = phantom
+    ignored = labels.copy()
+    ignored[..., :8] = 3
+    lr = thick(image, labels)
+    right = [tuple(part[..., 8:] for part in volumes) for volumes in (lr, phantom)]
+    expected = method_scores(Comparison("x", *right, SPACING), {}, PLAIN)[NEAREST]["dice"]
+    lr[1][..., :8] = 3
+    for truth in (ignored, labels):  # the true HR labels of `rehrseg simulate` know more than a sparse annotation
+        found = method_scores(Comparison("x", lr, (image, truth), SPACING), {}, IGNORE)
+        assert found[NEAREST]["dice"] == pytest.approx(expected)
+
+
+def test_volumes_are_read_whole_in_the_types_that_are_scored():
+    image, labels = np.ones((1, 2, 3, 4)), np.full((1, 2, 3, 4), -1, dtype=np.int8)
+    dataset = SimpleNamespace(load_case={"a": (image, labels, None, {})}.__getitem__)
+    for volume, expected, dtype in zip(
+        load_volumes(dataset, "a"), (image, labels), (np.float32, np.int16), strict=True
+    ):
+        assert volume.dtype == dtype
+        np.testing.assert_array_equal(volume, expected)
+
+
+def test_a_report_is_the_means_and_numbers_of_its_cases():
+    cases = [{"x": {"dice": 0.5}}, {"x": {"dice": 1.0}}]
+    report = RestorationReport.of_cases({"true HR": cases, "simulated": cases[:1]})
+    assert report.cases == {"true HR": 2, "simulated": 1}
+    assert report.comparisons == {"true HR": {"x": {"dice": 0.75}}, "simulated": {"x": {"dice": 0.5}}}
+    assert RestorationReport.of_cases({}).as_table() == "no cases"
 
 
 def test_means_leave_undefined_values_out():

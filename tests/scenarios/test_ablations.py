@@ -157,7 +157,7 @@ def test_smore_cases_that_are_not_there_are_named_with_the_command(prepared, smo
     smore.parent.rename(hidden)
     command = f"nnUNetv2_train {prepared.dataset(THICK)} 3d_fullres 0 -tr SMORETrainer -p tiny"
     try:
-        with pytest.raises(FileNotFoundError, match=rf"SMORETrainer__.*is missing; run: {command}$"):
+        with pytest.raises(FileNotFoundError, match=rf"SMORETrainer__.*is missing: SMORE of .*; run: {command}$"):
             prepared.train("REHRSegTrainer_pseudoDataSMORE", THICK)
     finally:
         hidden.rename(smore.parent)

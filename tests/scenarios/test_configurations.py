@@ -13,8 +13,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from workspace import assert_same_field_of_view
 
 from rehrseg_nnunet.cases.interpolated import interpolated_folder
-from rehrseg_nnunet.cases.store import PseudoHRStore
+from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.self_sr.export import STORE_NAME
 
 pytestmark = pytest.mark.slow
 
@@ -101,8 +102,8 @@ def test_the_preset_reaches_a_3d_lowres_with_its_own_network(planned):
 def test_stage_1_makes_thin_slices_of_low_resolution_cases(trained):
     run = trained.fold("SelfSRTrainer", THICK, configuration=LOWRES)
     manifest = json.loads((run / "pseudo_hr.json").read_text())
-    assert (manifest["factor"], manifest["configuration"]) == (2, LOWRES)
-    store = PseudoHRStore(run)
+    assert (manifest["made_with"]["factor"], manifest["configuration"]) == (2, LOWRES)
+    store = CaseStore(run, STORE_NAME)
     entries = [json.loads(file.read_text()) for file in store.entries_folder.glob("*.json")]
     assert len(entries) == 4
     assert {tuple(entry["shape"]) for entry in entries} == {(2, 8, 12, 12)}  # image and U, 2 * 4 slices

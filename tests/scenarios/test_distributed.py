@@ -14,7 +14,8 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from short_runs import STEPS
 from workspace import SHORT_RUNS, log_of
 
-from rehrseg_nnunet.cases.store import PseudoHRStore
+from rehrseg_nnunet.cases.store import CaseStore
+from rehrseg_nnunet.self_sr.export import STORE_NAME
 
 pytestmark = pytest.mark.slow
 
@@ -136,7 +137,7 @@ def test_every_pseudo_hr_case_is_written_by_one_rank(trained):
     written = [rank["export"]["cases"] for rank in seen]
     assert all(written)
     assert sorted(written[0] + written[1]) == sorted(split_of(nnunet)["train"])
-    store = PseudoHRStore(nnunet.fold("SelfSRTrainer", THICK))
+    store = CaseStore(nnunet.fold("SelfSRTrainer", THICK), STORE_NAME)
     store.manifest = store.read_manifest()
     assert store.complete_cases() == sorted(split_of(nnunet)["train"])
     assert not list(store.fold_folder.glob("pseudo_hr_tmp_*"))

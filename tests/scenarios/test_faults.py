@@ -119,7 +119,7 @@ def test_a_case_whose_labels_were_corrected_since_is_named_and_alone_made_again(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("factor", 2), ("fold", 1), ("plans_name", "other"), ("weights_sha256", "0" * 64)]
+    ("field", "value"), [("version", 3), ("fold", 1), ("plans_name", "other"), ("weights_sha256", "0" * 64)]
 )
 def test_a_manifest_of_something_else_is_refused(trained, stage_1, field, value):
     file = stage_1 / "pseudo_hr.json"
@@ -128,6 +128,14 @@ def test_a_manifest_of_something_else_is_refused(trained, stage_1, field, value)
     with pytest.raises(ValueError, match=rf"{file} has {field} {value!r}, not .*; run: {remedy(trained, '--val')}$"):
         trained.train(STAGE_2, THICK)
     assert times(stage_1 / "pseudo_hr") == before
+
+
+def test_cases_of_another_factor_are_refused(trained, stage_1):
+    file = stage_1 / "pseudo_hr.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "made_with": {**manifest["made_with"], "factor": 2}}))
+    with pytest.raises(ValueError, match=rf"{file} has factor 2, not 4; run: {remedy(trained, '--val')}$"):
+        trained.train(STAGE_2, THICK)
 
 
 def test_a_stage_1_checkpoint_that_was_replaced_after_the_export_is_refused(trained, stage_1):

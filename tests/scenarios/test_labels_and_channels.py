@@ -12,7 +12,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from workspace import log_of
 
 from rehrseg_nnunet.cases import interpolated as interpolation
-from rehrseg_nnunet.cases.store import PseudoHRStore
 
 pytestmark = pytest.mark.slow
 
@@ -165,8 +164,8 @@ def test_heads_and_channels_of_both_networks(many):
 def test_pseudo_hr_cases_keep_every_channel_with_its_normalisation(many):
     """Each HR channel, made thick again, is its own LR channel (barely trained: close to interpolation)."""
     run = many.fold("SelfSRTrainer", MANY, fold="all")
-    store, preprocessed = PseudoHRStore(run), many.plans(MANY).parent / "nnUNetPlans_3d_fullres"
-    for file in store.folder.glob("*.pkl"):
+    preprocessed = many.plans(MANY).parent / "nnUNetPlans_3d_fullres"
+    for file in (run / "pseudo_hr").glob("*.pkl"):
         hr, labels, _ = pseudo_hr_case(run, file.stem)
         lr = nnUNetDatasetBlosc2(str(preprocessed), [file.stem]).load_case(file.stem)[0][:]
         assert hr.shape == (len(CHANNELS) + 1, FACTOR * lr.shape[1], *lr.shape[2:])

@@ -12,9 +12,9 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from workspace import assert_same_field_of_view, log_of
 
-from rehrseg_nnunet.cases.store import hash_weights
 from rehrseg_nnunet.config import removed_settings
 from rehrseg_nnunet.config.rehrseg import upgraded_plans
+from rehrseg_nnunet.nnunet.weights import hash_weights
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import torch
 from short_runs import EPOCHS
 from workspace import environment
 
-from rehrseg_nnunet.cases.store import hash_weights
 from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT
+from rehrseg_nnunet.nnunet.weights import hash_weights
 
 pytestmark = pytest.mark.slow
 

@@ -201,9 +201,7 @@ def test_smores_images_need_smore(trained, smore):
         smore.parent.rename(hidden)
         try:
             for option in ("--val", "--c"):
-                with pytest.raises(
-                    FileNotFoundError, match=r"export.image smore needs SMORE's cases of this fold; run: "
-                ):
+                with pytest.raises(FileNotFoundError, match="SMORE of this fold is not finished; run: nnUNetv2_train "):
                     trained.train("SelfSRTrainer", THICK, option)
         finally:
             hidden.rename(smore.parent)

@@ -10,9 +10,10 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from planned import plan
 
 from rehrseg_nnunet.cases.case_files import class_locations
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore
+from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.segmentation.loader import (
     HRPatchLoader,
     PhasedCases,
@@ -191,13 +192,11 @@ def test_the_true_acquisition_covers_the_same_region():
 
 def test_cases_on_disk_and_pickling(tmp_path):
     data, labels = pseudo_hr_case()
-    store = PseudoHRStore(tmp_path)
+    store = CaseStore(tmp_path, "pseudo_hr")
     store.open_or_create(
-        PseudoHRManifest(
-            factor=4, dataset_name="d", plans_name="p", configuration="c", fold=0, trainer="t", weights_sha256="0"
-        )
+        CaseManifest(dataset_name="d", plans_name="p", configuration="c", fold=0, trainer="t", weights_sha256="0")
     )
-    store.write_case("case", data[:1], data[1:], labels, {}, label_manager=LABELS, hr_patch_size=(12, 6, 7))
+    store.write_case("case", data, labels, {}, plan(LABELS, factor=4, patch_size=(3, 6, 7)))
     loader = HRPatchLoader(nnUNetDatasetBlosc2(str(store.folder)), 3, (3, 6, 7), (3, 6, 7), LABELS, factor=4)
     copied = pickle.loads(pickle.dumps(loader))
     batches = []

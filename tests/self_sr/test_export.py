@@ -1,17 +1,23 @@
 """From LR cases to pseudo-HR cases on disk."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from planned import plan
 from torch import nn
 
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore, robust_min_max
-from rehrseg_nnunet.config.rehrseg import ExportConfig, SelfSRConfig
+from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
+from rehrseg_nnunet.config.rehrseg import ExportConfig
 from rehrseg_nnunet.self_sr.export import (
+    STORE_NAME,
     export_pseudo_hr,
     label_agreement,
+    robust_min_max,
     super_resolve_case,
 )
 from rehrseg_nnunet.self_sr.network import SelfSROutput, interpolate_middle
@@ -126,6 +132,18 @@ def test_back_projection_brings_the_image_closer_to_the_acquired_one():
     assert gaps[2] < 0.3 * gaps[0]
 
 
+def test_uncertainty_is_scaled_robustly():
+    uncertainty = np.random.default_rng(0).random((20, 20, 20))
+    uncertainty[0, 0, 0] = 1e6
+    scaled = robust_min_max(uncertainty)
+    assert scaled.dtype == np.float32
+    assert (scaled.min(), scaled.max()) == (0, 1)
+    assert np.median(scaled) == pytest.approx(0.5, abs=0.05)  # one hot voxel flattens plain min-max to 0
+    assert (robust_min_max(np.full((2, 2), 0.3)) == 0).all()
+    with pytest.raises(ValueError, match="uncertainty must be finite"):
+        robust_min_max(np.array([0.0, np.nan]))
+
+
 def test_agreement_is_the_mean_dice_of_the_classes_that_occur():
     reference = np.array([0, 1, 1, 2, 2, 0])
     labels = np.array([0, 1, 0, 2, 2, 0])
@@ -159,10 +177,9 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def store(tmp_path):
-    store = PseudoHRStore(tmp_path)
+    store = CaseStore(tmp_path, STORE_NAME)
     store.open_or_create(
-        PseudoHRManifest(
-            factor=FACTOR,
+        CaseManifest(
             dataset_name="Dataset009_X",
             plans_name="p",
             configuration="3d_fullres",
@@ -174,16 +191,9 @@ def store(tmp_path):
     return store
 
 
-def export(network, dataset, identifiers, store):
-    return export_pseudo_hr(
-        network,
-        dataset,
-        identifiers,
-        store,
-        label_manager=PLAIN,
-        config=SelfSRConfig(export=NETWORK_ALONE),
-        hr_patch_size=(9, 8, 8),
-    )
+def export(network, dataset, identifiers, store, config=NETWORK_ALONE, **options):
+    planned = plan(PLAIN, factor=FACTOR, patch_size=(3, 8, 8))
+    return export_pseudo_hr(network, dataset, identifiers, store, planned, config=config, **options)
 
 
 def test_missing_cases_are_written_once(dataset, store):
@@ -215,3 +225,45 @@ def test_what_is_written_is_what_the_network_said(dataset, store):
 
 def test_a_network_that_inverts_the_labels_is_noticed(dataset, store):
     assert export(Interpolating(sign=-1), dataset, ["a"], store)["a"] < 0.5
+
+
+class Broken(Interpolating):
+    """Its image or its uncertainty is not finite anywhere."""
+
+    def __init__(self, part, value):
+        super().__init__()
+        self.part, self.value = part, value
+
+    def forward(self, window):
+        output = super().forward(window)
+        return output._replace(**{self.part: torch.full_like(getattr(output, self.part), self.value)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["image", "uncertainty"])
+def test_what_is_not_finite_is_refused(dataset, store, part, value):
+    with pytest.raises(ValueError, match=r"a: pseudo-HR image and uncertainty must be finite.*smaller learning_rate"):
+        export(Broken(part, value), dataset, ["a"], store)
+    assert store.complete_cases() == []
+
+
+def test_smores_images_are_those_of_the_same_case(dataset, store, tmp_path):
+    smore = {i: np.full((1, 18, 8, 8), number, np.float32) for number, i in enumerate("abc")}
+    folder = tmp_path / "smore"
+    folder.mkdir()
+    for identifier, image in smore.items():
+        sizes = {"chunks": image.shape, "blocks": image.shape}
+        labels = np.zeros((1, 18, 8, 8), np.int8)
+        nnUNetDatasetBlosc2.save_case(image, labels, {}, str(folder / identifier), **sizes)
+    config = NETWORK_ALONE.model_copy(update={"image": "smore"})
+    export(Interpolating(), dataset, ["a", "c"], store, config, smore=nnUNetDatasetBlosc2(str(folder)))
+    written = nnUNetDatasetBlosc2(str(store.folder))
+    for identifier in ("a", "c"):
+        np.testing.assert_array_equal(written.load_case(identifier)[0][:1], smore[identifier])
+
+
+def test_cases_older_than_the_preprocessed_ones_are_written_anew(dataset, store):
+    export(Interpolating(), dataset, ["a", "b"], store)
+    file = Path(dataset.source_folder, "b.pkl")
+    file.write_bytes(pickle.dumps({"spacing": [3.0, 1.0, 2.0]}))
+    assert set(export(Interpolating(), dataset, ["a", "b"], store)) == {"b"}

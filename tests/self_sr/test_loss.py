@@ -3,7 +3,8 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
-from rehrseg_nnunet.self_sr.loss import SelfSRLoss, build_label_loss, masked_l1, uncertainty_l1
+from rehrseg_nnunet.nnunet.label_loss import build_label_loss
+from rehrseg_nnunet.self_sr.loss import SelfSRLoss, uncertainty_l1
 from rehrseg_nnunet.self_sr.network import SelfSROutput
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
@@ -37,18 +38,6 @@ def naive_uncertainty_l1(prediction, target, uncertainty, mask, floor):
     return (error / u + u.log()).mean()
 
 
-def test_masked_l1_equals_naive():
-    prediction, target, _, mask = image_batch()
-    assert masked_l1(prediction, target, mask).item() == pytest.approx(naive_l1(prediction, target, mask))
-    everywhere = torch.ones_like(mask)
-    torch.testing.assert_close(masked_l1(prediction, target, everywhere), nn.functional.l1_loss(prediction, target))
-
-
-def test_masked_l1_gradcheck():
-    prediction, target, _, mask = image_batch()
-    assert torch.autograd.gradcheck(lambda p: masked_l1(p, target, mask.float()), prediction)
-
-
 @pytest.mark.parametrize("target_outside", [0.0, float("nan"), float("inf")])
 def test_masked_voxels_get_exactly_zero_gradient(target_outside):
     prediction, target, uncertainty, mask = image_batch()
@@ -56,7 +45,7 @@ def test_masked_voxels_get_exactly_zero_gradient(target_outside):
     target = torch.where(mask, target, target_outside)
     loss = uncertainty_l1(prediction, target, uncertainty, mask)
     assert loss.item() == expected.item()
-    (masked_l1(prediction, target, mask) + loss).backward()
+    loss.backward()
     assert (prediction.grad[~mask.expand_as(prediction)] == 0).all()
     assert (prediction.grad[mask.expand_as(prediction)] != 0).all()
     assert (uncertainty.grad[~mask] == 0).all()
@@ -125,7 +114,7 @@ def test_losses_are_float32_for_half_precision():
 def test_nothing_counts_gives_zero_in_the_graph():
     prediction, target, uncertainty, mask = image_batch()
     none = torch.zeros_like(mask)
-    loss = masked_l1(prediction, target, none) + uncertainty_l1(prediction, target, uncertainty, none)
+    loss = uncertainty_l1(prediction, target, uncertainty, none)
     assert loss.item() == 0
     gradients = torch.autograd.grad(loss, [prediction, uncertainty])
     assert all((gradient == 0).all() for gradient in gradients)
@@ -134,9 +123,9 @@ def test_nothing_counts_gives_zero_in_the_graph():
 def test_maps_of_other_shapes_are_refused():
     prediction, target, uncertainty, mask = image_batch()
     with pytest.raises(ValueError, match="target must have the prediction's shape"):
-        masked_l1(prediction, target[:, :1], mask)
+        uncertainty_l1(prediction, target[:, :1], uncertainty, mask)
     with pytest.raises(ValueError, match="mask must have shape"):
-        masked_l1(prediction, target, mask[:, 0])
+        uncertainty_l1(prediction, target, uncertainty, mask[:, 0])
     with pytest.raises(ValueError, match="uncertainty must have shape"):
         uncertainty_l1(prediction, target, uncertainty[:1], mask)
     with pytest.raises(ValueError, match="floor must be positive, got 0"):
@@ -160,59 +149,6 @@ def region_batch(seed=0):
     logits = torch.randn(2, 2, *SIZE, generator=generator, requires_grad=True)
     target = torch.rand(2, 3, *SIZE, generator=generator) > 0.5
     return logits, target
-
-
-def naive_dice(probabilities, truth, valid, batch_dice):
-    axes = (0, 2, 3, 4) if batch_dice else (2, 3, 4)
-    overlap = (probabilities * truth * valid).sum(axes)
-    total = (probabilities * valid).sum(axes) + (truth * valid).sum(axes)
-    return -((2 * overlap + 1e-5) / (total + 1e-5)).mean()
-
-
-@pytest.mark.parametrize("batch_dice", [False, True])
-def test_plain_label_loss_equals_naive(batch_dice):
-    logits, labels = plain_batch()
-    loss = build_label_loss(PLAIN, batch_dice=batch_dice, ddp=False, ignore_index=3)(logits, labels)
-    valid = labels != 3
-    log_probabilities = logits.log_softmax(1)
-    entropy = -log_probabilities.gather(1, labels.clamp(max=2))[valid].mean()
-    truth = torch.cat([labels == 1, labels == 2], dim=1)
-    expected = entropy + naive_dice(log_probabilities.exp()[:, 1:], truth, valid, batch_dice)
-    torch.testing.assert_close(loss, expected)
-    gradient, reference = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (loss, expected))
-    torch.testing.assert_close(gradient, reference)
-    assert (gradient[~valid.expand_as(gradient)] == 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-def test_region_label_loss_equals_naive(dtype):
-    logits, target = region_batch()
-    loss = build_label_loss(REGIONS, batch_dice=False, ddp=False, ignore_index=3)(logits, target.to(dtype))
-    valid, truth = ~target[:, 2:], target[:, :2]
-    probabilities = logits.sigmoid()
-    entropy = -torch.where(truth, probabilities, 1 - probabilities).log()
-    # nnU-Net sums over the regions, and takes the mean over voxels, when there is an ignore channel.
-    expected = (entropy * valid).sum() / valid.sum() + naive_dice(probabilities, truth, valid, batch_dice=False)
-    torch.testing.assert_close(loss, expected)
-    gradient = torch.autograd.grad(loss, logits)[0]
-    assert (gradient[~valid.expand_as(gradient)] == 0).all()
-
-
-def test_label_loss_without_ignore():
-    logits, labels = plain_batch()
-    labels = labels.clamp(max=2)
-    with_ignore = build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=3)(logits, labels)
-    torch.testing.assert_close(
-        build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=None)(logits, labels), with_ignore
-    )
-    logits, target = region_batch()
-    plain_regions = build_label_loss(REGIONS, batch_dice=False, ddp=False, ignore_index=None)
-    assert plain_regions(logits, target[:, :2]).isfinite()
-
-
-def test_ignore_index_must_not_be_a_label():
-    with pytest.raises(ValueError, match="ignore_index must be above the highest label 2, got 2"):
-        build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=2)
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])

@@ -6,27 +6,30 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from planned import plan
 from torch import nn
 
 from rehrseg_nnunet.cases.phantom import make_phantom
-from rehrseg_nnunet.config.rehrseg import ExportConfig, SelfSRConfig
-from rehrseg_nnunet.evaluation.metrics import psnr, ssim
-from rehrseg_nnunet.restoration.report import NEAREST, SIGNED_DISTANCE, mean_scores
+from rehrseg_nnunet.config.rehrseg import ExportConfig
+from rehrseg_nnunet.restoration.report import NEAREST, SIGNED_DISTANCE, Comparison, mean_scores, method_scores
+from rehrseg_nnunet.self_sr import report as module
+from rehrseg_nnunet.self_sr.export import PseudoHRVolumes, super_resolve_case
 from rehrseg_nnunet.self_sr.network import SelfSROutput, interpolate_middle
 from rehrseg_nnunet.self_sr.report import (
     SELF_SR,
+    TRUE_HR,
     WITH_SMORE,
     report_self_sr,
     restoration_scores,
     simulated_case,
+    simulated_cases,
 )
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
-from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, interpolate
+from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 FACTOR = 2
 NETWORK_ALONE = ExportConfig(back_projection_steps=0)
 PLAIN = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2}, None)
-IGNORE = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2, "ignore": 3}, None)
 
 
 class Oracle(nn.Module):
@@ -80,64 +83,31 @@ def thick(image, labels):
     )
 
 
-def test_scores_of_three_ways(phantom):
+def test_the_restored_case_is_scored_beside_plain_interpolation(phantom):
     image, labels = phantom
     lr = thick(image, labels)
-    scores = restoration_scores(Oracle(image, labels), lr, phantom, PLAIN, spacing_mm=(2, 1, 1), config=NETWORK_ALONE)
-    assert list(scores) == [NEAREST, SIGNED_DISTANCE, SELF_SR]
-    span = float(np.ptp(image))
-    spline = interpolate(torch.from_numpy(lr[0]), FACTOR, 1).numpy()
-    for method in (NEAREST, SIGNED_DISTANCE):
-        assert scores[method]["psnr"] == pytest.approx(psnr(image[0], spline[0], data_range=span))
-        assert scores[method]["ssim"] == pytest.approx(ssim(image[0], spline[0], data_range=span))
-    upsampled = {
-        NEAREST: lr[1].repeat(FACTOR, axis=1)[0],
-        SIGNED_DISTANCE: interpolate_labels(lr[1][0], FACTOR, 0, spacing_mm=(2, 1, 1)),
-        SELF_SR: labels[0],
-    }
-    for method, result in upsampled.items():
-        overlaps = [
-            2 * ((result == c) & (labels[0] == c)).sum() / ((result == c).sum() + (labels[0] == c).sum())
-            for c in (1, 2)
-        ]
-        assert scores[method]["dice"] == pytest.approx(np.mean(overlaps))
-    assert scores[SELF_SR]["dice"] == 1
-    assert scores[SELF_SR]["spearman"] == pytest.approx(1, abs=1e-3)
-    assert scores[SELF_SR]["psnr"] > scores[NEAREST]["psnr"] + 10
+    hr = super_resolve_case(Oracle(image, labels), *lr, PLAIN, config=NETWORK_ALONE)
+    comparison = Comparison("x", lr, phantom, (2, 1, 1))
+    scores = restoration_scores(comparison, hr, PLAIN, method="ours")
+    assert list(scores) == [NEAREST, SIGNED_DISTANCE, "ours"]
+    expected = method_scores(comparison, {"ours": (hr.image, hr.labels)}, PLAIN)
+    for method, row in expected.items():
+        assert {key: scores[method][key] for key in row} == row
+    assert "spearman" not in scores[NEAREST]
+    assert scores["ours"]["dice"] == 1
+    assert scores["ours"]["spearman"] == pytest.approx(1, abs=1e-3)
+    assert scores["ours"]["psnr"] > scores[NEAREST]["psnr"] + 10
 
 
-def test_an_image_by_smore_is_told(phantom):
+def test_u_is_ranked_by_the_mean_error_of_the_channels(phantom):
     image, labels = phantom
-    lr = thick(image, labels)
-    for setting, method in (("smore", WITH_SMORE), ("self_sr", SELF_SR)):
-        config = NETWORK_ALONE.model_copy(update={"image": setting})
-        scores = restoration_scores(
-            Oracle(image, labels), lr, phantom, PLAIN, spacing_mm=(2, 1, 1), config=config, smore_image=image
-        )
-        assert list(scores) == [NEAREST, SIGNED_DISTANCE, method]
-        assert np.isinf(scores[method]["psnr"]) == (method == WITH_SMORE)
-        assert scores[method]["dice"] == 1
-
-
-def test_ignored_voxels_do_not_count(phantom):
-    image, labels = phantom
-    ignored = labels.copy()
-    ignored[..., :8] = 3
-    lr = thick(image, labels)
-    expected = restoration_scores(
-        Interpolating(),
-        (lr[0][..., 8:], lr[1][..., 8:]),
-        (image[..., 8:], labels[..., 8:]),
-        PLAIN,
-        spacing_mm=(2, 1, 1),
-        config=NETWORK_ALONE,
-    )[NEAREST]["dice"]
-    lr[1][..., :8] = 3
-    for truth in (ignored, labels):  # the true HR labels of `rehrseg simulate` know more than a sparse annotation
-        found = restoration_scores(
-            Interpolating(), lr, (image, truth), IGNORE, spacing_mm=(2, 1, 1), config=NETWORK_ALONE
-        )
-        assert found[NEAREST]["dice"] == pytest.approx(expected)
+    both = np.concatenate([image, image])
+    rng = np.random.default_rng(0)
+    error = rng.normal(size=both.shape).astype(np.float32)
+    u = np.abs(error).mean(axis=0)[None]
+    hr = PseudoHRVolumes(image=both + error, uncertainty=u, labels=labels)
+    comparison = Comparison("x", thick(both, labels), (both, labels), (2, 1, 1))
+    assert restoration_scores(comparison, hr, PLAIN, method="ours")["ours"]["spearman"] == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("upper_ties", [False, True])
@@ -162,35 +132,105 @@ def memory_dataset(cases):
     return SimpleNamespace(identifiers=list(cases), load_case=lambda i: (*cases[i], None, {"spacing": [2, 1, 1]}))
 
 
-def test_the_whole_report(phantom, tmp_path):
+@pytest.mark.parametrize("upper_ties", [False, True])
+def test_both_axes_in_plane_play_the_slice_axis(phantom, upper_ties):
     image, labels = phantom
-    lr = thick(image, labels)
-    cases = dict.fromkeys(("b", "a"), lr)
-    fine = {name: (image, interpolate_labels(lr[1][0], FACTOR, 0, spacing_mm=(2, 1, 1))[None]) for name in cases}
-    manager = SimpleNamespace(get_label_manager=lambda _: PLAIN)
-    report = report_self_sr(
+    cases = list(simulated_cases(phantom, FACTOR, (2.0, 0.5, 1.5), upper_ties=upper_ties))
+    assert [case.name for case in cases] == ["simulated along y", "simulated along x"]
+    assert [case.spacing_mm for case in cases] == [(1, 1, 1.5), (3, 1, 0.5)]
+    for axis, case in zip((1, 2), cases, strict=True):
+        expected = simulated_case(image, labels, FACTOR, axis, upper_ties=upper_ties)
+        for found, volumes in zip((case.lr, case.truth), expected, strict=True):
+            for ours, theirs in zip(found, volumes, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    assert list(simulated_cases(phantom, 17, (2.0, 0.5, 1.5), upper_ties=upper_ties)) == []  # too short
+
+
+def report(phantom, folder, *, names=("b", "a"), config=NETWORK_ALONE, smore=None, figures=1):
+    """Of cases with the same image, and the interpolated case."""
+    lr = thick(*phantom)
+    spacing = (2.0, 0.5, 1.5)
+    fine = (phantom[0], interpolate_labels(lr[1][0], FACTOR, 0, spacing_mm=spacing)[None])
+    found = report_self_sr(
         Interpolating(),
-        memory_dataset(cases),
-        memory_dataset(fine),
-        plans_manager=manager,
-        configuration_manager=SimpleNamespace(spacing=[2.0, 0.5, 1.5]),
-        dataset_json={"file_ending": ".nrrd"},
-        raw_folder=tmp_path / "Dataset001_None",
-        figure_folder=tmp_path,
-        config=SelfSRConfig(),
-        figures=1,
+        memory_dataset(dict.fromkeys(names, lr)),
+        memory_dataset(dict.fromkeys(names, fine)),
+        plan(PLAIN, factor=FACTOR, spacing_mm=spacing, raw_folder=folder / "Dataset001_None"),
+        figure_folder=folder,
+        config=config,
+        smore=smore,
+        figures=figures,
     )
-    assert report.cases == {"simulated along y": 2, "simulated along x": 2}
+    return found, fine
+
+
+def test_the_whole_report(phantom, tmp_path):
+    found, fine = report(phantom, tmp_path)
+    assert found.cases == {"simulated along y": 2, "simulated along x": 2}
     for axis, name, spacing in ((1, "simulated along y", (1, 1, 1.5)), (2, "simulated along x", (3, 1, 0.5))):
         expected = []
         for upper_ties in (False, True):  # ties take turns from case to case
-            simulated, truth = simulated_case(*fine["a"], FACTOR, axis, upper_ties=upper_ties)
-            expected.append(
-                restoration_scores(Interpolating(), simulated, truth, PLAIN, spacing_mm=spacing, config=ExportConfig())
-            )
+            simulated, truth = simulated_case(*fine, FACTOR, axis, upper_ties=upper_ties)
+            hr = super_resolve_case(Interpolating(), *simulated, PLAIN, config=NETWORK_ALONE)
+            comparison = Comparison(name, simulated, truth, spacing)
+            expected.append(restoration_scores(comparison, hr, PLAIN, method=SELF_SR))
         means = mean_scores(expected)
         for method in (NEAREST, SIGNED_DISTANCE):
-            assert report.comparisons[name][method] == pytest.approx(means[method])
-        assert report.comparisons[name][SELF_SR]["psnr"] == pytest.approx(means[SELF_SR]["psnr"])
+            assert found.comparisons[name][method] == pytest.approx(means[method])
+        for key in ("psnr", "ssim", "dice"):
+            assert found.comparisons[name][SELF_SR][key] == pytest.approx(means[SELF_SR][key])
     assert [file.name for file in tmp_path.iterdir()] == ["pseudo_hr_a.png"]
-    assert "simulated along x (n=2)" in report.as_table()
+    assert "simulated along x (n=2)" in found.as_table()
+
+
+def test_the_truth_is_compared_where_it_is_known(phantom, tmp_path, monkeypatch):
+    asked = []
+
+    def known(planned, identifier, lr_image, properties):
+        asked.append((planned.factor, identifier, lr_image.shape, properties))
+        return phantom if identifier == "b" else None
+
+    monkeypatch.setattr(module, "true_hr_case", known)
+    found, _ = report(phantom, tmp_path)
+    assert [identifier for _, identifier, _, _ in asked] == ["a", "b"]
+    assert asked[0] == (FACTOR, "a", (1, 8, 16, 16), {"spacing": [2, 1, 1]})
+    assert found.cases[TRUE_HR] == 1
+    lr = thick(*phantom)
+    hr = super_resolve_case(Interpolating(), *lr, PLAIN, config=NETWORK_ALONE)
+    expected = restoration_scores(Comparison(TRUE_HR, lr, phantom, (2.0, 0.5, 1.5)), hr, PLAIN, method=SELF_SR)
+    assert list(found.comparisons[TRUE_HR]) == [NEAREST, SIGNED_DISTANCE, SELF_SR]
+    assert found.comparisons[TRUE_HR][SELF_SR]["dice"] == pytest.approx(expected[SELF_SR]["dice"])
+    assert found.comparisons[TRUE_HR][NEAREST] == pytest.approx(expected[NEAREST])
+
+
+@pytest.mark.parametrize(("setting", "method"), [("smore", WITH_SMORE), ("self_sr", SELF_SR)])
+def test_an_image_by_smore_is_told(phantom, tmp_path, monkeypatch, setting, method):
+    monkeypatch.setattr(module, "true_hr_case", lambda *_: phantom)
+    noise = np.random.default_rng(0).normal(scale=1e-4, size=phantom[0].shape)
+    smore = memory_dataset(dict.fromkeys("ab", (phantom[0] + noise, phantom[1])))
+    config = NETWORK_ALONE.model_copy(update={"image": setting})
+    found, _ = report(phantom, tmp_path, config=config, smore=smore)
+    assert list(found.comparisons[TRUE_HR]) == [NEAREST, SIGNED_DISTANCE, method]
+    assert (found.comparisons[TRUE_HR][method]["psnr"] > 80) == (method == WITH_SMORE)
+    for name in ("simulated along y", "simulated along x"):  # simulated cases have none
+        assert list(found.comparisons[name]) == [NEAREST, SIGNED_DISTANCE, SELF_SR]
+        assert found.comparisons[name][SELF_SR]["psnr"] < 80
+
+
+@pytest.mark.parametrize(("truth", "figures", "restored"), [(True, 1, 3), (True, 3, 3), (False, 1, 1), (False, 0, 0)])
+def test_every_case_is_restored_once_and_only_where_it_is_needed(
+    phantom, tmp_path, monkeypatch, truth, figures, restored
+):
+    whole, stock = [], module.super_resolve_case
+    thick_image = thick(*phantom)[0]
+
+    def noted(network, image, *arguments, **options):
+        whole.append(np.array_equal(image, thick_image))
+        return stock(network, image, *arguments, **options)
+
+    monkeypatch.setattr(module, "super_resolve_case", noted)
+    monkeypatch.setattr(module, "true_hr_case", lambda *_: phantom if truth else None)
+    report(phantom, tmp_path, names="abc", figures=figures)
+    assert len(whole) == 6 + restored  # two simulated cases of each
+    assert sum(whole) == restored
+    assert len(list(tmp_path.iterdir())) == figures

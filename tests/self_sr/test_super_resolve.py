@@ -7,7 +7,7 @@ from torch import nn
 
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork, SelfSROutput
 from rehrseg_nnunet.self_sr.pairs import WindowSpec, make_pair
-from rehrseg_nnunet.self_sr.super_resolve import super_resolve, teacher_features, windows_of
+from rehrseg_nnunet.self_sr.super_resolve import super_resolve, windows_of
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
 from rehrseg_nnunet.slices.slice_profile import degrade, interpolate
 
@@ -146,31 +146,3 @@ def test_results_are_plain_float32_and_the_network_is_left_alone():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(inputs[0], image)
     assert torch.equal(inputs[1], labels)
-
-
-@pytest.mark.parametrize(
-    ("slices", "windows"),
-    [
-        (1, [(0, 0, 0, 0)]),
-        (2, [(0, 1, 1, 1)]),
-        (4, [(0, 1, 2, 3)]),
-        (6, [(0, 1, 2, 3), (2, 3, 4, 5)]),
-        (8, [(0, 1, 2, 3), (4, 5, 6, 7)]),
-    ],
-)
-def test_teacher_features_are_those_of_windows_side_by_side(slices, windows):
-    model = network()
-    image, labels = (torch.stack(p) for p in zip(*(case(slices, seed=s) for s in (1, 2)), strict=True))
-    features = teacher_features(model, image, labels)
-    assert features.shape == (2, 4, slices, 4, 5)
-    assert not features.requires_grad
-    for b, volume in enumerate(torch.cat([image, labels], dim=1)):
-        seen = set()
-        for window in windows:
-            with torch.no_grad():
-                expected = model.layer1_features(volume[:, list(window)][None])[0]
-            for place, k in enumerate(window):
-                if k not in seen:  # a slice in two windows comes from the first
-                    torch.testing.assert_close(features[b, :, k], expected[:, place], rtol=0, atol=1e-5)
-                seen.add(k)
-        assert seen == set(range(slices))

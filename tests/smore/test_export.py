@@ -8,17 +8,20 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from planned import plan
 from torch import nn
 
 from rehrseg_nnunet.cases.case_files import class_locations
-from rehrseg_nnunet.cases.store import PseudoHRManifest, PseudoHRStore, hash_weights
-from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
+from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.slices.slice_profile import interpolate
 from rehrseg_nnunet.smore.export import (
     STORE_NAME,
     export_smore,
     smore_case,
     smore_cases,
+    smore_weights,
     super_resolve_slices,
 )
 from rehrseg_nnunet.smore.network import WDSR, WDSROutput
@@ -114,10 +117,7 @@ def save(folder, identifier, seed):
     return image, labels
 
 
-def header(weights=None, **changes):
-    fields = {"factor": FACTOR, "dataset_name": "Dataset009_X", "plans_name": "p", "configuration": "c", "fold": 0}
-    weights = hash_weights(network().state_dict()) if weights is None else weights
-    return PseudoHRManifest(**{**fields, "trainer": "SMORETrainer", "weights_sha256": weights, **changes})
+PLANNED = plan(PLAIN, factor=FACTOR, patch_size=(4, 6, 7))
 
 
 @pytest.fixture
@@ -132,24 +132,37 @@ def dataset(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A finished SMORE run without cases."""
-    folder = tmp_path / "Dataset009_X" / "SMORETrainer__p__c" / "fold_0"
-    folder.mkdir(parents=True)
-    torch.save({"network_weights": network().state_dict()}, folder / FINAL_CHECKPOINT)
-    return folder
+    run = FoldRun("Dataset009_X", "SMORETrainer", "p", "c", 0, tmp_path)
+    run.folder.mkdir(parents=True)
+    torch.save({"network_weights": network().state_dict()}, run.final_checkpoint)
+    return run
+
+
+def opened(run):
+    """The store of a run, as its export opens it."""
+    store = CaseStore(run.folder, STORE_NAME)
+    weights = hash_weights(network().state_dict())
+    store.open_or_create(CaseManifest.of_run(run, weights_sha256=weights, made_with={"factor": FACTOR}))
+    return store
 
 
 def export(run, dataset, identifiers=CASES):
-    store = PseudoHRStore(run, name=STORE_NAME)
-    store.open_or_create(header())
-    export_smore(network(), dataset, identifiers, store, label_manager=PLAIN, patch_size=(12, 6, 7))
+    store = opened(run)
+    export_smore(network(), dataset, identifiers, store, PLANNED)
     return store
+
+
+def cases_of(run, dataset, identifiers=CASES, factor=FACTOR):
+    return smore_cases(run, dataset, iter(identifiers), factor=factor)
 
 
 def test_cases_are_written_in_the_form_of_the_interpolated_ones(run, dataset):
     store = export(run, dataset)
-    assert smore_cases(run, header(""), dataset, CASES) == store.folder == run / "interpolated"
-    written = nnUNetDatasetBlosc2(str(store.folder))
+    assert store.folder == run.folder / "interpolated"
+    assert nnUNetDatasetBlosc2(str(store.folder)).identifiers == list(CASES)
+    written = cases_of(run, dataset)
     assert written.identifiers == list(CASES)
+    assert written.source_folder == str(store.folder)
     for identifier in CASES:
         image, labels, _, properties = written.load_case(identifier)
         stored = dataset.load_case(identifier)
@@ -167,46 +180,50 @@ def test_only_missing_and_outdated_cases_are_written_again(run, dataset):
     store = export(run, dataset)
     before = {i: (store.folder / f"{i}.pkl").stat().st_mtime_ns for i in CASES}
     (store.folder / "case_1_seg.b2nd").unlink()
-    image, _ = save(dataset_folder := run.parents[2] / "preprocessed", "case_2", 7)
+    image, _ = save(dataset_folder := run.results / "preprocessed", "case_2", 7)
     for file in dataset_folder.glob("case_2[._]*"):
         os.utime(file, ns=(2**60, 2**60))
     with pytest.raises(ValueError, match=r"case_1_seg.b2nd is missing; run: nnUNetv2_train .* SMORETrainer .* --val"):
-        smore_cases(run, header(""), dataset, CASES)
+        cases_of(run, dataset)
     with pytest.raises(ValueError, match=r"case_2.b2nd must be as new as the preprocessed case.*; run: "):
-        smore_cases(run, header(""), dataset, ("case_10", "case_2"))
+        cases_of(run, dataset, ("case_10", "case_2"))
     export(run, dataset)
     after = {i: (store.folder / f"{i}.pkl").stat().st_mtime_ns for i in CASES}
     assert {i for i in CASES if before[i] != after[i]} == {"case_1", "case_2"}
     centres = nnUNetDatasetBlosc2(str(store.folder), ["case_2"]).load_case("case_2")[0][:, 1::FACTOR]
     np.testing.assert_allclose(centres, image, atol=1e-5)
-    assert smore_cases(run, header(""), dataset, CASES) == store.folder
+    assert cases_of(run, dataset).source_folder == str(store.folder)
 
 
 def test_a_run_without_all_cases_is_not_used(run, dataset):
+    assert smore_weights(run) is None
     with pytest.raises(FileNotFoundError, match=r"interpolated.json does not exist"):
-        smore_cases(run, header(""), dataset, CASES)
+        cases_of(run, dataset)
     export(run, dataset, CASES[:2])
-    assert smore_cases(run, header(""), dataset, CASES[:2]) == run / "interpolated"
+    assert cases_of(run, dataset, CASES[:2]).identifiers == list(CASES[:2])
     with pytest.raises(FileNotFoundError, match=r"case_2.b2nd: the case was not written"):
-        smore_cases(run, header(""), dataset, CASES)
+        cases_of(run, dataset)
 
 
 def test_cases_of_other_weights_or_settings_are_not_used(run, dataset):
     export(run, dataset)
     with pytest.raises(ValueError, match="has factor 3, not 4"):
-        smore_cases(run, header("", factor=4), dataset, CASES)
-    torch.save({"network_weights": {"other": torch.zeros(1)}}, run / FINAL_CHECKPOINT)
+        cases_of(run, dataset, factor=4)
+    assert smore_weights(run) == hash_weights(network().state_dict())
+    torch.save({"network_weights": network().state_dict()}, run.best_checkpoint)
+    torch.save({"network_weights": {"other": torch.zeros(1)}}, run.final_checkpoint)
+    assert cases_of(run, dataset).identifiers == list(CASES)  # the best checkpoint made them
+    run.best_checkpoint.unlink()
     with pytest.raises(ValueError, match="the checkpoint was replaced after the export"):
-        smore_cases(run, header(""), dataset, CASES)
+        cases_of(run, dataset)
 
 
 def test_nan_is_refused(run, dataset):
     broken = network()
     nn.init.constant_(broken.residual.bias, float("nan"))
-    store = PseudoHRStore(run, name=STORE_NAME)
-    store.open_or_create(header())
+    store = opened(run)
     with pytest.raises(ValueError, match=r"case_1: .* must be finite"):
-        export_smore(broken, dataset, CASES, store, label_manager=PLAIN, patch_size=(12, 6, 7))
+        export_smore(broken, dataset, CASES, store, PLANNED)
     assert store.complete_cases() == []
 
 
@@ -214,5 +231,5 @@ def test_the_stored_properties_are_the_cases_own(run, dataset):
     store = export(run, dataset)
     with (store.folder / "case_1.pkl").open("rb") as stream:
         properties = pickle.load(stream)
-    assert properties["rehrseg_factor"] == FACTOR
+    assert properties["spacing"] == [3.0, 1.0, 1.0]
     assert set(properties["rehrseg_source"]) == {"case_1.b2nd", "case_1_seg.b2nd", "case_1.pkl"}

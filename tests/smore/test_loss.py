@@ -4,7 +4,7 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.self_sr.loss import build_label_loss
+from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.smore.loss import SMORELoss
 from rehrseg_nnunet.smore.network import WDSROutput
 

@@ -14,7 +14,8 @@ from short_runs import shorten, use_threads
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rehrseg_nnunet.cases.store import PseudoHRStore, hash_weights
+from rehrseg_nnunet.cases.store import CaseStore
+from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.self_sr import report as self_sr_report
 
 STEPS = 3
@@ -63,7 +64,7 @@ def watch(trainer):
 def watch_export():
     """Cases that this process exports, and how many it scores for the report."""
     seen = {"cases": [], "scored": 0}
-    write_case, score = PseudoHRStore.write_case, self_sr_report.restoration_scores
+    write_case, score = CaseStore.write_case, self_sr_report.restoration_scores
 
     def write_and_note(self, identifier, *arguments, **options):
         seen["cases"].append(identifier)
@@ -73,7 +74,7 @@ def watch_export():
         seen["scored"] += 1
         return score(*arguments, **options)
 
-    PseudoHRStore.write_case, self_sr_report.restoration_scores = write_and_note, score_and_count
+    CaseStore.write_case, self_sr_report.restoration_scores = write_and_note, score_and_count
     return seen
 
 
