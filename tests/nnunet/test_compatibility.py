@@ -18,7 +18,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 from torch import nn
 
 import rehrseg_nnunet
@@ -35,6 +34,7 @@ from rehrseg_nnunet.nnunet.compatibility import (
 from rehrseg_nnunet.nnunet.relied_on import PARTS, Part
 from rehrseg_nnunet.prediction.configuration import _hr_preprocessor_class
 from rehrseg_nnunet.prediction.predictor import HRPredictor
+from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 FOLDERS = [Path(rehrseg_nnunet.__file__).parent, Path(trainers.__file__).parent]
 LINE = (
