@@ -10,6 +10,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.config.rehrseg import upgraded_plans
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
+from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
+
+warn_if_incompatible()
 
 
 class PluginTrainer(SafeCheckpoints):
@@ -32,6 +35,7 @@ class PluginTrainer(SafeCheckpoints):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
+        require_compatible()
         plans = upgraded_plans(plans)
         self.read_settings(PlansManager(plans).get_configuration(configuration).configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)

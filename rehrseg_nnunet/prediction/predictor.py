@@ -19,6 +19,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.image_checks import raise_failures
@@ -29,6 +30,8 @@ from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
 logger = logging.getLogger(__name__)
+
+warn_if_incompatible()
 
 
 def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
@@ -57,9 +60,13 @@ class HRPredictor(nnUNetPredictor):
         grid: where segmentations and probabilities are written; logits are always on the HR grid.
         hr_head: use the HR head of a network that has one.
         **kwargs: of nnUNetPredictor.
+
+    Raises:
+        IncompatibleError: the installed nnU-Net lacks something that is relied on.
     """
 
     def __init__(self, *args: Any, grid: OutputGrid | None = None, hr_head: bool = True, **kwargs: Any) -> None:
+        require_compatible()
         super().__init__(*args, **kwargs)
         self.hr_head = hr_head
         self.grid: OutputGrid = HRGrid() if grid is None else grid
