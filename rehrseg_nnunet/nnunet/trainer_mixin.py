@@ -5,7 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as TrainerMixin
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from torch import nn
+    from torch.amp.grad_scaler import GradScaler
+    from torch.optim import Optimizer
+
+    class TrainerMixin(nnUNetTrainer):
+        """What nnU-Net's constructor leaves None, as `initialize` fills it, and what nnU-Net does not declare."""
+
+        num_input_channels: int
+        network: nn.Module
+        optimizer: Optimizer
+        lr_scheduler: PolyLRScheduler
+        loss: nn.Module
+        grad_scaler: GradScaler | None
+        dataset_class: type[nnUNetDatasetBlosc2] | type[nnUNetDatasetNumpy]
+        preprocessed_dataset_folder: str
+        output_folder: str
+        output_folder_base: str
+
+        def do_split(self) -> tuple[list[str], list[str]]:
+            """Training and validation cases."""
+            ...
+
 else:
 
     class TrainerMixin:
