@@ -169,12 +169,13 @@ class Demo:
 @contextmanager
 def _logging_to(stream: TextIO) -> Iterator[None]:
     """Send log messages to a stream only."""
-    root, handler = logging.getLogger(), logging.StreamHandler(stream)
-    former, root.handlers = root.handlers, [handler]
+    root = logging.getLogger()
+    former = list(root.handlers)
+    root.handlers[:] = [logging.StreamHandler(stream)]
     try:
         yield
     finally:
-        root.handlers = former
+        root.handlers[:] = former
 
 
 def _count_epochs(trainer: Any, bar: tqdm) -> None:
