@@ -9,7 +9,7 @@ import pkgutil
 import subprocess
 import sys
 import time
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
 
@@ -191,6 +191,7 @@ def is_own(cls):
     return cls.__module__.startswith("rehrseg_nnunet")
 
 
+@cache
 def derived_classes():
     """Own classes, and those that are made when they are needed, with a base in one of the table's libraries."""
     classes = {member for module in modules() for member in vars(module).values() if inspect.isclass(member)}
@@ -249,15 +250,18 @@ def test_overriding_methods_take_what_the_overridden_ones_do():
     assert narrower == []
 
 
+@cache
 def sources():
-    return [file for folder in FOLDERS for file in folder.rglob("*.py")]
+    """Syntax tree of every file."""
+    return {file: ast.parse(file.read_text()) for folder in FOLDERS for file in folder.rglob("*.py")}
 
 
+@cache
 def own_names():
     """Everything that the package defines: functions, classes, attributes that it sets."""
     names = set()
-    for file in sources():
-        for node in ast.walk(ast.parse(file.read_text())):
+    for tree in sources().values():
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 names.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -282,8 +286,8 @@ def test_every_private_name_that_is_used_is_in_the_table():
     own = own_names() - TABLE
     unknown = {
         f"{file.name}: {name}"
-        for file in sources()
-        for name in foreign_private_uses(ast.parse(file.read_text()), own)
+        for file, tree in sources().items()
+        for name in foreign_private_uses(tree, own)
         if name not in TABLE | DOCUMENTED
     }
     assert unknown == set()
@@ -301,8 +305,8 @@ def test_every_attribute_of_nnunets_objects_that_is_read_is_in_the_table():
     own = own_names()
     read = {
         node.attr
-        for file in sources()
-        for node in ast.walk(ast.parse(file.read_text()))
+        for tree in sources().values()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and ast.unparse(node.value).split(".")[0] in ("self", "trainer")
         and node.attr not in own
