@@ -169,8 +169,9 @@ class Demo:
 @contextmanager
 def _logging_to(stream: TextIO) -> Iterator[None]:
     """Send log messages to a stream only."""
-    root, handler = logging.getLogger(), logging.StreamHandler(stream)
-    former, root.handlers = root.handlers, [handler]
+    root = logging.getLogger()
+    former = root.handlers
+    root.handlers = [logging.StreamHandler(stream)]
     try:
         yield
     finally:

@@ -16,15 +16,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_defaults, drop_removed
 from rehrseg_nnunet.slices.geometry import check_thick_slices, sr_factor
 
 BLOCK = "rehrseg"
 # Where a default comes from.
-PAPER = {"source": "paper"}
-RELEASE = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
-OURS = {"source": "this package"}
+PAPER: JsonDict = {"source": "paper"}
+RELEASE: JsonDict = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
+OURS: JsonDict = {"source": "this package"}
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
 
 
