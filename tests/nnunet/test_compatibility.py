@@ -313,7 +313,7 @@ def test_every_attribute_of_nnunets_objects_that_is_read_is_in_the_table():
         and not node.attr.startswith("__")
     }
     nnunets = {name for name in read if any(_has(cls, name) for cls in nnunets_classes())}
-    assert {"do_split", "is_ddp", "annotated_classes_key", "my_fantastic_logging"} <= nnunets
+    assert {"print_to_log_file", "is_ddp", "annotated_classes_key", "my_fantastic_logging"} <= nnunets
     assert nnunets - TABLE == set()
 
 
