@@ -22,7 +22,7 @@ from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.restoration.export import CaseExport
-from rehrseg_nnunet.restoration.training import ImageToImageTraining
+from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
 from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
 from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, STORE_NAME, export_pseudo_hr
 from rehrseg_nnunet.self_sr.interpolated_source import InterpolatedSource, choose_source
@@ -51,12 +51,6 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         self.config = load_config(configuration)
         self.settings = self.config.self_sr
 
-    def configure(self) -> None:
-        """Epochs and learning rate of the settings."""
-        self.num_epochs = self.settings.epochs
-        self.initial_lr = self.settings.learning_rate
-        self.weight_decay = 0.0
-
     @staticmethod
     def build_network_architecture(
         plans_manager: PlansManager,
@@ -66,10 +60,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The self-SR network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
-        if not enable_deep_supervision:
-            raise NotImplementedError(
-                "SelfSRTrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
-            )
+        refuse_prediction("SelfSRTrainer", enable_deep_supervision=enable_deep_supervision)
         config = load_config(configuration_manager.configuration, purpose="prediction")
         return build_self_sr_network(config, num_input_channels, num_output_channels)
 

@@ -19,7 +19,7 @@ from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.restoration.export import CaseExport
-from rehrseg_nnunet.restoration.training import ImageToImageTraining
+from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
 from rehrseg_nnunet.smore.export import STORE_NAME, export_smore
 from rehrseg_nnunet.smore.loader import SMORELoader
 from rehrseg_nnunet.smore.loss import SMORELoss
@@ -44,12 +44,6 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
         self.config = load_config(configuration)
         self.settings = self.config.smore
 
-    def configure(self) -> None:
-        """Epochs and learning rate of the settings."""
-        self.num_epochs = self.settings.epochs
-        self.initial_lr = self.settings.learning_rate
-        self.weight_decay = 0.0
-
     @staticmethod
     def build_network_architecture(
         plans_manager: PlansManager,
@@ -59,10 +53,7 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """SMORE's network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
-        if not enable_deep_supervision:
-            raise NotImplementedError(
-                "SMORETrainer makes training data, it does not segment: predict with -tr REHRSegTrainer"
-            )
+        refuse_prediction("SMORETrainer", enable_deep_supervision=enable_deep_supervision)
         return build_wdsr(
             load_config(configuration_manager.configuration, purpose="prediction"),
             num_input_channels,

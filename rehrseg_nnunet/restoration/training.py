@@ -27,12 +27,18 @@ class ImageToImageTraining(TrainerMixin):
     Adam with one cycle per phase, a learning rate per step, a batch size of its own, image metrics in nnU-Net's log.
 
     Attributes:
-        settings: the part of the plans' block that this training follows, with at least `batch_size`.
+        settings: the part of the plans' block that this training follows: `epochs`, `learning_rate`, `batch_size`.
         extra_metrics: what `restoration_metrics` gives for the network's output.
     """
 
     settings: Any
     extra_metrics: tuple[str, ...] = IMAGE_METRICS
+
+    def configure(self) -> None:
+        """Take the settings' epochs and learning rate (the hook of `PluginTrainer`)."""
+        self.num_epochs = self.settings.epochs
+        self.initial_lr = self.settings.learning_rate
+        self.weight_decay = 0.0
 
     @property
     def phase_epochs(self) -> Sequence[int]:
@@ -130,3 +136,15 @@ class ImageToImageTraining(TrainerMixin):
         values = {metric: round(self.logger.get_value(metric, step=-1), 4) for metric in self.extra_metrics}
         self.print_to_log_file(", ".join(f"{metric} {value}" for metric, value in values.items()))
         super().on_epoch_end()
+
+
+def refuse_prediction(trainer: str, *, enable_deep_supervision: bool) -> None:
+    """Tell nnU-Net's predictor, the only one that builds a network without deep supervision, that it is no segmenter.
+
+    Raises:
+        NotImplementedError: without deep supervision.
+    """
+    if not enable_deep_supervision:
+        raise NotImplementedError(
+            f"{trainer} makes training data, it does not segment: predict with -tr REHRSegTrainer"
+        )
