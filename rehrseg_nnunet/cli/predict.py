@@ -181,8 +181,8 @@ def _check_file_names(folder: Path, ending: str) -> None:
 
 
 def _predictor(args: argparse.Namespace) -> HRPredictor:
-    from rehrseg_nnunet.prediction.output_grid import parse_grid
     from rehrseg_nnunet.prediction.predictor import HRPredictor
+    from rehrseg_nnunet.prediction.reference_grid import parse_grid
 
     return HRPredictor(
         tile_step_size=args.step_size,

@@ -16,7 +16,8 @@ from nnunetv2.utilities.file_path_utilities import check_workers_alive_and_busy
 from torch import distributed as dist
 
 from rehrseg_nnunet.nnunet.whole_files import staging
-from rehrseg_nnunet.prediction.predictor import HRPredictor, hr_properties
+from rehrseg_nnunet.prediction.output_grid import hr_properties
+from rehrseg_nnunet.prediction.predictor import HRPredictor
 
 
 def predict_hr_validation(trainer: nnUNetTrainer) -> None:

@@ -10,172 +10,30 @@ Convention:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy, deepcopy
-from functools import cache, partial, wraps
+from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from rehrseg_nnunet.config.rehrseg import load_config
-from rehrseg_nnunet.nnunet.resampling import set_order_along_z
-from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, WholeFilesPlansManager, staging
-from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid, Resize, hr_properties
+from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
+from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
+from rehrseg_nnunet.prediction.image_checks import raise_failures
+from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
-__all__ = ["HRConfigurationManager", "HRPredictor", "fold_phases", "hr_properties"]
-
 logger = logging.getLogger(__name__)
-
-FAILURE = "failure"  # key of a case's properties
 
 
 def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
     """(B, K, r*D, H, W) to (B, K*r, D, H, W)."""
     return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
-
-
-class HRConfigurationManager(ConfigurationManager):
-    """A configuration for exporting HR predictions, and for preprocessing the LR cases they come from.
-
-    `spacing` is that of the HR grid and resampling of probabilities along z is linear. The patch size stays the LR
-    network's. The preprocessor works with the LR configuration and returns the properties of the output grid, so that
-    nnU-Net's own functions, which know one configuration, need no change. Instances travel to worker processes.
-
-    Args:
-        lr: the plans' configuration; it is copied, not changed.
-        factor: r.
-        grid: where predictions are written.
-        has_regions: region-based training (sigmoid, not softmax); only other grids than `HRGrid` need it.
-
-    Attributes:
-        return_failures: the preprocessor returns an image that cannot be predicted as a case without data, whose
-            properties hold the message under `FAILURE`, instead of raising: nnU-Net's preprocessing workers tell the
-            process that waits for them that they died, but not of what.
-    """
-
-    def __init__(
-        self, lr: ConfigurationManager, *, factor: int, grid: OutputGrid | None = None, has_regions: bool = False
-    ) -> None:
-        configuration = deepcopy(lr.configuration)
-        slices, *in_plane = configuration["spacing"]
-        configuration["spacing"] = [slices / factor, *in_plane]
-        set_order_along_z(configuration, 1, kinds=("probabilities",))
-        super().__init__(configuration)
-        self.lr = lr
-        self.factor = factor
-        self.grid = HRGrid() if grid is None else grid
-        self.has_regions = has_regions
-        self.return_failures = False
-
-    def for_workers(self) -> HRConfigurationManager:
-        """A copy with `return_failures`."""
-        reporting = copy(self)
-        reporting.return_failures = True
-        return reporting
-
-    @property
-    def resampling_fn_probabilities(self) -> Resize:
-        """nnU-Net's function inside the grid's."""
-        return partial(self.grid.resample, super().resampling_fn_probabilities, has_regions=self.has_regions)
-
-    @property
-    def preprocessor_class(self) -> type:
-        """The LR configuration's preprocessor, returning the output grid's properties."""
-        return _hr_preprocessor_class(self.lr.preprocessor_class)
-
-
-@cache
-def _hr_preprocessor_class(base: type) -> type:
-    class HRPreprocessor(base):
-        """Preprocess an LR case, describe the grid its prediction goes to, name the file that cannot be used."""
-
-        source = "the image"
-
-        def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
-            self.source = ", ".join(image_files)
-            try:
-                data, seg, properties = super().run_case(
-                    image_files, seg_file, plans_manager, configuration_manager.lr, dataset_json
-                )
-                return data, seg, _export_properties(properties, plans_manager, configuration_manager, image_files[0])
-            except (ValueError, NotImplementedError, OSError) as error:
-                unnamed = not isinstance(error, UnusableImageError)
-                failure = UnusableImageError(f"{self.source}: {error}") if unnamed else error
-                if not configuration_manager.return_failures:
-                    raise failure from error
-                return np.zeros((1, 1, 1, 1), dtype=np.float32), None, {FAILURE: str(failure)}
-
-        def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
-            is_hr = isinstance(configuration_manager, HRConfigurationManager)
-            lr = configuration_manager.lr if is_hr else configuration_manager
-            _check_image(data, properties["spacing"], self.source, plans_manager, lr)
-            data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
-            if is_hr:  # not so when run_case calls
-                prepared = _export_properties(prepared, plans_manager, configuration_manager, None)
-            return data, seg, prepared
-
-    return HRPreprocessor
-
-
-def _check_image(
-    data: np.ndarray,
-    spacing_mm: Sequence[float],
-    source: str,
-    plans_manager: PlansManager,
-    configuration: ConfigurationManager,
-) -> None:
-    """Refuse an image (C, ...) as the reader returned it, on which nnU-Net would fail or predict nonsense."""
-    channels = len(configuration.normalization_schemes)
-    if len(data) != channels:
-        raise UnusableImageError(
-            f"{source} must have as many channels as the training data, {channels}, got {len(data)}"
-        )
-    if not np.isfinite(data).all():
-        raise UnusableImageError(f"{source} must hold finite intensities, got NaN or infinite ones; mend the file")
-    planned_mm = configuration.spacing
-    voxels_left = _voxels_after_cropping(data)
-    extent = [(voxels_left[axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
-    if not compute_new_shape(*zip(*extent, strict=True), planned_mm).all():
-        shown = " x ".join(f"{voxels * spacing:.4g}" for voxels, spacing in extent)
-        raise UnusableImageError(
-            f"{source} must be more than half a planned voxel long ({' x '.join(f'{s:.4g}' for s in planned_mm)} mm, "
-            f"slice axis first), got {shown} mm around what is not zero"
-        )
-
-
-def _voxels_after_cropping(data: np.ndarray) -> list[int]:
-    """Size of what nnU-Net leaves of an image (C, ...): the box around all that is not zero in any channel."""
-    nonzero = (data != 0).any(axis=0)
-    if not nonzero.any():
-        return list(nonzero.shape)
-    axes = range(nonzero.ndim)
-    along = (np.flatnonzero(nonzero.any(axis=tuple(a for a in axes if a != axis))) for axis in axes)
-    return [int(there[-1] - there[0] + 1) for there in along]
-
-
-def _raise_failures(cases: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for case in cases:
-        if FAILURE in case["data_properties"]:
-            raise UnusableImageError(case["data_properties"][FAILURE])
-        yield case
-
-
-def _export_properties(
-    properties: dict[str, Any],
-    plans_manager: PlansManager,
-    configuration: HRConfigurationManager,
-    image_file: str | None,
-) -> dict[str, Any]:
-    return configuration.grid.properties(properties, plans_manager, factor=configuration.factor, image_file=image_file)
 
 
 class _ManyHeads:
@@ -344,4 +202,4 @@ class HRPredictor(nnUNetPredictor):
             cases = super()._internal_get_data_iterator_from_lists_of_filenames(*args, **kwargs)
         finally:
             self.configuration_manager = configuration_manager
-        return _raise_failures(cases)
+        return raise_failures(cases)

@@ -5,7 +5,8 @@ import torch
 
 from rehrseg_nnunet.cli import predict
 from rehrseg_nnunet.cli.predict import add_arguments, run
-from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, ReferenceGrid
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
+from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
 
 REQUIRED = ["-d", "1", "-c", "3d_fullres"]
 

@@ -176,3 +176,27 @@ def tiny():
     from types import SimpleNamespace
 
     return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("__")})
+
+
+def same_grid(a, b):
+    return (
+        a.GetSize() == b.GetSize()
+        and np.allclose(a.GetOrigin(), b.GetOrigin(), atol=1e-3)
+        and np.allclose(a.GetSpacing(), b.GetSpacing(), atol=1e-4)
+        and np.allclose(a.GetDirection(), b.GetDirection(), atol=1e-4)
+    )
+
+
+@pytest.fixture
+def predict_ball(tiny, tmp_path):
+    """Predict the ball on a grid and return the input and the result."""
+
+    def predict(grid, *, size=(24, 22, 7), spacing=(1.1, 1.0, 4.0), rotation=None, name="ball", **kwargs):
+        tmp_path.joinpath("out").mkdir(exist_ok=True)
+        path, output = tmp_path / f"{name}_0000.nii.gz", tmp_path / "out" / name
+        sitk.WriteImage(tiny.ball(tiny.blank(size, spacing, rotation=rotation)), str(path))
+        predictor = tiny.predictor(grid=grid, **kwargs)
+        predictor.predict_from_files_sequential([[str(path)]], [str(output)], save_probabilities=True)
+        return sitk.ReadImage(str(path)), sitk.ReadImage(f"{output}.nii.gz"), np.load(f"{output}.npz")["probabilities"]
+
+    return predict

@@ -1,32 +1,25 @@
+import copy
 import itertools
-import logging
+import pickle
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
-from rehrseg_nnunet.prediction.output_grid import (
-    HRGrid,
-    NativeGrid,
-    ReferenceGrid,
-    ReferenceShape,
-    parse_grid,
-    sample_field_of_view,
-)
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid, hr_properties
 from rehrseg_nnunet.slices.slice_profile import degrade
 
 FACTOR = 4
 
 
-def linear_resize(logits, shape, current_spacing, new_spacing):
+def linear_resize(logits, shape):
     """Independent of nnU-Net: torch's half-pixel linear interpolation."""
     values = torch.as_tensor(np.asarray(logits, dtype=np.float32))
     return torch.nn.functional.interpolate(values[None], tuple(shape), mode="trilinear")[0].numpy()
 
 
 def native(logits, shape, **kwargs):
-    return NativeGrid().resample(linear_resize, logits, shape, None, None, **{"has_regions": False, **kwargs})
+    return NativeGrid().place(logits, shape, linear_resize, **{"has_regions": False, **kwargs})
 
 
 def random_logits(slices, heads=3):
@@ -36,30 +29,6 @@ def random_logits(slices, heads=3):
 def softmax(logits):
     exponentials = np.exp(np.asarray(logits, dtype=np.float64))
     return exponentials / exponentials.sum(0)
-
-
-@pytest.fixture
-def folder(tiny, tmp_path):
-    """Predict the ball on a grid and return the input and the result."""
-
-    def predict(grid, *, size=(24, 22, 7), spacing=(1.1, 1.0, 4.0), rotation=None, name="ball", **kwargs):
-        tmp_path.joinpath("out").mkdir(exist_ok=True)
-        path, output = tmp_path / f"{name}_0000.nii.gz", tmp_path / "out" / name
-        sitk.WriteImage(tiny.ball(tiny.blank(size, spacing, rotation=rotation)), str(path))
-        predictor = tiny.predictor(grid=grid, **kwargs)
-        predictor.predict_from_files_sequential([[str(path)]], [str(output)], save_probabilities=True)
-        return sitk.ReadImage(str(path)), sitk.ReadImage(f"{output}.nii.gz"), np.load(f"{output}.npz")["probabilities"]
-
-    return predict
-
-
-def same_grid(a, b):
-    return (
-        a.GetSize() == b.GetSize()
-        and np.allclose(a.GetOrigin(), b.GetOrigin(), atol=1e-3)
-        and np.allclose(a.GetSpacing(), b.GetSpacing(), atol=1e-4)
-        and np.allclose(a.GetDirection(), b.GetDirection(), atol=1e-4)
-    )
 
 
 @pytest.mark.parametrize("has_regions", [False, True])
@@ -74,7 +43,7 @@ def test_thick_native_slices_average_probabilities(has_regions):
 def test_thick_native_slices_of_another_count():
     # 11 HR slices on 3: 12 by interpolation, then averaged by 4
     logits = random_logits(11)
-    fine = linear_resize(logits, (12, 4, 5), None, None)
+    fine = linear_resize(logits, (12, 4, 5))
     expected = degrade(torch.from_numpy(softmax(fine)), 4, 1).numpy()
     np.testing.assert_allclose(softmax(native(logits, (3, 4, 5))), expected, atol=1e-5)
 
@@ -82,134 +51,68 @@ def test_thick_native_slices_of_another_count():
 @pytest.mark.parametrize("slices", [9, 11, 12, 20])
 def test_thin_native_slices_interpolate_logits(slices):
     logits = random_logits(12)
-    np.testing.assert_array_equal(native(logits, (slices, 4, 5)), linear_resize(logits, (slices, 4, 5), None, None))
+    np.testing.assert_array_equal(native(logits, (slices, 4, 5)), linear_resize(logits, (slices, 4, 5)))
 
 
-def test_native_writes_the_inputs_grid(tiny, folder):
-    source, result, probabilities = folder(NativeGrid(), rotation=tiny.oblique())
-    assert same_grid(source, result)
+def test_native_writes_the_inputs_grid(tiny, predict_ball):
+    source, result, probabilities = predict_ball(NativeGrid(), rotation=tiny.oblique())
+    assert tiny.same_grid(source, result)
     assert probabilities.shape == (2, 7, 22, 24)
     np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.2)
 
 
-def test_native_slices_thinner_than_the_plans_are_not_copies(tiny, folder):
-    source, result, probabilities = folder(NativeGrid(), size=(24, 22, 40), spacing=(1.1, 1.0, 0.8))
-    assert same_grid(source, result)
+def test_native_slices_thinner_than_the_plans_are_not_copies(tiny, predict_ball):
+    source, result, probabilities = predict_ball(NativeGrid(), size=(24, 22, 40), spacing=(1.1, 1.0, 0.8))
+    assert tiny.same_grid(source, result)
     np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.5)
     inside = probabilities[1, 22:28]  # from the middle, where symmetry makes slices equal, to the ball's end
     assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.pairwise(inside))
 
 
-def test_reference_equal_to_the_hr_grid_changes_nothing(tiny, folder, tmp_path):
-    _, hr, expected = folder(HRGrid(), rotation=tiny.oblique())
-    sitk.WriteImage(hr, str(tmp_path / "reference.nii.gz"))
-    _, result, probabilities = folder(ReferenceGrid(tmp_path / "reference.nii.gz"), rotation=tiny.oblique())
-    assert same_grid(hr, result)
-    # probabilities at the outermost voxels of the crop may touch its border
-    np.testing.assert_allclose(probabilities, expected, atol=2e-3)
+def test_resampling_hands_nnunets_spacings_on():
+    calls = []
+
+    def resampling(*arguments):
+        calls.append(arguments)
+        return arguments[0]
+
+    logits = random_logits(12)
+    assert HRGrid().resample(resampling, False, logits, (8, 4, 5), (1.0, 2.0, 3.0), (1.5, 2.0, 3.0)) is logits
+    assert calls == [(logits, (8, 4, 5), (1.0, 2.0, 3.0), (1.5, 2.0, 3.0))]
 
 
-@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
-@pytest.mark.parametrize("axis", [0, 2])
-def test_reference_is_met_in_mm(tiny, folder, tmp_path, reader, axis):
-    size, spacing = ((24, 22, 7), (1.1, 1.0, 4.0)) if axis == 0 else ((7, 22, 24), (4.0, 1.0, 1.1))
-    # turned, shifted, with other spacings, and reaching beyond the input
-    reference = tiny.blank(
-        (26, 24, 30),
-        (0.9, 1.3, 0.8),
-        rotation=tiny.oblique(3) @ np.diag([1.0, -1.0, -1.0]),
-        centre=tiny.CENTRE_MM + np.array([2, 3, -1.5]),
-    )
-    sitk.WriteImage(reference, str(tmp_path / "reference.nii.gz"))
-    _, result, probabilities = folder(
-        ReferenceGrid(tmp_path / "reference.nii.gz"),
-        size=size,
-        spacing=spacing,
-        rotation=tiny.oblique(5),
-        axis=axis,
-        reader=reader,
-    )
-    assert same_grid(reference, result)
-    labels = sitk.GetArrayFromImage(result)
-    if reader != "NibabelIOWithReorient":  # which stores arrays of another axis order
-        np.testing.assert_array_equal(probabilities.argmax(0), labels)
-    distance = np.linalg.norm(tiny.positions_mm(result) - tiny.CENTRE_MM, axis=-1).transpose(2, 1, 0)
-    # linear interpolation between slices 4 mm apart blurs the ball's poles; off the surface the label is certain
-    assert labels[distance < tiny.RADIUS_MM - 1.6].all()
-    assert not labels[distance > tiny.RADIUS_MM + 1.6].any()
-    assert (labels > 0).sum() > 100
-    np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.2)
+def test_a_grid_says_where_and_how():
+    class Nowhere(OutputGrid):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Nowhere()
+    for grid in (HRGrid(), NativeGrid()):
+        assert grid.missing(["x"]) == []
+        assert pickle.loads(pickle.dumps(grid)) == grid
 
 
-def test_outside_the_field_of_view_is_background(tiny, folder, tmp_path, caplog):
-    reference = tiny.blank((6, 6, 6), (1.0, 1.0, 1.0), centre=tiny.CENTRE_MM + 100)
-    sitk.WriteImage(reference, str(tmp_path / "reference.nii.gz"))
-    with caplog.at_level(logging.WARNING):
-        _, result, probabilities = folder(ReferenceGrid(tmp_path / "reference.nii.gz"))
-    assert not sitk.GetArrayFromImage(result).any()
-    np.testing.assert_allclose(probabilities[0], 1, atol=1e-5)
-    assert "outside the input's field of view" in caplog.text
-
-
-@pytest.mark.parametrize("has_regions", [False, True])
-def test_sampling_covers_exactly_the_field_of_view(has_regions):
-    # 4 slices in [-1, 1] on 8 of half the thickness, the first two and the last two beyond the ends
-    probabilities = torch.tensor([0.1, 0.3, 0.5, 0.7]).view(1, 4, 1, 1).expand(2, 4, 3, 3)
-    to_field_of_view = np.array([[0.25, 0, 0, -1.375], [0, 2 / 3, 0, -2 / 3], [0, 0, 2 / 3, -2 / 3]])
-    result = sample_field_of_view(probabilities, (12, 3, 3), to_field_of_view, has_regions=has_regions)
-    # positions in slices: -1.25 + j/2; voxel faces at -0.5 and 3.5, edges repeated between face and centre
-    outside = 0.0 if has_regions else 1.0
-    expected = [outside] * 2 + [0.1, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.7] + [outside] * 2
-    np.testing.assert_allclose(result[0, :, 1, 1].numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(result[1, [0, 1, 10, 11], 1, 1].numpy(), 0, atol=1e-6)
-
-
-def test_shape_keeps_its_place_between_processes():
-    import copy
-    import pickle
-
-    shape = ReferenceShape.at((3, 4, 5), np.arange(12.0).reshape(3, 4))
-    for copied in (pickle.loads(pickle.dumps(shape)), copy.deepcopy(shape)):
-        assert copied == (3, 4, 5)
-        np.testing.assert_array_equal(copied.to_field_of_view, shape.to_field_of_view)
-
-
-def test_folder_takes_the_namesake(tmp_path):
-    for name in ("a.nii.gz", "b_0000.nii.gz", "c.d_e.nii.gz"):
-        (tmp_path / name).touch()
-    grid = ReferenceGrid(tmp_path)
-    assert grid.file("/in/a_0000.nii.gz") == tmp_path / "a.nii.gz"
-    assert grid.file("/in/b_0000.nii.gz") == tmp_path / "b_0000.nii.gz"
-    assert grid.file("/in/c.d_e_0000.nii.gz") == tmp_path / "c.d_e.nii.gz"
-    assert grid.missing(["/in/a_0000.nii.gz", "/in/x_0000.nii.gz"]) == ["/in/x_0000.nii.gz"]
-    assert grid.file(None) is None
-    assert HRGrid().missing(["x"]) == NativeGrid().missing(["x"]) == []
-
-
-def test_folder_without_a_case_is_refused_before_anything_is_predicted(tiny, folder, tmp_path):
-    references = tmp_path / "references"
-    references.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"none for .*ball_0000.nii.gz"):
-        folder(ReferenceGrid(references))
-    assert not list((tmp_path / "out").glob("ball*"))
-    with pytest.raises(FileNotFoundError, match="for None"):
-        tiny.predictor(grid=ReferenceGrid(references)).predict_single_npy_array(
-            np.ones((1, 4, 16, 16), dtype=np.float32), {"spacing": tiny.SPACING}
-        )
-
-
-def test_refuses_readers_without_geometry(tiny, tmp_path):
-    sitk.WriteImage(tiny.blank((6, 6, 6), (1, 1, 1)), str(tmp_path / "reference.nii.gz"))
-    grid = ReferenceGrid(tmp_path / "reference.nii.gz")
-    with pytest.raises(NotImplementedError, match="needs nnU-Net's SimpleITK or nibabel readers"):
-        tiny.predictor(grid=grid).predict_single_npy_array(
-            np.ones((1, 4, 16, 16), dtype=np.float32), {"spacing": tiny.SPACING}
-        )
-
-
-def test_parse_grid(tmp_path):
-    assert parse_grid("hr") == HRGrid()
-    assert parse_grid("native") == NativeGrid()
-    assert parse_grid(str(tmp_path)) == ReferenceGrid(tmp_path)
-    with pytest.raises(FileNotFoundError, match="--grid must be hr, native"):
-        parse_grid(str(tmp_path / "none.nii.gz"))
+def test_hr_properties_of_stored_cases(tiny):
+    plans_manager = tiny.predictor(axis=2).plans_manager
+    properties = {
+        "spacing": [1.0, 1.1, 4.0],
+        "shape_before_cropping": (7, 10, 12),
+        "bbox_used_for_cropping": [[1, 6], [0, 9], [2, 12]],
+        "shape_after_cropping_and_before_resampling": (5, 9, 10),
+        "class_locations": {1: np.zeros((3, 4))},
+        "sitk_stuff": {"spacing": (4.0, 1.1, 1.0), "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())},
+    }
+    stored = copy.deepcopy(properties)
+    result = hr_properties(properties, plans_manager, FACTOR)
+    assert result["shape_before_cropping"] == (28, 10, 12)
+    assert result["shape_after_cropping_and_before_resampling"] == (20, 9, 10)
+    assert result["bbox_used_for_cropping"] == [[4, 24], [0, 9], [2, 12]]
+    assert result["spacing"] == [1.0, 1.1, 1.0]
+    assert result["sitk_stuff"]["spacing"] == (1.0, 1.1, 1.0)
+    assert result["sitk_stuff"]["origin"] == (-1.5, 0.0, 0.0)
+    assert "class_locations" not in result
+    assert properties.keys() == stored.keys()
+    assert properties["sitk_stuff"] == stored["sitk_stuff"]
+    odd = {**{key: value for key, value in properties.items() if key != "sitk_stuff"}, "odd_stuff": {}}
+    with pytest.raises(NotImplementedError, match="readers"):
+        hr_properties(odd, plans_manager, FACTOR)

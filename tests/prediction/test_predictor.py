@@ -12,12 +12,7 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import HRHeadConfig
-from rehrseg_nnunet.prediction.predictor import (
-    HRConfigurationManager,
-    HRPredictor,
-    fold_phases,
-    hr_properties,
-)
+from rehrseg_nnunet.prediction.predictor import HRPredictor, fold_phases
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head, get_output_mode
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
 from rehrseg_nnunet.slices.slice_profile import at_phase
@@ -258,22 +253,6 @@ def test_regions(tiny, case):
     np.testing.assert_allclose(tiny.centroid_mm(result == 2), tiny.CENTRE_MM, atol=0.1)
 
 
-def test_what_worker_processes_get_survives_pickling(tiny, case):
-    from nnunetv2.inference.export_prediction import export_prediction_from_logits
-
-    path, output = case()
-    hr = tiny.predictor()
-    data, _, properties = hr.configuration_manager.preprocessor_class(verbose=False).run_case(
-        [str(path)], None, hr.plans_manager, hr.configuration_manager, hr.dataset_json
-    )
-    logits = hr.predict_logits_from_preprocessed_data(torch.from_numpy(data)).numpy()
-    arguments = (logits, properties, hr.configuration_manager, hr.plans_manager, hr.dataset_json, str(output))
-    export_prediction_from_logits(*pickle.loads(pickle.dumps(arguments)))
-    copied = sitk.GetArrayFromImage(sitk.ReadImage(f"{output}.nii.gz"))
-    hr.predict_from_files_sequential([[str(path)]], [str(output)])
-    np.testing.assert_array_equal(copied, sitk.GetArrayFromImage(sitk.ReadImage(f"{output}.nii.gz")))
-
-
 @pytest.mark.slow
 def test_worker_processes_write_what_one_process_writes(tiny, case, tmp_path):
     case(name="a")
@@ -288,40 +267,6 @@ def test_worker_processes_write_what_one_process_writes(tiny, case, tmp_path):
         images = [sitk.ReadImage(str(tmp_path / folder / name)) for folder in ("out", "sequential")]
         np.testing.assert_array_equal(*(sitk.GetArrayFromImage(i) for i in images))
         np.testing.assert_allclose(extent_mm(images[0]), extent_mm(images[1]), atol=1e-6)
-
-
-def test_hr_properties_and_configuration_for_stored_cases(tiny):
-    hr = tiny.predictor(axis=2)
-    lr = hr.configuration_manager.lr
-    before = copy.deepcopy(lr.configuration)
-    configuration = HRConfigurationManager(lr, factor=FACTOR)
-    assert configuration.spacing == [1.0, 1.0, 1.1]
-    assert configuration.configuration["resampling_fn_probabilities_kwargs"]["order_z"] == 1
-    assert lr.configuration == before
-    by_torch = tiny.predictor(resampling="resample_torch_fornnunet").configuration_manager.configuration
-    assert by_torch["resampling_fn_probabilities_kwargs"]["aniso_axis_mode"] == "linear"
-    properties = {
-        "spacing": [1.0, 1.1, 4.0],
-        "shape_before_cropping": (7, 10, 12),
-        "bbox_used_for_cropping": [[1, 6], [0, 9], [2, 12]],
-        "shape_after_cropping_and_before_resampling": (5, 9, 10),
-        "class_locations": {1: np.zeros((3, 4))},
-        "sitk_stuff": {"spacing": (4.0, 1.1, 1.0), "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())},
-    }
-    stored = copy.deepcopy(properties)
-    result = hr_properties(properties, hr.plans_manager, FACTOR)
-    assert result["shape_before_cropping"] == (28, 10, 12)
-    assert result["shape_after_cropping_and_before_resampling"] == (20, 9, 10)
-    assert result["bbox_used_for_cropping"] == [[4, 24], [0, 9], [2, 12]]
-    assert result["spacing"] == [1.0, 1.1, 1.0]
-    assert result["sitk_stuff"]["spacing"] == (1.0, 1.1, 1.0)
-    assert result["sitk_stuff"]["origin"] == (-1.5, 0.0, 0.0)
-    assert "class_locations" not in result
-    assert properties.keys() == stored.keys()
-    assert properties["sitk_stuff"] == stored["sitk_stuff"]
-    odd = {**{key: value for key, value in properties.items() if key != "sitk_stuff"}, "odd_stuff": {}}
-    with pytest.raises(NotImplementedError, match="readers"):
-        hr_properties(odd, hr.plans_manager, FACTOR)
 
 
 def write_model(folder, tiny, networks):

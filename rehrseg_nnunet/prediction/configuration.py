@@ -1,0 +1,100 @@
+"""nnU-Net's configuration and preprocessor as HR prediction needs them: LR cases in, properties of HR files out."""
+
+from __future__ import annotations
+
+from copy import copy, deepcopy
+from functools import cache, partial
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from rehrseg_nnunet.nnunet.resampling import set_order_along_z
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.prediction.image_checks import check_image, failed_case, naming
+from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid, Resampling
+
+
+class HRConfigurationManager(ConfigurationManager):
+    """A configuration for exporting HR predictions, and for preprocessing the LR cases they come from.
+
+    `spacing` is that of the HR grid and resampling of probabilities along z is linear. The patch size stays the LR
+    network's. The preprocessor works with the LR configuration and returns the properties of the output grid, so that
+    nnU-Net's own functions, which know one configuration, need no change. Instances travel to worker processes.
+
+    Args:
+        lr: the plans' configuration; it is copied, not changed.
+        factor: r.
+        grid: where predictions are written.
+        has_regions: region-based training (sigmoid, not softmax); only other grids than `HRGrid` need it.
+
+    Attributes:
+        return_failures: the preprocessor returns an image that cannot be predicted as a `failed_case` instead of
+            raising.
+    """
+
+    def __init__(
+        self, lr: ConfigurationManager, *, factor: int, grid: OutputGrid | None = None, has_regions: bool = False
+    ) -> None:
+        configuration = deepcopy(lr.configuration)
+        slices, *in_plane = configuration["spacing"]
+        configuration["spacing"] = [slices / factor, *in_plane]
+        set_order_along_z(configuration, 1, kinds=("probabilities",))
+        super().__init__(configuration)
+        self.lr = lr
+        self.factor = factor
+        self.grid = HRGrid() if grid is None else grid
+        self.has_regions = has_regions
+        self.return_failures = False
+
+    def for_workers(self) -> HRConfigurationManager:
+        """A copy with `return_failures`."""
+        reporting = copy(self)
+        reporting.return_failures = True
+        return reporting
+
+    def output_properties(
+        self, properties: dict[str, Any], plans_manager: PlansManager, *, image_file: str | None
+    ) -> dict[str, Any]:
+        """Properties of the file to be written, from those of the preprocessed LR case read from `image_file`."""
+        return self.grid.properties(properties, plans_manager, factor=self.factor, image_file=image_file)
+
+    @property
+    def resampling_fn_probabilities(self) -> Resampling:
+        """nnU-Net's function inside the grid's."""
+        return partial(self.grid.resample, super().resampling_fn_probabilities, self.has_regions)
+
+    @property
+    def preprocessor_class(self) -> type:
+        """The LR configuration's preprocessor, returning the output grid's properties."""
+        return _hr_preprocessor_class(self.lr.preprocessor_class)
+
+
+@cache
+def _hr_preprocessor_class(base: type) -> type:
+    class HRPreprocessor(base):
+        """Preprocess an LR case, describe the grid its prediction goes to, name the file that cannot be used."""
+
+        source = "the image"
+
+        def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
+            self.source = ", ".join(image_files)
+            hr = configuration_manager
+            try:
+                with naming(self.source):
+                    data, seg, properties = super().run_case(image_files, seg_file, plans_manager, hr.lr, dataset_json)
+                    return data, seg, hr.output_properties(properties, plans_manager, image_file=image_files[0])
+            except UnusableImageError as error:
+                if not hr.return_failures:
+                    raise
+                return failed_case(error)
+
+        def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
+            is_hr = isinstance(configuration_manager, HRConfigurationManager)  # not so when run_case calls
+            lr = configuration_manager.lr if is_hr else configuration_manager
+            check_image(data, properties["spacing"], self.source, plans_manager, lr)
+            data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
+            if is_hr:
+                prepared = configuration_manager.output_properties(prepared, plans_manager, image_file=None)
+            return data, seg, prepared
+
+    return HRPreprocessor
