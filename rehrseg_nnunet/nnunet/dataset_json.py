@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 REQUIRED_KEYS = ("channel_names", "labels", "file_ending")
+PREPROCESS_FIRST = "run nnUNetv2_plan_and_preprocess for this dataset first"
 CONVERT = "convert the dataset with nnUNetv2_convert_old_nnUNet_dataset or nnUNetv2_convert_MSD_dataset"
 
 

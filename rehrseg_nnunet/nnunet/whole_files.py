@@ -62,9 +62,7 @@ class WholeFiles(BaseReaderWriter):
 
     plain: type[BaseReaderWriter]
 
-    def read_images(
-        self, image_fnames: Sequence[str], *args: Any, **kwargs: Any
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def read_images(self, image_fnames: Sequence[str], *args: Any, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Channels of one case, (C, D, H, W) float32, and the first one's properties.
 
         Raises:

@@ -55,7 +55,8 @@ def check_image(
     if not np.isfinite(data).all():
         raise UnusableImageError(f"{source} must hold finite values, got NaN or infinite ones; mend the file")
     voxels_left = voxels_after_cropping(data)
-    voxels, spacing = zip(*((voxels_left[a], float(spacing_mm[a])) for a in plans_manager.transpose_forward), strict=True)
+    order = [int(axis) for axis in plans_manager.transpose_forward]
+    voxels, spacing = [voxels_left[axis] for axis in order], [float(spacing_mm[axis]) for axis in order]
     _check_planned_size(voxels, spacing, configuration.spacing, source, bytes_per_voxel=4 * (channels + hr_outputs))
     if spacing[0] < MIN_ANISOTROPY * max(spacing[1:]):
         logger.warning(
@@ -68,7 +69,12 @@ def check_image(
 
 
 def _check_planned_size(
-    voxels: Sequence[int], spacing_mm: Sequence[float], planned_mm: Sequence[float], source: str, *, bytes_per_voxel: int
+    voxels: Sequence[int],
+    spacing_mm: Sequence[float],
+    planned_mm: Sequence[float],
+    source: str,
+    *,
+    bytes_per_voxel: int,
 ) -> None:
     """Refuse what resampling leaves nothing of, or what can never fit into memory; all slice axis first."""
     if not all(math.isfinite(s) and s > 0 for s in spacing_mm):

@@ -10,7 +10,7 @@ import torch
 
 from rehrseg_nnunet.cli import simulate as module
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.cli.simulate import simulate, thicken
+from rehrseg_nnunet.cli.simulate import simulate
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 SOURCE = "Dataset009_Tiny"
