@@ -219,5 +219,5 @@ def _read_labels(
     )
     unknown = unknown_labels(labels, known)
     if unknown:
-        raise ValueError(f"{describe_unknown(str(case.label), unknown)}; mend the labels, or add it there")
+        raise ValueError(f"{case.label} {describe_unknown(unknown)}; mend the labels, or add it there")
     return labels[0]

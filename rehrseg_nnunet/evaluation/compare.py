@@ -195,10 +195,7 @@ def evaluate_folders(
     }
     flat = [pair for folds in pairs.values() for fold_pairs in folds.values() for pair in fold_pairs]
     plans = None if plans_file is None else WholeFilesPlansManager(read_json(Path(plans_file), remedy=PLANS_REMEDY))
-    if plans is None:
-        reader = whole_files_of(dataset_json, flat[0].reference)
-    else:
-        reader = plans.image_reader_writer_class()
+    reader = whole_files_of(dataset_json, flat[0].reference) if plans is None else plans.image_reader_writer_class()
     if channels is None:
         manager = _label_manager(dataset_json, plans)
         labels, settings = _segmentation_settings(dataset_json["labels"], manager)
@@ -222,7 +219,7 @@ def _say_unknown_labels(results: Sequence[Mapping[str, Any]]) -> None:
     """Once for every file; nnU-Net's evaluation does not mention them."""
     unknown = {file: labels for result in results for file, labels in result.get("unknown_labels", {}).items()}
     for file, labels in unknown.items():
-        logger.warning("%s: these voxels count as no label", describe_unknown(file, labels))
+        logger.warning("%s %s: these voxels count as no label", file, describe_unknown(labels))
 
 
 def _assemble(

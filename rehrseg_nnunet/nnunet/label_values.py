@@ -55,6 +55,6 @@ def unknown_labels(labels: np.ndarray, known: Collection[int]) -> list[int]:
     return [label for label in present if label not in known]
 
 
-def describe_unknown(file: str, unknown: Collection[int]) -> str:
-    """That a file has labels that dataset.json does not have."""
-    return f"{file} has label {', '.join(f'{label:g}' for label in unknown)}, which dataset.json does not have"
+def describe_unknown(unknown: Collection[int]) -> str:
+    """That a file, whose name comes before, has labels that dataset.json does not have."""
+    return f"has label {', '.join(f'{label:g}' for label in unknown)}, which dataset.json does not have"

@@ -64,6 +64,29 @@ def require_images(folder: Path, ending: str) -> list[Path]:
     return files
 
 
+def group_channels(folder: Path, ending: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Image files of each case, in order of their channels, and the names of files without channel.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    cases: dict[str, list[str]] = {}
+    unnamed = []
+    for file in image_files(folder, ending):
+        match = pattern.fullmatch(file.name)
+        if match is None:
+            unnamed.append(file.name)
+        else:
+            cases.setdefault(match[1], []).append(str(file))
+    return dict(sorted(cases.items())), unnamed
+
+
+def has_all_channels(files: Sequence[str], ending: str, *, channels: int) -> bool:
+    """Whether the files of a case are exactly those of channels 0 to C - 1."""
+    return [file.removesuffix(ending)[-5:] for file in files] == [f"_{channel:04d}" for channel in range(channels)]
+
+
 def list_cases(folder: Path, ending: str, *, channels: int) -> dict[str, list[str]]:
     """Image files of each case, in order of their channels.
 
@@ -81,22 +104,16 @@ def list_cases(folder: Path, ending: str, *, channels: int) -> dict[str, list[st
         FileNotFoundError: the folder does not exist or has no files with this ending.
         ValueError: files without channel, or cases that do not have exactly the channels 0 to C - 1.
     """
-    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
-    files = require_images(folder, ending)
-    matches = {file: pattern.fullmatch(file.name) for file in files}
-    unnamed = [file.name for file, match in matches.items() if match is None]
+    require_images(folder, ending)
+    cases, unnamed = group_channels(folder, ending)
     if unnamed:
         raise ValueError(
             f"{folder} must hold images named CASE_0000{ending}, the channel last, got {listed(unnamed)}; rename them"
         )
-    cases: dict[str, list[str]] = {}
-    for file, match in matches.items():
-        cases.setdefault(match[1], []).append(str(file))
-    expected = [f"_{channel:04d}{ending}" for channel in range(channels)]
-    wrong = [case for case, found in cases.items() if [Path(f).name for f in found] != [case + e for e in expected]]
+    wrong = {case: files for case, files in cases.items() if not has_all_channels(files, ending, channels=channels)}
     if wrong:
-        raise ValueError(_wrong_channels(folder, {case: cases[case] for case in wrong}, expected))
-    return dict(sorted(cases.items()))
+        raise ValueError(_wrong_channels(folder, wrong, [f"_{channel:04d}{ending}" for channel in range(channels)]))
+    return cases
 
 
 def _wrong_channels(folder: Path, cases: dict[str, list[str]], expected: Sequence[str]) -> str:
