@@ -58,7 +58,9 @@ def _fresh_network(dataset: str, configuration: str, plans_identifier: str) -> S
     plans = PlansManager(read_json(folder / f"{plans_identifier}.json", remedy=PREPROCESS_FIRST))
     resolved = plans.get_configuration(configuration)
     config = load_config(resolved.configuration)
-    heads = plans.get_label_manager(read_dataset_json(folder / "dataset.json")).num_segmentation_heads
+    heads = plans.get_label_manager(
+        read_dataset_json(folder / "dataset.json", required=("labels",))
+    ).num_segmentation_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return build_self_sr_network(config, len(resolved.normalization_schemes), heads)
