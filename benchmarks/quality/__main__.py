@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         trained = _runs(benchmark, args.rows or [key for table in args.tables for key in TABLES[table][1]], args)
         if not args.report:
             _work(benchmark, trained, device=args.device)
-    except (ValueError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     numbers = [n for n in TABLES if {*args.rows} & {*TABLES[n][1]}] if args.rows else args.tables
     folder = benchmark.work / "tables"

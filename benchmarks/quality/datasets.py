@@ -14,12 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from benchmarks.quality.rows import PLANS
-from rehrseg_nnunet.cli.simulate import AXES, with_scaled_slices
+from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.config.presets import apply_preset, load_preset, scale_width
 from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
+from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_dataset_json, read_json
+from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases, require_images
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.whole_files import whole_files
+from rehrseg_nnunet.slices.geometry import scale_slice_geometry
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import degrade_labels, interpolate
 
@@ -28,6 +33,7 @@ OFFSETS = {"thick": 500, "interpolated": 600, "true_hr": 700}
 SUBFOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+", re.ASCII)
 FILE_ENDING = ".nii.gz"
+FILES = whole_files(SimpleITKIO)  # reads and writes them
 MIN_CASES = 5  # nnU-Net makes five folds
 
 
@@ -95,7 +101,7 @@ class Benchmark:
         number, highest = _number(self.source.name), 999 - max(OFFSETS.values())
         if not 1 <= number <= highest:
             raise ValueError(f"--source must be named Dataset001_NAME to Dataset{highest}_NAME, got {self.source.name}")
-        ending = json.loads((self.source / "dataset.json").read_text())["file_ending"]
+        ending = read_dataset_json(self.source / "dataset.json", required=("file_ending",))["file_ending"]
         if ending != FILE_ENDING:
             raise ValueError(f"--source must have files that end in {FILE_ENDING}, got {ending}")
         if self.cases < MIN_CASES or self.test_cases < 0:
@@ -187,7 +193,7 @@ def _write_plans(benchmark: Benchmark, key: str) -> None:
     """The preset's plans, with what `PLANS` changes."""
     folder = benchmark.folder("preprocessed", benchmark.dataset("thick"))
     name = benchmark.plans_name(key)
-    stock = json.loads((folder / "nnUNetPlans.json").read_text())
+    stock = read_json(folder / "nnUNetPlans.json", remedy=PREPROCESS_FIRST)
     plans = apply_preset(stock, load_preset(benchmark.preset), plans_name=name)
     for configuration in plans["configurations"].values():
         if BLOCK in configuration:
@@ -200,7 +206,7 @@ def _write_hr_plans(benchmark: Benchmark, data: str) -> None:
     """nnU-Net's plans for thin slices, with the width and batch size of the thick slices' plans."""
     folder = benchmark.folder("preprocessed", benchmark.dataset(data))
     thick = benchmark.folder("preprocessed", benchmark.dataset("thick")) / f"{benchmark.plans_name()}.json"
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans = read_json(folder / "nnUNetPlans.json", remedy=PREPROCESS_FIRST)
     plans["plans_name"] = benchmark.plans_name()
     configuration = plans["configurations"][CONFIGURATION]
     configuration["batch_size"] = json.loads(thick.read_text())["configurations"][CONFIGURATION]["batch_size"]
@@ -243,18 +249,18 @@ def labelled_files(source: Path) -> list[Path]:
     """Label files of a raw dataset, in order of their names.
 
     Raises:
-        ValueError: it is no nnU-Net dataset.
+        ValueError: its dataset.json cannot be used.
+        FileNotFoundError: it is no nnU-Net dataset, or without labels.
     """
-    if not (source / "dataset.json").is_file():
-        raise ValueError(f"--source must be an nnU-Net raw dataset, but {source / 'dataset.json'} is missing")
-    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
-    return sorted((source / "labelsTr").glob(f"*{ending}"))
+    dataset = read_dataset_json(source / "dataset.json", required=("file_ending",))
+    return require_images(source / "labelsTr", dataset["file_ending"])
 
 
 def copy_cases(source: Path, target: Path, *, cases: int, test_cases: int) -> None:
     """Copy the first labelled cases of a raw dataset, in order of their names, and the next ones as its test set."""
-    dataset = json.loads((source / "dataset.json").read_text())
+    dataset = read_dataset_json(source / "dataset.json")
     ending = dataset["file_ending"]
+    images = list_cases(source / "imagesTr", ending, channels=len(dataset["channel_names"]))
     labels = labelled_files(source)
     parts = {"Tr": labels[:cases], "Ts": labels[cases : cases + test_cases]}
     for part, files in parts.items():
@@ -262,9 +268,9 @@ def copy_cases(source: Path, target: Path, *, cases: int, test_cases: int) -> No
             (target / f"{subfolder}{part}").mkdir(parents=True)
         for label in files:
             shutil.copy(label, target / f"labels{part}")
-            for image in (source / "imagesTr").glob(f"{label.name.removesuffix(ending)}_????{ending}"):
+            for image in images.get(label.name.removesuffix(ending), ()):
                 shutil.copy(image, target / f"images{part}")
-    (target / "dataset.json").write_text(json.dumps({**dataset, "numTraining": cases}))
+    write_atomically(target / "dataset.json", json.dumps({**dataset, "numTraining": cases}))
 
 
 def copy_true_hr(thick: Path, target: Path) -> None:
@@ -278,31 +284,27 @@ def copy_true_hr(thick: Path, target: Path) -> None:
 def interpolate_dataset(thick: Path, target: Path, *, factor: int, axis: int) -> None:
     """Thick slices interpolated to thin ones: images by cubic B-spline, labels by signed distances."""
     for subfolder in SUBFOLDERS:
-        for file, image in read_folder(thick / subfolder):
-            values = sitk.GetArrayFromImage(image)
-            if subfolder.startswith("labels"):
-                fine = torch.from_numpy(interpolate_labels(values, factor, axis, spacing_mm=image.GetSpacing()[::-1]))
+        labels = subfolder.startswith("labels")
+        for file, values, properties in read_folder(thick / subfolder, labels=labels):
+            grid, output = scale_slice_geometry(properties, axis, 1 / factor), str(target / subfolder / file.name)
+            if labels:
+                spacing_mm = properties["spacing"]
+                fine = interpolate_labels(values.astype(np.int16), factor, axis, spacing_mm=spacing_mm)
+                FILES().write_seg(fine, output, grid)
             else:
-                fine = interpolate(torch.from_numpy(values), factor, axis)
-            write_image(with_scaled_slices(fine, image, axis, 1 / factor), target / subfolder / file.name)
+                FILES().write_image(interpolate(torch.from_numpy(values), factor, axis).numpy(), output, grid)
     shutil.copy(thick / "dataset.json", target)
 
 
 def decimate_folder(source: Path, target: Path, *, factor: int, axis: int) -> None:
     """HR segmentations on the thick slices, by the label at each slice's centre (ties: lower side, in every case)."""
-    for file, image in read_folder(source):
-        labels = torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.int16))
-        thick = with_scaled_slices(degrade_labels(labels, factor, axis), image, axis, factor)
-        write_image(thick, target / file.name)
+    for file, labels, properties in read_folder(source, labels=True):
+        thick = degrade_labels(torch.from_numpy(labels), factor, axis).numpy()
+        FILES().write_seg(thick, str(target / file.name), scale_slice_geometry(properties, axis, factor))
 
 
-def read_folder(folder: Path) -> Iterator[tuple[Path, sitk.Image]]:
-    """Every NIfTI file of a folder and its image, by name; nothing where there is no such folder."""
-    for file in sorted(folder.glob("*.nii.gz")):
-        yield file, sitk.ReadImage(str(file))
-
-
-def write_image(image: sitk.Image, file: Path) -> None:
-    """Write an image into a folder that may have to be made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(file), True)
+def read_folder(folder: Path, *, labels: bool) -> Iterator[tuple[Path, np.ndarray, dict[str, Any]]]:
+    """Every NIfTI file of a folder by name, with its values (D, H, W) and geometry; nothing without such a folder."""
+    for file in image_files(folder, FILE_ENDING) if folder.is_dir() else ():
+        values, properties = FILES().read_seg(str(file)) if labels else FILES().read_images([str(file)])
+        yield file, values[0], properties

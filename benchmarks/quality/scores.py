@@ -11,6 +11,7 @@ from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
 from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_in_every_way
+from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
 SETS = {"validation": "Tr", "test": "Ts"}
@@ -109,4 +110,4 @@ def _hr_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _dataset_json(benchmark: Benchmark) -> dict[str, Any]:
-    return json.loads((benchmark.folder("raw", benchmark.dataset("thick")) / "dataset.json").read_text())
+    return read_dataset_json(benchmark.folder("raw", benchmark.dataset("thick")) / "dataset.json")

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import gaussian_filter
+
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.whole_files import whole_files
 
 LABELS = {"background": 0, "tube": 1, "ellipsoid": 2}
 TISSUE = (100.0, 180.0, 50.0)
@@ -80,13 +83,16 @@ def write_phantom_dataset(folder: Path, *, cases: int, shape: Sequence[int], see
         cases: number of training cases.
         shape: (z, y, x) of each.
         seed: of the random numbers.
+
+    Raises:
+        OSError: a file could not be written; named.
     """
-    for subfolder in ("imagesTr", "labelsTr"):
-        (folder / subfolder).mkdir(parents=True)
+    files = whole_files(SimpleITKIO)()
+    geometry = {"sitk_stuff": {"spacing": (1.0,) * 3, "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())}}
     for number, rng in enumerate(np.random.default_rng(seed).spawn(cases)):
         image, labels = make_phantom(shape, rng)
-        sitk.WriteImage(sitk.GetImageFromArray(image), str(folder / "imagesTr" / f"phantom_{number:03d}_0000.nii.gz"))
-        sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labelsTr" / f"phantom_{number:03d}.nii.gz"))
+        files.write_image(image, str(folder / "imagesTr" / f"phantom_{number:03d}_0000.nii.gz"), geometry)
+        files.write_seg(labels, str(folder / "labelsTr" / f"phantom_{number:03d}.nii.gz"), geometry)
     dataset = {
         "name": folder.name,
         "channel_names": {"0": "MRI"},
@@ -94,4 +100,4 @@ def write_phantom_dataset(folder: Path, *, cases: int, shape: Sequence[int], see
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2))
+    write_atomically(folder / "dataset.json", json.dumps(dataset, indent=2))

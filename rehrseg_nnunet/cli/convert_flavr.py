@@ -8,13 +8,13 @@ time the same file is made.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_dataset_json, read_json
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.safe_files import move_into_place, partial_name
 from rehrseg_nnunet.self_sr.flavr_checkpoint import load_backbone, read_flavr_checkpoint
@@ -55,19 +55,15 @@ def _fresh_network(dataset: str, configuration: str, plans_identifier: str) -> S
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     folder = find_dataset(nnunet_folder("nnUNet_preprocessed"), dataset)
-    plans = PlansManager(_read_json(folder / f"{plans_identifier}.json"))
+    plans = PlansManager(read_json(folder / f"{plans_identifier}.json", remedy=PREPROCESS_FIRST))
     resolved = plans.get_configuration(configuration)
     config = load_config(resolved.configuration)
-    heads = plans.get_label_manager(_read_json(folder / "dataset.json")).num_segmentation_heads
+    heads = plans.get_label_manager(
+        read_dataset_json(folder / "dataset.json", required=("labels",))
+    ).num_segmentation_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return build_self_sr_network(config, len(resolved.normalization_schemes), heads)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found; run nnUNetv2_plan_and_preprocess first")
-    return json.loads(path.read_text())
 
 
 def _save_atomically(content: dict[str, Any], path: Path) -> None:
@@ -77,5 +73,7 @@ def _save_atomically(content: dict[str, Any], path: Path) -> None:
     try:
         torch.save(content, partial)
         move_into_place(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise OSError(f"{path} could not be written: {error}; free space there or choose another file") from error
     finally:
         partial.unlink(missing_ok=True)

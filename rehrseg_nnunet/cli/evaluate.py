@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rehrseg_nnunet.evaluation.compare import default_workers, evaluate_folders
 from rehrseg_nnunet.evaluation.pairing import common_folder, expand_folders, short_names
 from rehrseg_nnunet.evaluation.tables import format_summary, write_summary
+from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     summary = evaluate_folders(
         reference_folder,
         methods,
-        dataset_json=_read_dataset_json(Path(args.djfile)),
+        dataset_json=read_dataset_json(Path(args.djfile), required=("file_ending",)),
         plans_file=args.pfile,
         images=args.images,
         chill=args.chill,
@@ -88,10 +87,3 @@ def _output_files(target: str, inputs: Sequence[Path]) -> tuple[Path, Path]:
     if files[0].name == "summary.json" and files[0].parent.resolve() in [folder.resolve() for folder in inputs]:
         raise ValueError(f"-o must not replace a summary.json of nnU-Net, got {target}; choose another folder or name")
     return files
-
-
-def _read_dataset_json(file: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"-djfile must be a JSON file, got {file}: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
     ensure_trainer_path()
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from rehrseg_nnunet.nnunet.raw_files import say_left_out
     from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
     model = Path(get_output_folder(args.d, args.tr, args.p, args.c))
@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> None:
             remedy="choose the folds that are trained with -f, or another checkpoint with -chk",
         )
     predictor.initialize_from_trained_model_folder(str(model), folds, checkpoint_name=args.chk)
-    _check_file_names(Path(args.i), predictor.dataset_json["file_ending"])
+    predictor.image_files(Path(args.i))  # before anything is written
+    say_left_out(Path(args.i), predictor.dataset_json["file_ending"])
     output = Path(args.o)
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
@@ -169,15 +170,6 @@ def _check(args: argparse.Namespace) -> None:
     for fold in args.f:
         if fold != "all" and not str(fold).isdigit():
             raise ValueError(f"-f must be numbers or all, got {fold}")
-
-
-def _check_file_names(folder: Path, ending: str) -> None:
-    """nnU-Net writes nothing for a folder without images and raises an IndexError for a name without channel."""
-    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(ending))
-    unnamed = [name for name in files if not re.fullmatch(rf".+_\d{{4}}{re.escape(ending)}", name)]
-    if unnamed or not files:
-        got = f"{', '.join(unnamed[:3])}{', ...' if unnamed[3:] else ''}" if unnamed else f"no {ending} files"
-        raise ValueError(f"-i must hold images named CASE_0000{ending}, the channel last, got {got} in {folder}")
 
 
 def _predictor(args: argparse.Namespace) -> HRPredictor:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import SimpleITK as sitk
+import numpy as np
 import torch
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, unknown_labels
+from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases, listed, say_left_out
+from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
 from rehrseg_nnunet.slices.geometry import scale_slice_geometry
+from rehrseg_nnunet.slices.grids import check_same_points, grid_from_properties
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
+logger = logging.getLogger(__name__)
+
+WITHOUT_GEOMETRY = {*NaturalImage2DIO.supported_file_endings, *Tiff3DIO.supported_file_endings}
 AXES = {"z": 0, "y": 1, "x": 2}
 
 
@@ -46,7 +61,9 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str) -> Path:
         The folder that was written.
 
     Raises:
-        ValueError: impossible factor or number, or an image that is not 3D or has fewer slices than the factor.
+        ValueError: impossible factor or number, a dataset.json or a file that cannot be used, or a case of fewer slices
+            than the factor.
+        FileNotFoundError: no images, or no labels of some.
         FileExistsError: the number is taken.
         NotImplementedError: a dataset whose files lie elsewhere.
     """
@@ -79,84 +96,128 @@ def _check_free(dataset_id: int) -> None:
 
 
 def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: int) -> None:
-    try:
-        dataset = json.loads((source / "dataset.json").read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{source / 'dataset.json'} is missing; {source.name} is no nnU-Net dataset") from None
+    dataset = read_dataset_json(source / "dataset.json")
     if "dataset" in dataset:
         raise NotImplementedError(f"{source.name} lists its files in dataset.json; they must lie in imagesTr, labelsTr")
     ending = dataset["file_ending"]
-    for subfolder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        if not (source / subfolder).is_dir():
-            continue
-        (target / subfolder).mkdir()
-        (target / f"{subfolder}HR").mkdir()
-        files = sorted((source / subfolder).glob(f"*{ending}"))
-        labels = "labels" in subfolder
-        for number, file in enumerate(tqdm(files, desc=subfolder)):
-            lr, hr = thicken(file, factor=factor, axis=axis, labels=labels, upper_ties=number % 2 == 1)
-            sitk.WriteImage(hr, str(target / f"{subfolder}HR" / file.name), True)
-            sitk.WriteImage(lr, str(target / subfolder / file.name), True)
-    dataset["name"] = name
-    dataset["description"] = (
-        f"{dataset.get('description', source.name)}; thick slices simulated by a factor of {factor} along array axis "
-        f"{axis}, labels at the slices' centres; the truth is in imagesTrHR and labelsTrHR"
-    )
-    (target / "dataset.json").write_text(json.dumps(dataset, indent=2))
+    if ending in WITHOUT_GEOMETRY:
+        raise ValueError(
+            f"{source} must have files that keep their spacing, got {ending}; convert it to .nii.gz, .nrrd or .mha"
+        )
+    parts = {part: _cases(source, part, dataset) for part in ("Tr", "Ts") if (source / f"images{part}").is_dir()}
+    if "Tr" not in parts:
+        raise FileNotFoundError(f"{source / 'imagesTr'} is missing; {source.name} has no training images")
+    example = Path(parts["Tr"][0].images[0])
+    reader = whole_files_of({"file_ending": ending}, example)  # one that keeps the files' order of axes
+    known = known_labels(LabelManager(dataset["labels"], dataset.get("regions_class_order")))
+    for part, cases in parts.items():
+        for number, case in enumerate(tqdm(cases, desc=part)):
+            options = {"factor": factor, "axis": axis, "upper_ties": number % 2 == 1}
+            thicken_case(case, target, part, reader=reader, known=known, **options)
+    description = dataset.get("description", source.name)
+    dataset |= {
+        "name": name,
+        "numTraining": len(parts["Tr"]),
+        "description": f"{description}; thick slices simulated by a factor of {factor} along array axis {axis}, labels "
+        "at the slices' centres; the truth is in imagesTrHR and labelsTrHR",
+    }
+    write_atomically(target / "dataset.json", json.dumps(dataset, indent=2))
 
 
-def thicken(
-    file: Path, *, factor: int, axis: int, labels: bool, upper_ties: bool = False
-) -> tuple[sitk.Image, sitk.Image]:
-    """Read one file and return it with thick slices and as it was, cropped to a multiple of the factor.
+class Case(NamedTuple):
+    """Files of a case; the label is None where a test case has none."""
+
+    images: list[str]
+    label: Path | None
+
+
+def _cases(source: Path, part: str, dataset: Mapping[str, Any]) -> list[Case]:
+    """The cases of imagesTr or imagesTs, in order of their files' names.
+
+    Raises:
+        ValueError: files without nnU-Net's names, or with other channels.
+        FileNotFoundError: no images, or training cases without label.
+    """
+    images, labels, ending = source / f"images{part}", source / f"labels{part}", dataset["file_ending"]
+    found = list_cases(images, ending, channels=len(dataset["channel_names"]))
+    files = {file.name.removesuffix(ending): file for file in image_files(labels, ending)} if labels.is_dir() else {}
+    for folder in (images, labels):
+        if folder.is_dir():
+            say_left_out(folder, ending)
+    missing = [f"{case}{ending}" for case in found if case not in files]
+    if missing and part == "Tr":
+        raise FileNotFoundError(f"{labels} must have a label for every image, but {listed(missing)} is missing")
+    if missing and files:
+        logger.warning("%s: %s are missing: their images have no labels", labels, listed(missing))
+    unused = [files[case].name for case in sorted(files.keys() - found.keys())]
+    if unused:
+        logger.warning("%s: %s have no image and are left out", labels, listed(unused))
+    if part == "Tr" and dataset.get("numTraining", len(found)) != len(found):
+        logger.warning("%s: dataset.json says %s cases, got %d", images, dataset["numTraining"], len(found))
+    # ties take turns in this order
+    return [Case(found[case], files.get(case)) for case in sorted(found, key=lambda case: f"{case}{ending}")]
+
+
+def thicken_case(
+    case: Case,
+    target: Path,
+    part: str,
+    *,
+    reader: WholeFiles,
+    known: Collection[int],
+    factor: int,
+    axis: int,
+    upper_ties: bool,
+) -> None:
+    """Write one case with thick slices, and as it was, cropped to a multiple of the factor.
 
     Args:
-        file: 3D image or label file that SimpleITK reads.
+        case: files that must be whole and on one grid.
+        target: dataset folder.
+        part: "Tr" or "Ts".
+        reader: for the files.
+        known: labels of dataset.json.
         factor: r.
         axis: array axis (0: the file's last axis).
-        labels: it is a label file; intensities are written as float32.
         upper_ties: see `degrade_labels`.
 
     Raises:
-        ValueError: the file is not 3D, is a label map of non-integers, or has fewer slices than the factor.
+        ValueError: a file cannot be used; named.
     """
-    image = sitk.ReadImage(str(file))
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
-            f"{file} must be a 3D image with one value per voxel, got {image.GetDimension()} dimensions and "
-            f"{image.GetNumberOfComponentsPerPixel()} values"
-        )
-    slices = image.GetSize()[2 - axis]
+    image, properties = reader.read_images(case.images)
+    slices = image.shape[1 + axis]
     if slices < factor:
-        raise ValueError(f"{file} must have at least {factor} slices along the simulated axis, got {slices}")
-    keep = [slice(None)] * 3
-    keep[2 - axis] = slice(0, slices - slices % factor)
-    hr = image[tuple(keep)]
-    values = torch.from_numpy(sitk.GetArrayFromImage(hr))
-    if labels:
-        integers = values.to(torch.int32)
-        if not torch.equal(integers.to(values.dtype), values):
-            raise ValueError(f"{file} must hold integer labels")
-        lr = degrade_labels(integers, factor, axis, upper_ties=upper_ties).to(values.dtype)
-    else:
-        hr = sitk.Cast(hr, sitk.sitkFloat32)
-        lr = degrade(values.float(), factor, axis)
-    return with_scaled_slices(lr, hr, axis, factor), hr
+        raise ValueError(f"{case.images[0]} must have at least {factor} slices along the simulated axis, got {slices}")
+    labels = None if case.label is None else _read_labels(case, reader, image.shape[1:], properties, known)
+    grids = {"": scale_slice_geometry(properties, axis, factor), "HR": properties}
+    keep = (slice(None),) * axis + (slice(0, slices - slices % factor),)
+    for file, channel in zip(case.images, image, strict=True):
+        hr = channel[keep]
+        lr = degrade(torch.from_numpy(hr), factor, axis).numpy()
+        for resolution, volume in (("", lr), ("HR", hr)):
+            output = target / f"images{part}{resolution}" / Path(file).name
+            reader.write_image(volume, str(output), grids[resolution])
+    if labels is None or case.label is None:
+        return
+    hr = labels[keep]
+    lr = degrade_labels(torch.from_numpy(hr), factor, axis, upper_ties=upper_ties).numpy()
+    for resolution, volume in (("", lr), ("HR", hr)):
+        reader.write_seg(volume, str(target / f"labels{part}{resolution}" / case.label.name), grids[resolution])
 
 
-def with_scaled_slices(values: torch.Tensor, reference: sitk.Image, axis: int, scale: float) -> sitk.Image:
-    """Image of values whose slices along an array axis are `scale` times as long as those of the reference."""
-    properties = {
-        "spacing": reference.GetSpacing()[::-1],
-        "sitk_stuff": {
-            "spacing": reference.GetSpacing(),
-            "origin": reference.GetOrigin(),
-            "direction": reference.GetDirection(),
-        },
-    }
-    geometry = scale_slice_geometry(properties, axis, scale)["sitk_stuff"]
-    image = sitk.GetImageFromArray(values.numpy())
-    image.SetSpacing(geometry["spacing"])
-    image.SetOrigin(geometry["origin"])
-    image.SetDirection(geometry["direction"])
-    return image
+def _read_labels(
+    case: Case, reader: WholeFiles, shape: tuple[int, ...], properties: Mapping[str, Any], known: Collection[int]
+) -> np.ndarray:
+    """(D, H, W) labels, all of dataset.json, on the image's grid."""
+    labels, own = reader.read_seg(str(case.label))
+    check_same_points(
+        grid_from_properties(own, labels.shape[1:]),
+        grid_from_properties(properties, shape),
+        file=str(case.label),
+        reference_file=case.images[0],
+        remedy="draw or resample the labels on their image",
+    )
+    unknown = unknown_labels(labels, known)
+    if unknown:
+        raise ValueError(f"{case.label} {describe_unknown(unknown)}; mend the labels, or add it there")
+    return labels[0]

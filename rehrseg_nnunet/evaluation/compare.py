@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,64 +12,53 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key, region_or_label_to_mask
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_dataset_json,
-    determine_reader_writer_from_file_ending,
-)
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.evaluation.metrics import HAUSDORFF_PERCENTILE, SSIM_SIGMA, SSIM_WINDOW, dice, hd95, psnr, ssim
 from rehrseg_nnunet.evaluation.pairing import Pair, pair_files, short_names
 from rehrseg_nnunet.evaluation.summary import IMAGE_METRICS, SEGMENTATION_METRICS, method_summary, paired_test
-from rehrseg_nnunet.slices.grids import TOLERANCE_MM, Grid, grid_from_properties, onto_reference
+from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
+from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, unknown_labels
+from rehrseg_nnunet.nnunet.raw_files import say_left_out
+from rehrseg_nnunet.nnunet.whole_files import WholeFiles, WholeFilesPlansManager, whole_files_of
+from rehrseg_nnunet.slices.grids import TOLERANCE_VOXELS, Grid, grid_from_properties, onto_reference
+
+logger = logging.getLogger(__name__)
+
+PLANS_REMEDY = "name the plans file of a model"
 
 Label = int | tuple[int, ...]
 
 
-def read_volume(file: str, reader: BaseReaderWriter, *, segmentation: bool) -> tuple[np.ndarray, Grid]:
-    """Read a file with one of nnU-Net's readers.
-
-    Returns:
-        The volume, shape (D, H, W), and its grid.
-
-    Raises:
-        ValueError: the file has several channels, is not 2D or 3D, or holds values that are not finite.
-    """
-    array, properties = reader.read_seg(file) if segmentation else reader.read_images([file])
-    if array.ndim != 4 or array.shape[0] != 1:
-        raise ValueError(f"{file} must hold one channel, got an array of shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{file} must be finite everywhere, got nan or inf in it")
-    return array[0], grid_from_properties(properties, array.shape[1:])
-
-
 def read_pair(
-    reference_file: str, prediction_file: str, reader: BaseReaderWriter | None, *, segmentation: bool
+    reference_file: str, prediction_file: str, reader: WholeFiles | None, *, segmentation: bool
 ) -> tuple[np.ndarray, np.ndarray, Grid]:
     """Read two files that must have the same physical points.
 
     Returns:
-        Reference, prediction in the order of the reference's voxels, and the reference's grid.
+        Reference, prediction in the order of the reference's voxels, both (D, H, W), and the reference's grid.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: as for :func:`read_volume`, or the grids differ.
+        ValueError: a file that cannot be used, see `WholeFiles`, or the grids differ.
     """
     for file in (reference_file, prediction_file):
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{file} does not exist")
-    reader = reader or _reader_for(reference_file)
-    reference, reference_grid = read_volume(reference_file, reader, segmentation=segmentation)
-    prediction, grid = read_volume(prediction_file, reader, segmentation=segmentation)
+    if reader is None:
+        ending = "".join(Path(reference_file).suffixes[-2 if reference_file.endswith(".gz") else -1 :])
+        reader = whole_files_of({"file_ending": ending}, Path(reference_file))
+    (reference, reference_grid), (prediction, grid) = (
+        _read(file, reader, segmentation=segmentation) for file in (reference_file, prediction_file)
+    )
     prediction = onto_reference(prediction, grid, reference_grid, file=prediction_file, reference_file=reference_file)
     return reference, prediction, reference_grid
 
 
-def _reader_for(file: str) -> BaseReaderWriter:
-    ending = "".join(Path(file).suffixes[-2 if file.endswith(".gz") else -1 :])
-    return determine_reader_writer_from_file_ending(ending, file, verbose=False)()
+def _read(file: str, reader: WholeFiles, *, segmentation: bool) -> tuple[np.ndarray, Grid]:
+    array, properties = reader.read_seg(file) if segmentation else reader.read_images([file])
+    return array[0], grid_from_properties(properties, array.shape[1:])
 
 
 def evaluate_case(
@@ -77,7 +67,8 @@ def evaluate_case(
     labels_or_regions: Sequence[Label],
     ignore_label: int | None = None,
     *,
-    reader: BaseReaderWriter | None = None,
+    known: Collection[int] | None = None,
+    reader: WholeFiles | None = None,
 ) -> dict[str, Any]:
     """Dice and HD95 of one segmentation for each label or region.
 
@@ -89,14 +80,16 @@ def evaluate_case(
         prediction_file: file with the predicted labels.
         labels_or_regions: labels, or tuples of labels whose union is a region.
         ignore_label: label of voxels that do not count; None if there is none.
-        reader: nnU-Net's reader for both files; None chooses by the file's ending.
+        known: all labels of dataset.json; None does not look for others.
+        reader: for both files; None chooses by the file's ending.
 
     Returns:
         ``reference_file``, ``prediction_file`` and ``metrics``: for each label or region, by nnU-Net's key (``"1"``,
-        ``"(1, 2)"``), ``Dice``, ``HD95`` in mm, and the voxel counts ``n_ref`` and ``n_pred``.
+        ``"(1, 2)"``), ``Dice``, ``HD95`` in mm, and the voxel counts ``n_ref`` and ``n_pred``. Where a file has labels
+        that are not known, also ``unknown_labels`` by file.
 
     Raises:
-        ValueError: the files' grids differ, or a file does not hold one finite volume.
+        ValueError: the files' grids differ, or a file cannot be used.
     """
     files = str(reference_file), str(prediction_file)
     reference, prediction, grid = read_pair(*files, reader, segmentation=True)
@@ -111,7 +104,12 @@ def evaluate_case(
             "n_ref": int(first.sum()),
             "n_pred": int(second.sum()),
         }
-    return {"reference_file": files[0], "prediction_file": files[1], "metrics": metrics}
+    result = {"reference_file": files[0], "prediction_file": files[1], "metrics": metrics}
+    if known is None:
+        return result
+    unknown = {file: unknown_labels(labels, known) for file, labels in zip(files, (reference, prediction), strict=True)}
+    unknown = {file: labels for file, labels in unknown.items() if labels}
+    return {**result, "unknown_labels": unknown} if unknown else result
 
 
 def evaluate_image(
@@ -119,7 +117,7 @@ def evaluate_image(
     prediction_file: str | Path,
     *,
     channel: int = 0,
-    reader: BaseReaderWriter | None = None,
+    reader: WholeFiles | None = None,
 ) -> dict[str, Any]:
     """PSNR and SSIM of one image; the data range is the reference's maximum minus its minimum.
 
@@ -127,14 +125,14 @@ def evaluate_image(
         reference_file: file with the reference image.
         prediction_file: file with the predicted image.
         channel: key of the result.
-        reader: nnU-Net's reader for both files; None chooses by the file's ending.
+        reader: for both files; None chooses by the file's ending.
 
     Returns:
         ``reference_file``, ``prediction_file`` and ``metrics``: under the channel ``PSNR`` in dB, ``SSIM`` and
         ``data_range``. Both metrics are nan for a constant reference.
 
     Raises:
-        ValueError: the files' grids differ, or a file does not hold one finite volume.
+        ValueError: the files' grids differ, or a file cannot be used.
     """
     files = str(reference_file), str(prediction_file)
     reference, prediction, _ = read_pair(*files, reader, segmentation=False)
@@ -180,33 +178,49 @@ def evaluate_folders(
     """
     if not methods:
         raise ValueError("methods must not be empty, got none")
-    channels = _channel_names(dataset_json) if images else None
+    check_keys(dataset_json, required=("file_ending", "channel_names" if images else "labels"))
+    ending = dataset_json["file_ending"]
+    channels = dict(dataset_json["channel_names"]) if images else None
+    for folder in {Path(folder) for folders in ([reference_folder], *methods.values()) for folder in folders}:
+        if folder.is_dir():
+            say_left_out(folder, ending)
     pairs = {
         name: pair_files(
             reference_folder,
             dict(zip(short_names(folders), folders, strict=True)),
-            file_ending=_require_key(dataset_json, "file_ending"),
+            file_ending=ending,
             num_channels=None if channels is None else len(channels),
             chill=chill,
         )
         for name, folders in methods.items()
     }
     flat = [pair for folds in pairs.values() for fold_pairs in folds.values() for pair in fold_pairs]
-    plans = None if plans_file is None else PlansManager(plans_file)
-    reader = _reader_class(dataset_json, plans, example=flat[0].reference)()
+    plans = None if plans_file is None else WholeFilesPlansManager(read_json(Path(plans_file), remedy=PLANS_REMEDY))
+    reader = whole_files_of(dataset_json, flat[0].reference) if plans is None else plans.image_reader_writer_class()
     if channels is None:
-        labels, settings = _segmentation_settings(dataset_json, plans)
-        compare = partial(_compare_labels, labels=labels, ignore_label=settings["ignore_label"], reader=reader)
+        manager = _label_manager(dataset_json, plans)
+        labels, settings = _segmentation_settings(dataset_json["labels"], manager)
+        known, ignore_label = known_labels(manager), manager.ignore_label
+        compare = partial(_compare_labels, labels=labels, ignore_label=ignore_label, known=known, reader=reader)
     else:
         settings = _image_settings(channels)
         compare = partial(_compare_images, reader=reader)
-    settings |= {"reference_folder": str(reference_folder), "reader": type(reader).__name__}
-    results = iter(_map(compare, flat, workers))
+    settings |= {"reference_folder": str(reference_folder), "reader": reader.plain.__name__}
+    compared = _map(compare, flat, workers)
+    _say_unknown_labels(compared)
+    results = iter(compared)
     cases = {
         name: {fold: [next(results) for _ in fold_pairs] for fold, fold_pairs in folds.items()}
         for name, folds in pairs.items()
     }
-    return _assemble(cases, methods, settings | {"grid_tolerance_mm": TOLERANCE_MM})
+    return _assemble(cases, methods, settings | {"grid_tolerance_voxels": TOLERANCE_VOXELS})
+
+
+def _say_unknown_labels(results: Sequence[Mapping[str, Any]]) -> None:
+    """Once for every file; nnU-Net's evaluation does not mention them."""
+    unknown = {file: labels for result in results for file, labels in result.get("unknown_labels", {}).items()}
+    for file, labels in unknown.items():
+        logger.warning("%s %s: these voxels count as no label", file, describe_unknown(labels))
 
 
 def _assemble(
@@ -226,12 +240,13 @@ def _assemble(
 
 
 def _compare_labels(
-    pair: Pair, *, labels: Sequence[Label], ignore_label: int | None, reader: BaseReaderWriter
+    pair: Pair, *, labels: Sequence[Label], ignore_label: int | None, known: Collection[int], reader: WholeFiles
 ) -> dict[str, Any]:
-    return {"case": pair.case, **evaluate_case(pair.reference, pair.prediction, labels, ignore_label, reader=reader)}
+    result = evaluate_case(pair.reference, pair.prediction, labels, ignore_label, known=known, reader=reader)
+    return {"case": pair.case, **result}
 
 
-def _compare_images(pair: Pair, *, reader: BaseReaderWriter) -> dict[str, Any]:
+def _compare_images(pair: Pair, *, reader: WholeFiles) -> dict[str, Any]:
     return {
         "case": pair.case,
         **evaluate_image(pair.reference, pair.prediction, channel=pair.channel, reader=reader),
@@ -254,26 +269,6 @@ def _map(function: Any, pairs: Sequence[Pair], workers: int) -> list[dict[str, A
             raise
 
 
-def _require_key(dataset_json: Mapping[str, Any], key: str) -> Any:
-    if key not in dataset_json:
-        raise ValueError(f"dataset.json must have the key {key}, got {sorted(dataset_json)}")
-    return dataset_json[key]
-
-
-def _channel_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
-    # nnU-Net accepts the name that this key had in its first version.
-    names = _require_key(dataset_json, "modality" if "modality" in dataset_json else "channel_names")
-    return {str(channel): str(name) for channel, name in names.items()}
-
-
-def _reader_class(
-    dataset_json: Mapping[str, Any], plans: PlansManager | None, *, example: Path
-) -> type[BaseReaderWriter]:
-    if plans is not None:
-        return plans.image_reader_writer_class
-    return determine_reader_writer_from_dataset_json(dict(dataset_json), str(example), verbose=False)
-
-
 def _image_settings(channels: Mapping[str, str]) -> dict[str, Any]:
     return {
         "labels": dict(channels),
@@ -284,21 +279,24 @@ def _image_settings(channels: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _segmentation_settings(
-    dataset_json: Mapping[str, Any], plans: PlansManager | None
-) -> tuple[list[Label], dict[str, Any]]:
-    names = _require_key(dataset_json, "labels")
+def _label_manager(dataset_json: Mapping[str, Any], plans: PlansManager | None) -> LabelManager:
+    names = dataset_json["labels"]
     try:
-        if plans is None:
-            manager = LabelManager(names, dataset_json.get("regions_class_order"))
-        else:
-            manager = plans.get_label_manager(dict(dataset_json))
-    except AssertionError as error:
+        if plans is not None:
+            return plans.get_label_manager(dict(dataset_json))
+        return LabelManager(names, dataset_json.get("regions_class_order"))
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"labels of dataset.json must be what nnU-Net accepts, got {names}: {error}") from error
+
+
+def _segmentation_settings(names: Mapping[str, Any], manager: LabelManager) -> tuple[list[Label], dict[str, Any]]:
     regions = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    labels = [tuple(region) if isinstance(region, (tuple, list)) else int(region) for region in regions]
+    labels = [
+        tuple(int(label) for label in region) if isinstance(region, (tuple, list)) else int(region)
+        for region in regions
+    ]
     if not labels:
-        raise ValueError(f"labels of dataset.json must have one beside the background, got {names}")
+        raise ValueError(f"labels of dataset.json must have one beside the background, got {dict(names)}")
     settings = {
         "labels": {_key(label): _label_name(label, names) for label in labels},
         "metrics": list(SEGMENTATION_METRICS),
@@ -309,8 +307,10 @@ def _segmentation_settings(
 
 
 def _label_name(label: Label, names: Mapping[str, Any]) -> str:
+    """Name of a label, which dataset.json may also give as a list of one, or as text, which nnU-Net takes too."""
+    wanted = label if isinstance(label, tuple) else (label,)
     for name, value in names.items():
-        if label == (tuple(value) if isinstance(value, (tuple, list)) else value) or [label] == value:
+        if wanted == tuple(int(part) for part in (value if isinstance(value, (tuple, list)) else [value])):
             return name
     return _key(label)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rehrseg_nnunet.evaluation.compare import evaluate_folders
 from rehrseg_nnunet.evaluation.summary import MEAN, WITHOUT_HD95
 from rehrseg_nnunet.evaluation.tables import format_table, write_summary
 from rehrseg_nnunet.evaluation.upsampling import upsample_in_every_way
+from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 
 
 def compare_fold(
@@ -34,7 +34,7 @@ def compare_fold(
     Returns:
         The LR and the HR summary of `evaluate_folders`; both are also written to `output_folder`.
     """
-    dataset_json = json.loads((raw_folder / "dataset.json").read_text())
+    dataset_json = read_dataset_json(raw_folder / "dataset.json")
     output_folder.mkdir(parents=True, exist_ok=True)
     lr_methods = {name: [fold / "validation"] for name, fold in fold_folders.items()}
     hr_methods: dict[str, list[Path]] = {}

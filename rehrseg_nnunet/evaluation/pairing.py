@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rehrseg_nnunet.nnunet.raw_files import image_files, listed, require_images
+
 logger = logging.getLogger(__name__)
 
 _CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
-_NAMES_SHOWN = 5
 
 
 class Pair(NamedTuple):
@@ -99,9 +100,8 @@ def pair_files(
         FileNotFoundError: a folder does not exist, files have no partner, or nothing pairs at all.
         ValueError: two files of a folder are predictions for the same reference.
     """
+    require_images(reference_folder, file_ending)
     references = _files_by_stem(reference_folder, file_ending)
-    if not references:
-        raise FileNotFoundError(f"no file in {reference_folder} ends in {file_ending}")
     pairs = {fold: _pair_folder(references, folder, file_ending, num_channels, chill) for fold, folder in folds.items()}
     paired = {pair.reference for fold in pairs.values() for pair in fold}
     where = ", ".join(str(folder) for folder in folds.values())
@@ -110,7 +110,7 @@ def pair_files(
         raise FileNotFoundError(f"no file in {where} has the name of a file in {reference_folder}")
     if missing and not chill:
         raise FileNotFoundError(
-            f"{_listed(missing)} of {reference_folder} must be in {where} too; --chill leaves out what is missing"
+            f"{listed(missing)} of {reference_folder} must be in {where} too; --chill leaves out what is missing"
         )
     if missing:
         logger.warning("%d of %d reference files have no prediction in %s", len(missing), len(references), where)
@@ -136,7 +136,7 @@ def _pair_folder(
         case, channel = (match, 0) if num_channels is None else _split_channel(match, num_channels)
         pairs[match] = Pair(case, channel, references[match], path)
     if unknown and not chill:
-        raise FileNotFoundError(f"{_listed(unknown)} of {folder} must have a reference; --chill leaves them out")
+        raise FileNotFoundError(f"{listed(unknown)} of {folder} must have a reference; --chill leaves them out")
     if unknown:
         logger.warning("%d files of %s have no reference", len(unknown), folder)
     return list(pairs.values())
@@ -151,11 +151,4 @@ def _split_channel(stem: str, num_channels: int) -> tuple[str, int]:
 
 
 def _files_by_stem(folder: Path, file_ending: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    return {path.name.removesuffix(file_ending): path for path in sorted(folder.glob(f"*{glob.escape(file_ending)}"))}
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
+    return {file.name.removesuffix(file_ending): file for file in image_files(folder, file_ending)}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.nnunet.dataset_json import read_json
+from rehrseg_nnunet.nnunet.raw_files import require_images
+from rehrseg_nnunet.nnunet.whole_files import WholeFiles, WholeFilesPlansManager
 from rehrseg_nnunet.slices.geometry import scale_slice_geometry
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import interpolate, interpolate_logits
@@ -49,7 +49,7 @@ def upsample_in_every_way(
     Yields:
         What tables call the method, and its folder.
     """
-    plans = PlansManager(str(plans_file))
+    plans = WholeFilesPlansManager(read_json(plans_file, remedy="it lies beside the folds of every trained model"))
     for method, title in METHODS.items():
         upsample_folder(
             source,
@@ -71,7 +71,7 @@ def upsample_folder(
     method: str,
     factor: int,
     axis: int,
-    reader: BaseReaderWriter,
+    reader: WholeFiles,
     label_manager: LabelManager,
     dataset_json: Mapping[str, Any],
 ) -> None:
@@ -85,7 +85,7 @@ def upsample_folder(
             distances, but by fractions of a pixel).
         factor: r.
         axis: array axis of the slices in the files.
-        reader: nnU-Net's reader and writer.
+        reader: for the files.
         label_manager: nnU-Net's.
         dataset_json: nnU-Net's.
 
@@ -96,9 +96,7 @@ def upsample_folder(
     if method not in METHODS:
         raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
     ending = dataset_json["file_ending"]
-    files = sorted(source.glob(f"*{ending}"))
-    if not files:
-        raise FileNotFoundError(f"{source} has no predictions (*{ending})")
+    files = require_images(source, ending)
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         labels, properties = reader.read_seg(str(file))
@@ -111,12 +109,7 @@ def upsample_folder(
             interpolated = _interpolate_probabilities if method == "linear" else _interpolate_logits
             hr = interpolated(probabilities, factor, 1 + axis, has_regions=label_manager.has_regions)
             hr = np.asarray(label_manager.convert_probabilities_to_segmentation(hr))
-        partial = target / f".partial_{file.name}"
-        try:
-            reader.write_seg(hr, str(partial), scale_slice_geometry(properties, axis, 1 / factor))
-            os.replace(partial, target / file.name)
-        finally:
-            partial.unlink(missing_ok=True)
+        reader.write_seg(hr, str(target / file.name), scale_slice_geometry(properties, axis, 1 / factor))
 
 
 def _read_probabilities(file: Path) -> torch.Tensor:

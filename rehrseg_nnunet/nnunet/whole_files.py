@@ -1,19 +1,23 @@
-"""Inputs that are whole are read, results that are whole appear: nothing damaged goes unnoticed.
+"""The one door for images and label maps: what is read is whole and fit for use, what is written appears when whole.
 
 nnU-Net's export writes results straight to their final names, and SimpleITK neither notices that a NIfTI file it reads
 ends early (the rest is zero) nor that one it writes does not fit on the disk. A result that was cut off is then taken
 for a finished one by `--continue_prediction`.
 
-Here an export writes into a hidden folder beside its target (`staging`), and the reader-writer of
-`WholeFilesPlansManager` moves a case's files from there to their final names once all of them are written, the
-segmentation, by which nnU-Net knows that a case is done, last.
+`whole_files` adds checks to any of nnU-Net's reader-writers, and `WholeFilesPlansManager` gives nnU-Net's own functions
+such a one. Here an export writes into a hidden folder beside its target (`staging`), and the reader-writer moves a
+case's files from there to their final names once all of them are written, the segmentation, by which nnU-Net knows that
+a case is done, last.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,13 +25,22 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.nnunet.label_values import integer_labels
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
+from rehrseg_nnunet.slices.grids import check_same_points, grid_from_properties
+
+logger = logging.getLogger(__name__)
 
 STAGING_PREFIX = ".rehrseg-partial-"
 _NIFTI = (".nii", ".nii.gz")
+_NIBABEL_READERS = (NibabelIO, NibabelIOWithReorient)
 
 
 class UnusableImageError(ValueError):
@@ -38,13 +51,158 @@ class UnwrittenFileError(OSError):
     """A result that could not be written; the message names its file."""
 
 
+class WholeFiles(BaseReaderWriter):
+    """One of nnU-Net's reader-writers with checks; made by `whole_files`.
+
+    Files are whole, 3D with one value per voxel and finite; labels are integers; the channels of a case have one grid.
+
+    Attributes:
+        plain: nnU-Net's class.
+    """
+
+    plain: type[BaseReaderWriter]
+
+    def read_images(self, image_fnames: Sequence[str], *args: Any, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Channels of one case, (C, D, H, W) float32, and the first one's properties.
+
+        Raises:
+            UnusableImageError: a file that cannot be used; named.
+        """
+        volumes = [self._read(self.plain().read_images, str(file), (str(file),)) for file in image_fnames]
+        first, properties = volumes[0]
+        grid = grid_from_properties(properties, first.shape[1:])
+        for file, (volume, own) in zip(image_fnames[1:], volumes[1:], strict=True):
+            try:
+                check_same_points(
+                    grid_from_properties(own, volume.shape[1:]),
+                    grid,
+                    file=str(file),
+                    reference_file=str(image_fnames[0]),
+                    remedy="the channels of a case must be resampled to one grid",
+                )
+            except ValueError as error:
+                raise UnusableImageError(str(error)) from None
+        return (first if len(volumes) == 1 else np.vstack([volume for volume, _ in volumes])), properties
+
+    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """A label map, (1, D, H, W) int32, and its properties.
+
+        Raises:
+            UnusableImageError: a file that cannot be used; named.
+        """
+        labels, properties = self._read(self.plain().read_seg, str(seg_fname), str(seg_fname), labels=True)
+        try:
+            return integer_labels(labels, file=str(seg_fname)), properties
+        except ValueError as error:
+            raise UnusableImageError(str(error)) from None
+
+    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict[str, Any]) -> None:
+        """Write a label map (D, H, W); it gets its name when it is whole.
+
+        Raises:
+            UnwrittenFileError: the file could not be written; named.
+        """
+        self._write(lambda file: self.plain().write_seg(seg, file, properties), Path(output_fname), seg)
+
+    def write_image(self, image: np.ndarray, output_fname: str, properties: Mapping[str, Any]) -> None:
+        """Write an image (D, H, W) as float32; it gets its name when it is whole.
+
+        Raises:
+            UnwrittenFileError: the file could not be written; named.
+            NotImplementedError: properties of a format without geometry, or of a reader that turns axes.
+        """
+        values = image.astype(np.float32, copy=False)
+        self._write(lambda file: _write_float(values, file, properties), Path(output_fname), values)
+
+    def _read(self, read: Callable, file: str, argument: Any, *, labels: bool = False) -> tuple[np.ndarray, dict]:
+        try:
+            nans_hidden = self._check_nifti(file)
+            array, properties = read(argument)
+        except UnusableImageError:
+            raise
+        except Exception as error:  # every library has errors of its own
+            raise UnusableImageError(
+                f"{file} must be a whole file that nnU-Net's {self.plain.__name__} can read, got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        geometry = properties.get("sitk_stuff", properties)["spacing"]
+        if array.ndim != 4 or len(array) != 1 or len(geometry) != 3:
+            raise _not_a_volume(file, f"an array of shape {array.shape} and {len(geometry)} spacings")
+        if not np.isfinite(array).all() or (nans_hidden and labels):
+            raise UnusableImageError(f"{file} must hold finite values, got NaN or infinite ones; mend the file")
+        if nans_hidden:
+            logger.warning("%s: NaN and infinite values are read as 0, as in nnU-Net's training", file)
+        return array, properties
+
+    def _check_nifti(self, file: str) -> bool:
+        """Refuse a NIfTI file that is no volume or ends early; returns whether SimpleITK hides NaN in it."""
+        if not file.lower().endswith(_NIFTI):
+            return False
+        shape = _open_nifti(file).shape
+        if len(shape) != 3:
+            raise _not_a_volume(file, f"an array of shape {shape}")
+        if issubclass(self.plain, _NIBABEL_READERS):  # which read to the end and notice by themselves
+            return False
+        return not _nifti_is_finite(file)
+
+    def _write(self, write: Callable[[str], None], target: Path, values: np.ndarray) -> None:
+        with _stage_of(target) as file:
+            try:
+                write(str(file))
+                self._check_written(file, values)
+            except (OSError, EOFError, RuntimeError) as error:  # SimpleITK raises RuntimeError
+                raise UnwrittenFileError(f"{_final(file)} could not be written: {error}") from error
+            _publish(file)
+
+    def _check_written(self, file: Path, values: np.ndarray) -> None:
+        if file.name.lower().endswith(_NIFTI):
+            check_whole(file)
+            return
+        stored = self.plain().read_seg(str(file))[0][0]
+        # that reader returns turned axes
+        if not issubclass(self.plain, SimpleITKIOWithReorient) and not np.array_equal(stored, values):
+            raise OSError("the file differs from what was written")
+
+
+@cache
+def whole_files(base: type[BaseReaderWriter]) -> type[WholeFiles]:
+    """One of nnU-Net's reader-writers with the checks of `WholeFiles`."""
+    return type(f"Whole{base.__name__}", (WholeFiles, base), {"plain": base, "__doc__": WholeFiles.__doc__})
+
+
+def whole_files_of(dataset_json: Mapping[str, Any], example: Path) -> WholeFiles:
+    """A reader-writer for a dataset's files, nnU-Net's choice.
+
+    Args:
+        dataset_json: content of dataset.json, of which `file_ending` and `overwrite_image_reader_writer` count.
+        example: one of its files, which must be readable.
+
+    Raises:
+        UnusableImageError: none of nnU-Net's readers can read the example.
+    """
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints tracebacks of the readers that fail
+            base = determine_reader_writer_from_dataset_json(dict(dataset_json), str(example), verbose=False)
+    except RuntimeError:
+        ending = dataset_json["file_ending"]
+        raise UnusableImageError(
+            f"{example} must be a whole file that one of nnU-Net's readers for {ending} can read; mend or convert it"
+        ) from None
+    return whole_files(base)()
+
+
 class WholeFilesPlansManager(PlansManager):
     """PlansManager whose reader-writer reads and writes whole files only; travels to worker processes."""
 
     @property
-    def image_reader_writer_class(self) -> type[BaseReaderWriter]:
+    def image_reader_writer_class(self) -> type[WholeFiles]:
         """The plans' reader-writer, with checks."""
-        return _whole_files(super().image_reader_writer_class)
+        return whole_files(super().image_reader_writer_class)
+
+
+def _open_nifti(file: str | Path) -> Any:
+    """Header and lazy values of a NIfTI file; nibabel declares what it returns as an image of any format."""
+    return nibabel.load(file)
 
 
 def check_whole(file: str | Path) -> None:
@@ -54,40 +212,47 @@ def check_whole(file: str | Path) -> None:
         OSError: the file ends early, or another error of nibabel's.
     """
     if str(file).lower().endswith(_NIFTI):
-        image = nibabel.load(file)
-        image.dataobj.get_unscaled()  # pyright: ignore[reportAttributeAccessIssue] # declared as any image, not as NIfTI
+        _open_nifti(file).dataobj.get_unscaled()
 
 
-@cache
-def _whole_files(base: type[BaseReaderWriter]) -> type[BaseReaderWriter]:
-    class WholeFiles(base):
-        """Name the file that cannot be read; publish staged results."""
+def _nifti_is_finite(file: str) -> bool:
+    values = _open_nifti(file).dataobj.get_unscaled()
+    return not np.issubdtype(values.dtype, np.floating) or bool(np.isfinite(values).all())
 
-        def read_images(self, image_fnames: Sequence[str], *args: Any, **kwargs: Any) -> tuple[np.ndarray, dict]:
-            try:
-                for file in image_fnames:
-                    check_whole(file)
-                return super().read_images(list(image_fnames), *args, **kwargs)
-            except Exception as error:  # every library has errors of its own
-                files = ", ".join(map(str, image_fnames))
-                if len(image_fnames) > 1 and not str(error):  # nnU-Net prints the reason, maybe in another process
-                    raise UnusableImageError(
-                        f"{files} must have the same shape and spacing: they are the channels of one case"
-                    ) from error
-                raise UnusableImageError(
-                    f"{files} must be whole files that nnU-Net's {base.__name__} can read, got {type(error).__name__}: "
-                    f"{error}"
-                ) from error
 
-        def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
-            try:
-                super().write_seg(seg, output_fname, properties)
-                check_whole(output_fname)
-            except (OSError, EOFError, RuntimeError) as error:  # SimpleITK raises RuntimeError
-                raise UnwrittenFileError(f"{_final(Path(output_fname))} could not be written: {error}") from error
-            _publish(Path(output_fname))
+def _not_a_volume(file: str, got: str) -> UnusableImageError:
+    return UnusableImageError(
+        f"{file} must be a 3D image with one value per voxel, got {got}; split it into one file for each channel "
+        "(CASE_0000, CASE_0001, ...)"
+    )
 
-    return WholeFiles
+
+def _write_float(image: np.ndarray, file: str, properties: Mapping[str, Any]) -> None:
+    geometry = {**properties.get("sitk_stuff", {}), **properties.get("nibabel_stuff", {})}
+    if not geometry or {"original_orientation", "reoriented_affine"} & set(geometry):
+        raise NotImplementedError(f"{file}: images can be written where the reader keeps their geometry and axes")
+    if "sitk_stuff" in properties:
+        volume = sitk.GetImageFromArray(image)
+        volume.SetSpacing(geometry["spacing"])
+        volume.SetOrigin(geometry["origin"])
+        volume.SetDirection(geometry["direction"])
+        sitk.WriteImage(volume, file, True)
+    else:
+        nibabel.save(nibabel.Nifti1Image(image.transpose(2, 1, 0), geometry["original_affine"]), file)
+
+
+@contextmanager
+def _stage_of(target: Path) -> Iterator[Path]:
+    """Where to write a file: to a hidden folder beside it, unless `staging` has already led there."""
+    if _is_staged(target):
+        yield target
+        return
+    folder = target.parent / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
+    try:
+        (folder / target.name).mkdir(parents=True)
+        yield folder / target.name / target.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_staged(file: Path) -> bool:

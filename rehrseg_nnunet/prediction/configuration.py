@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy, deepcopy
 from functools import cache, partial
 from typing import Any
@@ -75,10 +76,12 @@ def _hr_preprocessor_class(base: type) -> type:
         """Preprocess an LR case, describe the grid its prediction goes to, name the file that cannot be used."""
 
         source = "the image"
+        hr_outputs = 0  # logits for every planned voxel
 
         def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
             self.source = ", ".join(image_files)
             hr = configuration_manager
+            self.hr_outputs = _hr_outputs(hr, plans_manager, dataset_json)
             try:
                 with naming(self.source):
                     data, seg, properties = super().run_case(image_files, seg_file, plans_manager, hr.lr, dataset_json)
@@ -90,11 +93,18 @@ def _hr_preprocessor_class(base: type) -> type:
 
         def run_case_npy(self, data, seg, properties, plans_manager, configuration_manager, dataset_json):
             is_hr = isinstance(configuration_manager, HRConfigurationManager)  # not so when run_case calls
-            lr = configuration_manager.lr if is_hr else configuration_manager
-            check_image(data, properties["spacing"], self.source, plans_manager, lr)
+            lr = configuration_manager
+            if is_hr:
+                lr = configuration_manager.lr
+                self.hr_outputs = _hr_outputs(configuration_manager, plans_manager, dataset_json)
+            check_image(data, properties["spacing"], self.source, plans_manager, lr, hr_outputs=self.hr_outputs)
             data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
             if is_hr:
                 prepared = configuration_manager.output_properties(prepared, plans_manager, image_file=None)
             return data, seg, prepared
 
     return HRPreprocessor
+
+
+def _hr_outputs(hr: HRConfigurationManager, plans_manager: PlansManager, dataset_json: Mapping[str, Any]) -> int:
+    return plans_manager.get_label_manager(dataset_json).num_segmentation_heads * hr.factor

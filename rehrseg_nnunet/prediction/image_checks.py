@@ -6,6 +6,8 @@ travels back from them as a case without data (`failed_case`), and is raised the
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +16,11 @@ import numpy as np
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from rehrseg_nnunet.nnunet.memory import memory_bytes
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.slices.geometry import MIN_ANISOTROPY
+
+logger = logging.getLogger(__name__)
 
 FAILURE = "failure"  # key of a case's properties
 
@@ -25,24 +31,72 @@ def check_image(
     source: str,
     plans_manager: PlansManager,
     configuration: ConfigurationManager,
+    *,
+    hr_outputs: int = 0,
 ) -> None:
-    """Refuse an image (C, ...) as the reader returned it, on which nnU-Net would fail or predict nonsense."""
+    """Refuse an image on which nnU-Net would fail or predict nonsense; warn of one whose slices are not thick.
+
+    Args:
+        data: (C, ...) as the reader returned it.
+        spacing_mm: in order of the array's axes.
+        source: the image's files.
+        plans_manager: nnU-Net's.
+        configuration: nnU-Net's, of the LR cases.
+        hr_outputs: logits for every planned voxel, classes times HR slices.
+
+    Raises:
+        UnusableImageError: the message names the files and what is wrong.
+    """
     channels = len(configuration.normalization_schemes)
     if len(data) != channels:
         raise UnusableImageError(
             f"{source} must have as many channels as the training data, {channels}, got {len(data)}"
         )
     if not np.isfinite(data).all():
-        raise UnusableImageError(f"{source} must hold finite intensities, got NaN or infinite ones; mend the file")
-    planned_mm = configuration.spacing
+        raise UnusableImageError(f"{source} must hold finite values, got NaN or infinite ones; mend the file")
     voxels_left = voxels_after_cropping(data)
-    extent = [(voxels_left[axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
-    if not compute_new_shape(*zip(*extent, strict=True), planned_mm).all():
-        shown = " x ".join(f"{voxels * spacing:.4g}" for voxels, spacing in extent)
-        raise UnusableImageError(
-            f"{source} must be more than half a planned voxel long ({' x '.join(f'{s:.4g}' for s in planned_mm)} mm, "
-            f"slice axis first), got {shown} mm around what is not zero"
+    order = [int(axis) for axis in plans_manager.transpose_forward]
+    voxels, spacing = [voxels_left[axis] for axis in order], [float(spacing_mm[axis]) for axis in order]
+    _check_planned_size(voxels, spacing, configuration.spacing, source, bytes_per_voxel=4 * (channels + hr_outputs))
+    if spacing[0] < MIN_ANISOTROPY * max(spacing[1:]):
+        logger.warning(
+            "%s: its slices are not thick along the model's slice axis (%s mm, slice axis first; the model's %s mm): "
+            "expect no more than from thin slices, or turn the axes of a scan with thick slices along another one",
+            source,
+            _shown(spacing),
+            _shown(configuration.spacing),
         )
+
+
+def _check_planned_size(
+    voxels: Sequence[int],
+    spacing_mm: Sequence[float],
+    planned_mm: Sequence[float],
+    source: str,
+    *,
+    bytes_per_voxel: int,
+) -> None:
+    """Refuse what resampling leaves nothing of, or what can never fit into memory; all slice axis first."""
+    if not all(math.isfinite(s) and s > 0 for s in spacing_mm):
+        raise UnusableImageError(f"{source} must have a positive spacing, got {_shown(spacing_mm)} mm; mend its header")
+    planned = [int(n) for n in compute_new_shape(voxels, spacing_mm, planned_mm)]
+    if not all(planned):
+        extent = _shown([n * s for n, s in zip(voxels, spacing_mm, strict=True)])
+        raise UnusableImageError(
+            f"{source} must be more than half a planned voxel long ({_shown(planned_mm)} mm, slice axis first), got "
+            f"{extent} mm around what is not zero; is the spacing in its header in mm?"
+        )
+    needed, available = math.prod(planned) * bytes_per_voxel, memory_bytes()
+    if available is not None and needed > available:
+        raise UnusableImageError(
+            f"{source} must fit into memory at the planned spacing, {_shown(planned_mm)} mm, but with its spacing of "
+            f"{_shown(spacing_mm)} mm (slice axis first) it becomes {' x '.join(map(str, planned))} voxels, which need "
+            f"{needed / 1e9:.0f} GB of {available / 1e9:.0f} GB; is the spacing in its header in mm?"
+        )
+
+
+def _shown(lengths_mm: Sequence[float]) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths_mm)
 
 
 def voxels_after_cropping(data: np.ndarray) -> list[int]:

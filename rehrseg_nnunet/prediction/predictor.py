@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
+from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.image_checks import raise_failures
@@ -193,8 +195,22 @@ class HRPredictor(nnUNetPredictor):
             finally:
                 self._stage = None
 
-    def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list | None, list]:
-        inputs, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
+    def image_files(self, folder: Path) -> list[list[str]]:
+        """Files of every case of a folder: exactly the channels that the network was trained with.
+
+        Raises:
+            FileNotFoundError: the folder does not exist or has no such files.
+            ValueError: files without channel, or with other channels; see `list_cases`.
+        """
+        channels = len(self.configuration_manager.normalization_schemes)
+        return list(list_cases(folder, self.dataset_json["file_ending"], channels=channels).values())
+
+    def _manage_input_and_output_lists(
+        self, list_of_lists_or_source_folder: str | list[list[str]], *args: Any, **kwargs: Any
+    ) -> tuple[list, list | None, list]:
+        source = list_of_lists_or_source_folder
+        files = self.image_files(Path(source)) if isinstance(source, str) else source
+        inputs, outputs, previous = super()._manage_input_and_output_lists(files, *args, **kwargs)
         missing = self.grid.missing([files[0] for files in inputs])
         if missing:
             raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")

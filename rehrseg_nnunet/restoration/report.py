@@ -15,6 +15,7 @@ from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.nnunet.whole_files import whole_files
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import interpolate
 
@@ -126,7 +127,7 @@ def true_hr_case(
         return None
     if tuple(properties["shape_after_cropping_and_before_resampling"]) != lr_image.shape[1:]:
         return None
-    reader = plans_manager.image_reader_writer_class()
+    reader = whole_files(plans_manager.image_reader_writer_class)()
     order = [0, *(1 + axis for axis in plans_manager.transpose_forward)]
     lr_files = [raw_folder / "imagesTr" / name for name in channels]
     raw, image = (reader.read_images([str(f) for f in files])[0].transpose(order) for files in (lr_files, hr_files))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCE_MM = 1e-3
+TOLERANCE_VOXELS = 0.1  # of the smallest voxel edge: headers are rounded, and voxels may be of any size
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -102,6 +102,34 @@ def corner_distance_mm(grid: Grid, reference: Grid) -> float:
     return float(np.linalg.norm(grid.corners_mm - reference.corners_mm, axis=1).max())
 
 
+def tolerance_mm(reference: Grid) -> float:
+    """How far a voxel may be displaced from its place on a grid, in mm."""
+    return TOLERANCE_VOXELS * min(reference.spacing_mm)
+
+
+def check_same_points(grid: Grid, reference: Grid, *, file: str, reference_file: str, remedy: str) -> None:
+    """Refuse a grid with other physical points, or with the same points in another order.
+
+    Args:
+        grid: of a file.
+        reference: the grid to compare with.
+        file: name of the file, for the message.
+        reference_file: name of the reference's file, for the message.
+        remedy: the end of the message.
+
+    Raises:
+        ValueError: the grids' points differ; the message has both grids and the distance.
+    """
+    distance = corner_distance_mm(grid, reference)
+    if grid.shape == reference.shape and distance <= tolerance_mm(reference):
+        return
+    raise ValueError(
+        f"{file} must have the voxels of {reference_file} at the same physical points, got {grid} instead of "
+        f"{reference}: corner voxels are up to {distance:.4g} mm apart ({tolerance_mm(reference):.4g} mm is allowed); "
+        f"{remedy}"
+    )
+
+
 def to_reference_order(array: np.ndarray, grid: Grid, reference: Grid) -> tuple[np.ndarray, Grid]:
     """Permute and flip the axes of an array so that they run as the reference's do. No value is interpolated.
 
@@ -149,11 +177,11 @@ def onto_reference(array: np.ndarray, grid: Grid, reference: Grid, *, file: str,
         ValueError: the grids' points differ; the message has both grids and the distance.
     """
     moved, moved_grid = to_reference_order(array, grid, reference)
-    distance = corner_distance_mm(moved_grid, reference)
-    if moved_grid.shape == reference.shape and distance <= TOLERANCE_MM:
-        return moved
-    raise ValueError(
-        f"{file} must have the voxels of {reference_file} at the same physical points, got {grid} instead of "
-        f"{reference}: corner voxels are up to {distance:.4g} mm apart ({TOLERANCE_MM:g} mm is allowed). "
-        f"`rehrseg predict --grid {reference_file}` writes a prediction on the reference's grid"
+    check_same_points(
+        moved_grid,
+        reference,
+        file=file,
+        reference_file=reference_file,
+        remedy=f"`rehrseg predict --grid {reference_file}` writes a prediction on the reference's grid",
     )
+    return moved

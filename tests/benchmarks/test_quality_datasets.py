@@ -65,7 +65,8 @@ def test_every_channel_is_copied_and_similar_names_are_not_mixed_up(tmp_path):
         (source / "labelsTr" / f"{case}.nii.gz").touch()
         for channel in ("0000", "0001"):
             (source / "imagesTr" / f"{case}_{channel}.nii.gz").touch()
-    (source / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    content = {"file_ending": ".nii.gz", "channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0}}
+    (source / "dataset.json").write_text(json.dumps(content))
     copy_cases(source, target, cases=2, test_cases=0)
     assert names(target) == ["dataset.json", "imagesTr", "labelsTr"]  # an empty test set would be predicted
     expected = ["a_0000.nii.gz", "a_0001.nii.gz", "a_0001_0000.nii.gz", "a_0001_0001.nii.gz"]
@@ -83,7 +84,7 @@ def test_labelled_files_are_in_order_and_of_the_datasets_ending(tmp_path, write_
 
 def test_labelled_files_are_of_a_dataset(tmp_path):
     missing = re.escape(str(tmp_path / "dataset.json"))
-    with pytest.raises(ValueError, match=rf"^--source must be an nnU-Net raw dataset, but {missing} is missing$"):
+    with pytest.raises(FileNotFoundError, match=rf"^{missing} is missing; \S+ is no nnU-Net dataset without it$"):
         labelled_files(tmp_path)
 
 
@@ -147,7 +148,7 @@ def test_a_number_without_room_is_refused(make_benchmark, write_source, tmp_path
 def test_a_folder_that_is_no_dataset_is_refused(make_benchmark):
     benchmark = make_benchmark()
     benchmark.source.mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"^--source must be an nnU-Net raw dataset, but \S+dataset\.json is missing$"):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json is missing; \S+ is no nnU-Net dataset"):
         benchmark.check()
 
 
@@ -214,7 +215,8 @@ def test_true_thin_labels_decimated_are_the_thick_slices_but_for_the_side_of_tie
     thick = simulated(factor, axis)
     decimate_folder(thick / "labelsTrHR", tmp_path / "slice_centres", factor=factor, axis=AXES[axis])
     assert names(tmp_path / "slice_centres") == ["case_0.nii.gz", "case_1.nii.gz"]
-    for number, (file, image) in enumerate(read_folder(tmp_path / "slice_centres")):
+    for number, (file, _, _) in enumerate(read_folder(tmp_path / "slice_centres", labels=True)):
+        image = sitk.ReadImage(str(file))
         truth = sitk.ReadImage(str(thick / "labelsTr" / file.name))
         assert same_grid(image, truth)
         fine = torch.from_numpy(sitk.GetArrayFromImage(sitk.ReadImage(str(thick / "labelsTrHR" / file.name))))

@@ -98,5 +98,5 @@ def test_a_source_that_is_none_is_refused_in_one_line(start, make_benchmark, opt
     missing.unlink()
     with pytest.raises(SystemExit) as error:
         start("--rows", "baseline", *options)
-    assert error.value.code == f"error: --source must be an nnU-Net raw dataset, but {missing} is missing"
+    assert error.value.code == f"error: {missing} is missing; {missing.parent.name} is no nnU-Net dataset without it"
     assert not make_benchmark().work.exists()

@@ -110,6 +110,31 @@ def test_failed_write_keeps_the_old_file(checkpoint, preprocessed, tmp_path, mon
     assert os.listdir(out.parent) == ["out.pth"]
 
 
+def test_a_full_disk_is_named(checkpoint, preprocessed, tmp_path, monkeypatch):
+    def fail(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 64 vs 0")  # as PyTorch does
+
+    monkeypatch.setattr(convert_flavr.torch, "save", fail)
+    with pytest.raises(OSError, match=r"out\.pth could not be written: unexpected pos .*; free space there"):
+        convert(checkpoint, "-o", tmp_path / "out.pth", "-d", 509, "-c", "3d_fullres")
+    assert not list(tmp_path.glob("out.pth*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nnUNetPlans.json", "{,", r"nnUNetPlans\.json must be JSON, got a mistake at line 1, column 2"),
+        ("dataset.json", "\ufeff{}", r"dataset\.json must not begin with a byte order mark"),
+        ("dataset.json", "{}", r"dataset\.json must have the key labels"),
+    ],
+)
+def test_broken_json_files_are_named(checkpoint, preprocessed, tmp_path, name, content, message):
+    (preprocessed / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        convert(checkpoint, "-o", tmp_path / "out.pth", "-d", 509, "-c", "3d_fullres")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -117,7 +142,7 @@ def test_failed_write_keeps_the_old_file(checkpoint, preprocessed, tmp_path, mon
         (("-d", 509, "-c", "3d_cascade_fullres"), NotImplementedError, "does not support cascades"),
         (("-d", 509, "-c", "3d_other"), RuntimeError, "3d_other not found in plans"),
         (("-d", 510, "-c", "3d_fullres"), FileNotFoundError, "dataset 510 was not found"),
-        (("-d", 509, "-c", "3d_fullres", "-p", "other"), FileNotFoundError, r"other\.json not found; run nnUNetv2"),
+        (("-d", 509, "-c", "3d_fullres", "-p", "other"), FileNotFoundError, r"other\.json is missing; run nnUNetv2"),
     ],
 )
 def test_wrong_targets_are_refused(arguments, error, message, checkpoint, preprocessed, tmp_path):

@@ -95,7 +95,7 @@ def test_bad_arguments(folders):
     with pytest.raises(FileNotFoundError, match="no folder is called"):
         run(folders, pred=("nowhere",))
     (folders / "dataset.json").write_text("{")
-    with pytest.raises(ValueError, match="-djfile must be a JSON file"):
+    with pytest.raises(ValueError, match=r"dataset\.json must be JSON, got a mistake at line 1, column 2"):
         run(folders)
 
 

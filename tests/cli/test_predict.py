@@ -5,6 +5,7 @@ import torch
 
 from rehrseg_nnunet.cli import predict
 from rehrseg_nnunet.cli.predict import add_arguments, run
+from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
 from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
 
@@ -76,6 +77,9 @@ def call(tmp_path, monkeypatch):
         def __init__(self, **kwargs):
             asked["init"] = kwargs
             self.dataset_json = {"file_ending": ".nii.gz"}
+
+        def image_files(self, folder):
+            return list_cases(folder, ".nii.gz", channels=1)
 
         def initialize_from_trained_model_folder(self, folder, folds, **kwargs):
             asked["model"] = (folder, folds, kwargs)
@@ -190,10 +194,13 @@ def test_refuses(call, flags, error, message):
 @pytest.mark.parametrize(
     ("names", "got"),
     [
-        ([], r"no \.nii\.gz files"),
-        (["a_0000.mha"], r"no \.nii\.gz files"),
-        (["a.nii.gz"], r"a\.nii\.gz in"),
-        (["a_0000.nii.gz", "a_1.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"], r"a_1\.nii\.gz, b.*, c.*, \.\.\. in"),
+        ([], r"files that end in \.nii\.gz, got none$"),
+        (["a_0000.mha"], r"files that end in \.nii\.gz, got none, but a_0000\.mha; rename or convert them"),
+        (["a.nii.gz"], r"images named CASE_0000\.nii\.gz, .*got a\.nii\.gz; rename them"),
+        (
+            ["a_0000.nii.gz", "a_1.nii.gz", *(f"{i}.nii.gz" for i in range(6))],
+            r"images .*got 0\.nii\.gz, .* and 2 more; rename",
+        ),
     ],
 )
 def test_refuses_images_without_nnunets_names(call, tmp_path, names, got):
@@ -201,7 +208,7 @@ def test_refuses_images_without_nnunets_names(call, tmp_path, names, got):
     (tmp_path / "in" / "a_0000.nii.gz").unlink()
     for name in names:
         (tmp_path / "in" / name).touch()
-    with pytest.raises(ValueError, match=rf"-i must hold images named CASE_0000\.nii\.gz, .*got {got}"):
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"/in must hold {got}"):
         call()
     assert not (tmp_path / "out").exists()
 

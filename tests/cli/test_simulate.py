@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 from rehrseg_nnunet.cli import simulate as module
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.cli.simulate import simulate, thicken
+from rehrseg_nnunet.cli.simulate import simulate, thicken_case
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 SOURCE = "Dataset009_Tiny"
@@ -144,13 +147,13 @@ def test_the_dataset_as_a_whole(raw):
 
 
 @pytest.mark.parametrize("label_type", [np.uint8, np.int16, np.int32, np.float32, np.float64])
-def test_label_types_are_kept(raw, label_type):
-    dataset(raw, cases=("a",), label_type=label_type)
+def test_labels_of_every_type_are_written_as_nnunet_does(raw, label_type):
+    source = dataset(raw, cases=("a",), label_type=label_type)
     target = make()
     for folder in ("labelsTr", "labelsTrHR"):
-        labels = values(target / folder, "a.nrrd")
-        assert labels.dtype == label_type
-        assert set(np.unique(labels)) <= {0, 1, 2}
+        assert values(target / folder, "a.nrrd").dtype == np.uint8
+    truth = values(target / "labelsTrHR", "a.nrrd")
+    np.testing.assert_array_equal(truth, values(source / "labelsTr", "a.nrrd")[:8])
 
 
 def test_by_name_and_from_the_command_line(raw, capsys):
@@ -202,10 +205,18 @@ def spoil(path, array):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("imagesTr/b_0000.nrrd", np.zeros((6, 6), np.float32), "3D image with one value per voxel, got 2 dimensions"),
-        ("imagesTr/b_0000.nrrd", np.zeros((4, 4, 4, 4), np.float32), "3D image with one value per voxel, got 4 dim"),
-        ("labelsTr/b.nrrd", np.full(SIZE, 0.5, np.float32), "labelsTr.b.nrrd must hold integer labels"),
-        ("labelsTr/b.nrrd", np.full(SIZE, np.nan, np.float32), "labelsTr.b.nrrd must hold integer labels"),
+        (
+            "imagesTr/b_0000.nrrd",
+            np.zeros((6, 6), np.float32),
+            "one value per voxel, got .*1, 1, 6, 6. and 2",
+        ),
+        ("imagesTr/b_0000.nrrd", np.zeros((4, 4, 4, 4), np.float32), "one value per voxel, got .*4, 4, 4, 4. and 4"),
+        ("imagesTr/b_0000.nrrd", np.full(SIZE, np.inf, np.float32), "imagesTr.b_0000.nrrd must hold finite values"),
+        ("imagesTr/b_0001.nrrd", np.zeros(SIZE, np.float32), "b_0001.nrrd must have the voxels of .*b_0000.nrrd"),
+        ("labelsTr/b.nrrd", np.full(SIZE, 0.5, np.float32), "labelsTr.b.nrrd must hold integer labels, got 0.5"),
+        ("labelsTr/b.nrrd", np.full(SIZE, np.nan, np.float32), "labelsTr.b.nrrd must hold finite values"),
+        ("labelsTr/b.nrrd", np.zeros(SIZE, np.uint8), "labelsTr.b.nrrd must have the voxels of .*b_0000.nrrd at the"),
+        ("labelsTr/b.nrrd", np.zeros((7, 10, 11), np.uint8), "labelsTr.b.nrrd must have the voxels of .*shape .7, 10"),
     ],
 )
 def test_unusable_files_are_named_and_nothing_is_left(raw, name, array, message):
@@ -216,11 +227,13 @@ def test_unusable_files_are_named_and_nothing_is_left(raw, name, array, message)
     assert {path.name for path in raw.iterdir()} == {SOURCE}
 
 
-def test_colour_images_are_refused(tmp_path):
+def test_colour_images_are_refused(raw):
+    folder = dataset(raw)
     image = sitk.GetImageFromArray(np.zeros((4, 4, 4, 3), np.float32), isVector=True)
-    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
-    with pytest.raises(ValueError, match="one value per voxel, got 3 dimensions and 3 values"):
-        thicken(tmp_path / "a.nrrd", factor=2, axis=0, labels=False)
+    (folder / "imagesTr" / "a_0000.nrrd").unlink()
+    sitk.WriteImage(image, str(folder / "imagesTr" / "a_0000.nrrd"))
+    with pytest.raises(ValueError, match=r"a_0000\.nrrd must be a 3D image with one value per voxel"):
+        make()
 
 
 def test_unreadable_files_leave_nothing_behind(raw):
@@ -234,13 +247,13 @@ def test_an_interrupted_run_can_be_repeated(raw, monkeypatch):
     dataset(raw)
     seen = []
 
-    def stop(file, **options):
-        seen.append(file)
-        if len(seen) == 3:
+    def stop(case, *arguments, **options):
+        seen.append(case)
+        if len(seen) == 2:
             raise KeyboardInterrupt
-        return thicken(file, **options)
+        return thicken_case(case, *arguments, **options)
 
-    monkeypatch.setattr(module, "thicken", stop)
+    monkeypatch.setattr(module, "thicken_case", stop)
     with pytest.raises(KeyboardInterrupt):
         make()
     assert {path.name for path in raw.iterdir()} == {SOURCE}
@@ -257,7 +270,7 @@ def test_folders_that_are_no_datasets(raw):
     with pytest.raises(NotImplementedError, match=r"Dataset009_Tiny lists its files in dataset.json"):
         make()
     (folder / "dataset.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"dataset.json is missing; Dataset009_Tiny is no nnU-Net dataset"):
+    with pytest.raises(FileNotFoundError, match=r"dataset.json is missing; Dataset009_Tiny is no nnU-Net dataset wit"):
         make()
     assert {path.name for path in raw.iterdir()} == {SOURCE}
 
@@ -266,3 +279,144 @@ def test_without_nnunets_variable(monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert main(["simulate", "-d", "9", "-o", "10"]) == 1
     assert capsys.readouterr().err.startswith("rehrseg simulate: error: environment variable nnUNet_raw must be set")
+
+
+def assert_refused(raw, capsys, *messages):
+    """One line, status 1, no dataset."""
+    capsys.readouterr()
+    assert main(["simulate", "-d", "9", "-o", "10", "--factor", "2"]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    for message in messages:
+        assert message in errors[0], errors[0]
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+
+
+def change(folder, **changes):
+    file = folder / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_files_with_another_ending_are_no_empty_dataset(raw, capsys):
+    change(dataset(raw), file_ending=".nii.gz")
+    assert_refused(raw, capsys, "must hold files that end in .nii.gz, got none, but a_0000.nrrd", "mend file_ending")
+
+
+def test_files_of_another_ending_beside_the_right_ones_are_named(raw, caplog):
+    folder = dataset(raw)
+    write(folder / "imagesTr" / "c_0000.mha", np.zeros(SIZE, np.float32))
+    (folder / "labelsTr" / "._a.nrrd").write_bytes(b"macOS")
+    make()
+    assert "c_0000.mha are left out, files must end in .nrrd" in caplog.text
+    assert "._a.nrrd of macOS are no images and are passed over" in caplog.text
+
+
+def test_missing_labels_are_named(raw, capsys):
+    (dataset(raw) / "labelsTr" / "b.nrrd").unlink()
+    assert_refused(raw, capsys, "labelsTr must have a label for every image, but b.nrrd is missing")
+
+
+def test_missing_channels_are_named(raw, capsys):
+    (dataset(raw) / "imagesTr" / "b_0000.nrrd").unlink()
+    assert_refused(raw, capsys, "one file for each of the 2 channels of a case, b_0000.nrrd, b_0001.nrrd, got b_0001")
+
+
+def test_labels_without_image_and_a_wrong_number_of_cases_are_said(raw, caplog):
+    folder = dataset(raw)
+    change(folder, numTraining=5)
+    write(folder / "labelsTr" / "c.nrrd", np.zeros(SIZE, np.uint8))
+    target = make()
+    assert "c.nrrd have no image and are left out" in caplog.text
+    assert "dataset.json says 5 cases, got 2" in caplog.text
+    assert json.loads((target / "dataset.json").read_text())["numTraining"] == 2
+
+
+def test_labels_that_dataset_json_does_not_have_are_refused(raw, capsys):
+    change(dataset(raw), labels={"background": 0, "a": 1})
+    assert_refused(raw, capsys, "a.nrrd has label 2, which dataset.json does not have; mend the labels")
+
+
+def test_labels_a_hair_off_are_rounded_and_it_is_said(raw, caplog):
+    folder = dataset(raw, cases=("a",))
+    labels = values(folder / "labelsTr", "a.nrrd")
+    write(folder / "labelsTr" / "a.nrrd", (labels * 1.0000153).astype(np.float32))
+    target = make()
+    np.testing.assert_array_equal(values(target / "labelsTrHR", "a.nrrd"), labels[:8])
+    assert "a.nrrd: labels up to 3.1e-05 off an integer are rounded" in caplog.text
+
+
+def test_headers_may_be_rounded(raw):
+    """Label headers a twentieth of a voxel off their image's, as other software writes them."""
+    folder = dataset(raw, cases=("a",))
+    labels = values(folder / "labelsTr", "a.nrrd")
+    write(folder / "labelsTr" / "a.nrrd", labels, origin=(-12.0 + 0.05 * min(SPACING), 7.5, 30.0))
+    target = make()
+    origins = [
+        read(target / name, file).GetOrigin() for name, file in (("labelsTr", "a.nrrd"), ("imagesTr", "a_0000.nrrd"))
+    ]
+    assert origins[0] == pytest.approx(origins[1])
+
+
+OLD = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x"}, "numTraining": 1, "training": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(OLD), "must give labels by name, as in nnU-Net 2, got them by number as in nnU-Net 1; convert"),
+        (json.dumps({**OLD, "labels": {"background": 0}}), "must have the key channel_names, file_ending, got"),
+        ('{\n"labels": 1,}', "must be JSON, got a mistake at line 2, column 13"),
+        ("\ufeff{}", "must not begin with a byte order mark, which nnU-Net cannot read"),
+        ("[]", "must hold a JSON object, got a list"),
+        ("", "must be JSON, got a mistake at line 1, column 1"),
+    ],
+)
+def test_unusable_dataset_json(raw, capsys, text, message):
+    (dataset(raw) / "dataset.json").write_text(text, encoding="utf-8")
+    assert_refused(raw, capsys, f"{SOURCE}/dataset.json {message}")
+
+
+@pytest.mark.parametrize("ending", [".tif", ".png"])
+def test_formats_that_keep_no_spacing_are_refused(raw, capsys, ending):
+    change(dataset(raw), file_ending=ending)
+    assert_refused(raw, capsys, f"must have files that keep their spacing, got {ending}; convert it to .nii.gz")
+
+
+def test_truncated_files_are_refused(raw, capsys):
+    """SimpleITK reads the rest of a NIfTI file as 0."""
+    folder = dataset(raw, cases=("a",))
+    change(folder, file_ending=".nii.gz")
+    for file in list(folder.glob("*Tr/*.nrrd")):
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(file.with_suffix(".nii.gz")))
+        file.unlink()
+    file = folder / "imagesTr" / "a_0001.nii.gz"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert_refused(raw, capsys, "a_0001.nii.gz must be a whole file that nnU-Net's SimpleITKIO can read, got EOFError")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mha", ".nrrd"])
+def test_files_that_do_not_fit_are_named_and_nothing_is_left(raw, ending):
+    """In a process of its own with a limit per file."""
+    rng = np.random.default_rng(0)
+    folder = raw / SOURCE
+    write(folder / "imagesTr" / f"a_0000{ending}", rng.normal(size=(16, 32, 32)).astype(np.float32))
+    write(folder / "labelsTr" / f"a{ending}", np.zeros((16, 32, 32), np.uint8))
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ending}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "rehrseg_nnunet.cli.main", "simulate", "-d", "9", "-o", "10"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 10, 20 << 10))  # noqa: E731
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert run.returncode == 1, run.stderr
+    assert f"a_0000{ending} could not be written: " in run.stderr
+    assert "Traceback" not in run.stderr
+    assert {path.name for path in raw.iterdir()} == {SOURCE}
+
+
+def test_voxels_of_micrometres(raw):
+    folder = dataset(raw, cases=("a",))
+    for file in folder.glob("*Tr/*.nrrd"):
+        write(
+            file, sitk.GetArrayFromImage(sitk.ReadImage(str(file))), spacing=(0.0004, 0.0004, 0.0004), origin=(0, 0, 0)
+        )
+    target = make(4)
+    assert read(target / "imagesTr", "a_0000.nrrd").GetSpacing() == pytest.approx((0.0004, 0.0004, 0.0016))

@@ -110,12 +110,14 @@ def test_images(tmp_path):
 def test_bad_files_are_refused(tmp_path):
     good = write(tmp_path / "r.nrrd", np.zeros((4, 4, 4), np.float32))
     bad = write(tmp_path / "p.nrrd", np.full((4, 4, 4), np.nan, np.float32))
-    with pytest.raises(ValueError, match=r"p\.nrrd must be finite"):
+    with pytest.raises(ValueError, match=r"p\.nrrd must hold finite values"):
         evaluate_image(good, bad)
     with pytest.raises(FileNotFoundError, match=r"x\.nrrd does not exist"):
         evaluate_case(good, tmp_path / "x.nrrd", [1])
     channels = write(tmp_path / "c.nrrd", np.zeros((2, 4, 4, 4), np.float32), (1,) * 4, (0,) * 4)
-    with pytest.raises(ValueError, match=r"c\.nrrd must hold one channel"):
+    with pytest.raises(
+        ValueError, match=r"c\.nrrd must be a 3D image with one value per voxel, got an array of shape \(2, 4, 4, 4\)"
+    ):
         evaluate_image(good, channels)
 
 
@@ -183,6 +185,69 @@ def test_plans_name_the_reader(folders):
     summary = evaluate(folders, plans_file=str(folders / "plans.json"))
     assert summary["settings"]["reader"] == "SimpleITKIOWithReorient"
     assert summary["methods"]["perfect"]["over_cases"]["mean"]["Dice"]["mean"] == 1.0
+
+
+def test_labels_as_text_keep_their_names(folders):
+    """nnU-Net takes them for numbers."""
+    summary = evaluate(folders, DATASET | {"labels": {"background": "0", "head": "1", "tail": "2"}})
+    assert summary["settings"]["labels"] == {"1": "head", "2": "tail"}
+    regions = DATASET | {"labels": {"background": 0, "whole": [1, 2], "tail": "2"}, "regions_class_order": [1, 2]}
+    assert evaluate(folders, regions)["settings"]["labels"] == {"(1, 2)": "whole", "2": "tail"}
+
+
+def test_labels_that_dataset_json_does_not_have_are_said_once(folders, caplog):
+    for method in ("ref", "perfect"):
+        file = folders / method / "c1.nrrd"
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        write(file, np.where(labels == 2, 4 if method == "ref" else 5, labels).astype(np.uint8))
+    summary = evaluate(folders)
+    for method, label in (("ref", 4), ("perfect", 5)):
+        said = f"{method}/c1.nrrd has label {label}, which dataset.json does not have: these voxels count as no label"
+        assert caplog.text.count(said) == 1
+    assert summary["methods"]["perfect"]["over_cases"]["1"]["Dice"]["mean"] == 1.0
+
+
+def test_labels_a_hair_off_are_rounded(tmp_path, caplog):
+    """A header with a scale factor: nnU-Net's evaluation has Dice 0."""
+    image = nibabel.Nifti1Image(two_cubes().astype(np.float64), np.diag([1.0, 1, 4, 1]))
+    nibabel.save(image, tmp_path / "r.nii.gz")
+    image.set_data_dtype(np.int16)
+    nibabel.save(image, tmp_path / "p.nii.gz")
+    slope = nibabel.load(tmp_path / "p.nii.gz").dataobj.slope
+    assert slope != 1
+    metrics = evaluate_case(tmp_path / "r.nii.gz", tmp_path / "p.nii.gz", [1, 2])["metrics"]
+    assert [metrics[label]["Dice"] for label in ("1", "2")] == [1.0, 1.0]
+    assert "p.nii.gz: labels up to" in caplog.text
+
+
+def test_labels_that_are_no_integers_are_refused(tmp_path):
+    files = write(tmp_path / "r.nrrd", two_cubes()), write(tmp_path / "p.nrrd", two_cubes() * np.float32(0.5))
+    with pytest.raises(ValueError, match=r"p\.nrrd must hold integer labels, got 0\.5"):
+        evaluate_case(*files, [1])
+
+
+def test_damaged_files_are_refused(tmp_path):
+    for name in ("r.nii.gz", "p.nii.gz"):
+        write(tmp_path / name, np.random.default_rng(0).integers(0, 3, (9, 40, 40)).astype(np.uint8))
+    content = (tmp_path / "p.nii.gz").read_bytes()
+    (tmp_path / "p.nii.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"p\.nii\.gz must be a whole file that nnU-Net's SimpleITKIO can read"):
+        evaluate_case(tmp_path / "r.nii.gz", tmp_path / "p.nii.gz", [1])
+
+
+def test_other_files_are_named(folders, caplog):
+    write(folders / "perfect" / "x.mha", two_cubes())
+    (folders / "ref" / "._c1.nrrd").write_bytes(b"macOS")
+    evaluate(folders)
+    assert caplog.text.count("x.mha are left out, files must end in .nrrd") == 1
+    assert caplog.text.count("._c1.nrrd of macOS are no images") == 1
+
+
+def test_an_unreadable_reference_is_one_line(folders, capfd):
+    (folders / "ref" / "c0.nrrd").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"c0\.nrrd must be a whole file that one of nnU-Net's readers for \.nrrd can"):
+        evaluate(folders)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_incomplete_dataset_json(folders):

@@ -58,7 +58,7 @@ def test_nothing_in_common_is_an_error_even_with_chill(tmp_path):
     reference = make(tmp_path / "ref", "a.nii.gz")
     with pytest.raises(FileNotFoundError, match=r"no file in .* has the name"):
         pair(reference, make(tmp_path / "pred", "x.nii.gz"), chill=True)
-    with pytest.raises(FileNotFoundError, match=r"ends in \.nii\.gz"):
+    with pytest.raises(FileNotFoundError, match=r"must hold files that end in \.nii\.gz, got none"):
         pair(make(tmp_path / "empty"), reference)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         pair(reference, tmp_path / "nowhere")

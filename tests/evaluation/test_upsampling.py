@@ -6,7 +6,6 @@ import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.evaluation import upsampling
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
 
 PLAIN = LabelManager({"background": 0, "ball": 1}, None)
@@ -146,7 +145,7 @@ def test_refusals(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"case\.npz is missing: predict with probabilities"):
         upsample(tmp_path / "lr", tmp_path / "hr", "linear")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty has no predictions \(\*\.nrrd\)"):
+    with pytest.raises(FileNotFoundError, match=r"empty must hold files that end in \.nrrd, got none"):
         upsample(tmp_path / "empty", tmp_path / "none", "nearest")
     assert not (tmp_path / "none").exists()
 
@@ -156,7 +155,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     write(tmp_path / "lr", grid(0), ball_on(grid(0)))
-    monkeypatch.setattr(upsampling.os, "replace", interrupted)
+    monkeypatch.setattr("rehrseg_nnunet.nnunet.whole_files.move_into_place", interrupted)
     with pytest.raises(KeyboardInterrupt):
         upsample(tmp_path / "lr", tmp_path / "hr", "nearest")
     assert list((tmp_path / "hr").iterdir()) == []

@@ -61,7 +61,7 @@ def test_files_that_end_early_are_named(image, reader, ending):
     np.testing.assert_array_equal(read([str(file)])[0], READERS[reader]().read_images([str(file)])[0])
     cut(file)
     with pytest.raises(
-        UnusableImageError, match=rf"image{ending} must be whole files that nnU-Net's {reader} can read"
+        UnusableImageError, match=rf"image{ending} must be a whole file that nnU-Net's {reader} can read"
     ):
         read([str(file)])
 

@@ -34,7 +34,7 @@ def test_one_thick_slice_is_enough(tiny, axis):
 def test_refuses_intensities_that_are_not_finite(tiny, value):
     data = image()
     data[0, 1, 2, 3] = value
-    with pytest.raises(UnusableImageError, match=r"scan\.nii\.gz must hold finite intensities"):
+    with pytest.raises(UnusableImageError, match=r"scan\.nii\.gz must hold finite values"):
         check(tiny, data)
 
 

@@ -124,20 +124,25 @@ def damage(file, kind):
         scan = sitk.GetImageFromArray(np.pad(np.ones((1, 17, 23), np.float32), ((2, 3), (0, 0), (0, 0))))
         scan.SetSpacing((1.1, 1.0, 1.0))
         sitk.WriteImage(scan, str(file))
+    elif kind == "metres":
+        Scan(spacing_mm=(0.004, 0.001, 0.0011)).write(file)
+    elif kind == "micrometres":
+        Scan(spacing_mm=(4000.0, 1000.0, 1100.0)).write(file)
+    elif kind == "4D":
+        sitk.WriteImage(sitk.JoinSeries([Scan().grid()]), str(file))
     else:
-        other = file.with_name("b_0001.nii.gz")
-        shutil.copy(file, other)
-        if kind == "channel of another size":
-            Scan(slices=3).write(other)
+        sitk.WriteImage(sitk.Compose([Scan().grid()] * 3), str(file))
 
 
 UNUSABLE = [
-    ("truncated", r"b_0000\.nii\.gz must be whole files .*EOFError"),
-    ("not an image", r"b_0000\.nii\.gz must be whole files"),
+    ("truncated", r"b_0000\.nii\.gz must be a whole file .*EOFError"),
+    ("not an image", r"b_0000\.nii\.gz must be a whole file"),
+    ("metres", r"b_0000\.nii\.gz must be more than half a planned voxel long .* is the spacing in its header in mm\?"),
+    ("micrometres", r"b_0000\.nii\.gz must fit into memory at the planned spacing, 4 x 1\.1 x 1 mm, .* 4000 x 1100"),
+    ("4D", r"b_0000\.nii\.gz must be a 3D image with one value per voxel, got an array of shape \(17, 23, 6, 1\)"),
+    ("several values", r"b_0000\.nii\.gz must be a 3D image with one value per voxel, got an array of shape"),
     ("thin", r"b_0000\.nii\.gz must be more than half a planned voxel long \(4 x .* got 1 x"),
     ("thin but for zeros", r"b_0000\.nii\.gz must be more than half a planned voxel long .* got 1 x"),
-    ("channel of another size", r"b_0000\.nii\.gz, \S*b_0001\.nii\.gz must have the same shape and spacing"),
-    ("channel", r"b_0001\.nii\.gz must have as many channels as the training data, 1, got 2"),
 ]
 
 
@@ -152,6 +157,60 @@ def test_input_that_cannot_be_predicted_is_named(known, images, tmp_path, capfd,
     assert results(tmp_path / "out") == ["a.nii.gz"]
 
 
+@pytest.mark.parametrize("grid", ["native", "file", "folder"])
+@pytest.mark.parametrize("kind", ["4D", "several values"])
+def test_no_grid_takes_files_of_several_layers(known, images, tmp_path, capfd, kind, grid):
+    damage(images / "b_0000.nii.gz", kind)
+    reference = {"file": images / "a_0000.nii.gz", "folder": images}.get(grid, grid)
+    capfd.readouterr()
+    assert main(arguments(images, tmp_path / "out", "--grid", reference)) == 1
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1
+    assert "b_0000.nii.gz must be a 3D image with one value per voxel" in errors
+
+
+def test_a_reference_of_several_layers_is_named(known, images, tmp_path, capfd):
+    damage(tmp_path / "reference.nii.gz", "4D")
+    capfd.readouterr()
+    assert main(arguments(images, tmp_path / "out", "--grid", tmp_path / "reference.nii.gz")) == 1
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1
+    assert "reference.nii.gz must be a 3D image with one value per voxel" in errors
+
+
+@pytest.mark.parametrize(
+    ("channels", "got"), [(("0000", "0001"), "b_0000.nii.gz, b_0001.nii.gz"), (("0001",), "b_0001")]
+)
+def test_cases_have_exactly_the_channels_of_the_training_data(known, images, tmp_path, capfd, channels, got):
+    """nnU-Net takes the second channel for the first where that is missing."""
+    (images / "b_0000.nii.gz").unlink()
+    for channel in channels:
+        shutil.copy(images / "a_0000.nii.gz", images / f"b_{channel}.nii.gz")
+    capfd.readouterr()
+    assert main(arguments(images, tmp_path / "out")) == 1
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1
+    assert f"one file for each of the 1 channels of a case, b_0000.nii.gz, got {got}" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_cases_are_passed_over_and_said(known, images, tmp_path, capfd, caplog):
+    """nnU-Net takes what macOS writes beside files for cases, and says nothing of other endings."""
+    (images / "._a_0000.nii.gz").write_bytes(b"macOS")
+    Scan().write(images / "d_0000.nii")
+    assert main(arguments(images, tmp_path / "out")) == 0
+    assert results(tmp_path / "out") == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert "._a_0000.nii.gz of macOS are no images and are passed over" in caplog.text
+    assert "d_0000.nii are left out, files must end in .nii.gz" in caplog.text
+
+
+def test_slices_that_are_not_thick_where_the_model_has_them_are_said(known, images, tmp_path, caplog):
+    Scan(slices=20, spacing_mm=(1.0, 1.0, 1.1)).write(images / "b_0000.nii.gz")
+    assert main(arguments(images, tmp_path / "out")) == 0
+    assert "b_0000.nii.gz: its slices are not thick along the model's slice axis (1 x 1.1 x 1 mm" in caplog.text
+    assert caplog.text.count("not thick") == 1
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_intensities_that_are_not_finite_are_named(known, tmp_path, capfd, value):
     """In MHA: of a NIfTI file SimpleITK reads them as 0."""
@@ -164,7 +223,7 @@ def test_intensities_that_are_not_finite_are_named(known, tmp_path, capfd, value
     assert main(arguments(tmp_path / "in", tmp_path / "out", number=MHA_MODEL)) == 1
     errors = capfd.readouterr().err
     assert errors.count("\n") == 1
-    assert "b_0000.mha must hold finite intensities" in errors
+    assert "b_0000.mha must hold finite values" in errors
     assert results(tmp_path / "out") == ["a.mha"]
 
 

@@ -76,15 +76,17 @@ def test_equal_shapes_with_another_origin_are_refused():
         onto_reference(np.zeros(grid.shape), shifted, grid, file="p.nrrd", reference_file="r.nrrd")
 
 
-def test_the_tolerance_is_a_thousandth_of_a_millimetre_at_the_corners():
-    grid = Grid((4, 5, 6), np.eye(4))
+@pytest.mark.parametrize("edge_mm", [0.0004, 1.0, 50.0])
+def test_the_tolerance_is_a_tenth_of_the_smallest_voxel_edge_at_the_corners(edge_mm):
+    voxels = np.diag([3 * edge_mm, edge_mm, 2 * edge_mm, 1])
+    grid = Grid((4, 5, 6), voxels)
     array = np.arange(120.0).reshape(grid.shape)
-    stretched = np.eye(4)
-    stretched[0, 0] += 0.9e-3 / 3
+    stretched = voxels.copy()
+    stretched[0, 0] += 0.09 * edge_mm / 3
     moved = onto_reference(array, Grid(grid.shape, stretched), grid, file="p", reference_file="r")
     np.testing.assert_array_equal(moved, array)
-    stretched[0, 0] += 0.2e-3 / 3
-    assert corner_distance_mm(Grid(grid.shape, stretched), grid) == pytest.approx(1.1e-3)
+    stretched[0, 0] += 0.02 * edge_mm / 3
+    assert corner_distance_mm(Grid(grid.shape, stretched), grid) == pytest.approx(0.11 * edge_mm)
     with pytest.raises(ValueError, match="apart"):
         onto_reference(array, Grid(grid.shape, stretched), grid, file="p", reference_file="r")
 

@@ -1,0 +1,334 @@
+"""Every message of docs/reference/messages.md is what the user reads in its situation."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from rehrseg_nnunet.cases.case_checks import check_cases
+from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.prediction.image_checks import check_image
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "messages.md"
+ROW = re.compile(r"^\| (.+) \| (error|warning) \| `(.+)` \|$", re.MULTILINE)
+MESSAGES = {situation: (kind, message) for situation, kind, message in ROW.findall(DOCUMENT.read_text())}
+SHAPE = (8, 6, 5)
+DATASET = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nrrd"}
+
+
+def pattern(message):
+    return ".*".join(re.escape(part) for part in message.split("…"))
+
+
+class Dataset:
+    """A raw dataset of two cases with two channels, predictions of it, and what commands say of them."""
+
+    def __init__(self, folder, capsys, caplog):
+        self.folder, self.raw, self.capsys, self.caplog = folder, folder / "raw" / "Dataset001_A", capsys, caplog
+        values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+        for case in "ab":
+            for channel in range(2):
+                self.write(f"imagesTr/{case}_{channel:04d}.nrrd", values)
+            for part in ("labelsTr", "predicted"):
+                self.write(f"{part}/{case}.nrrd", (values > 0).astype(np.uint8))
+        self.describe()
+
+    def write(self, name, values, *, origin=(0.0, 0.0, 0.0)):
+        file = self.raw / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = values if isinstance(values, sitk.Image) else sitk.GetImageFromArray(values)
+        if image.GetDimension() == 3:
+            image.SetOrigin(origin)
+        sitk.WriteImage(image, str(file))
+        return file
+
+    def describe(self, **changes):
+        (self.raw / "dataset.json").write_text(json.dumps({**DATASET, **changes}))
+
+    def says(self, *command):
+        self.capsys.readouterr()
+        status = main([str(part) for part in command])
+        errors = [line for line in self.capsys.readouterr().err.splitlines() if "error: " in line]
+        assert len(errors) == status
+        return {"error": "".join(errors), "warning": self.caplog.text.replace("\n", " ")}
+
+    def simulate(self, factor=2):
+        said = self.says("simulate", "-d", 1, "-o", 2, "--factor", factor)
+        assert bool(said["error"]) != (self.raw.parent / f"Dataset002_A_r{factor}z").is_dir()
+        return said
+
+    def evaluate(self):
+        files = ["-ref", self.raw / "labelsTr", "-pred", self.raw / "predicted", "-djfile", self.raw / "dataset.json"]
+        return self.says("evaluate", *files)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    return Dataset(tmp_path, capsys, caplog)
+
+
+def provoke(situation):
+    """Register what brings the situation about; returns what is said, by kind."""
+
+    def register(function):
+        PROVOKED[situation] = function
+        return function
+
+    return register
+
+
+PROVOKED = {}
+
+
+@provoke("A file ends early or is damaged")
+def damaged(dataset):
+    file = dataset.raw / "imagesTr" / "b_0001.nrrd"
+    file.write_bytes(file.read_bytes()[:-9])
+    return dataset.simulate()
+
+
+@provoke("The first file of a folder is no image at all")
+def no_image(dataset):
+    (dataset.raw / "labelsTr" / "a.nrrd").write_bytes(b"no image")
+    return dataset.evaluate()
+
+
+@provoke("A 4D file, or several values per voxel")
+def several_layers(dataset):
+    dataset.write("predicted/b.nrrd", np.zeros((2, *SHAPE), np.uint8))
+    return dataset.evaluate()
+
+
+@provoke("NaN or infinite values")
+def not_finite(dataset):
+    dataset.write("imagesTr/b_0000.nrrd", np.full(SHAPE, np.nan, np.float32))
+    return dataset.simulate()
+
+
+@provoke("NaN in a NIfTI image that SimpleITK reads")
+def hidden_nan(dataset):
+    for file in list(dataset.raw.glob("*Tr/*.nrrd")):
+        values = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        if file.name.startswith("b_"):
+            values[0, 0, 0] = np.nan
+        dataset.write(f"{file.parent.name}/{file.stem}.nii.gz", values)
+        file.unlink()
+    dataset.describe(file_ending=".nii.gz")
+    return dataset.simulate()
+
+
+@provoke("The channels of a case lie on different grids")
+def displaced_channel(dataset):
+    dataset.write("imagesTr/b_0001.nrrd", np.zeros(SHAPE, np.float32), origin=(0.2, 0, 0))
+    return dataset.simulate()
+
+
+@provoke("A file does not fit on the disk, or under a limit per file")
+def full_disk(dataset):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("SimpleITK.WriteImage", lambda *_: (_ for _ in ()).throw(RuntimeError("no space")))
+        return dataset.simulate()
+
+
+@provoke("All files have another ending than `file_ending`")
+def other_ending(dataset):
+    dataset.describe(file_ending=".nii.gz")
+    return dataset.simulate()
+
+
+@provoke("Some files have another ending")
+def some_other_endings(dataset):
+    dataset.write("imagesTr/c_0000.mha", np.zeros(SHAPE, np.float32))
+    return dataset.simulate()
+
+
+@provoke("macOS has left `._` files")
+def macos(dataset):
+    (dataset.raw / "predicted" / "._a.nrrd").touch()
+    return dataset.evaluate()
+
+
+@provoke("A file has no channel in its name")
+def no_channel(dataset):
+    dataset.write("imagesTr/c.nrrd", np.zeros(SHAPE, np.float32))
+    return dataset.simulate()
+
+
+@provoke("A case lacks a channel or has one too many")
+def missing_channel(dataset):
+    (dataset.raw / "imagesTr" / "b_0000.nrrd").unlink()
+    return dataset.simulate()
+
+
+@provoke("dataset.json is missing")
+def no_dataset_json(dataset):
+    (dataset.raw / "dataset.json").unlink()
+    return dataset.evaluate()
+
+
+@provoke("It is broken")
+def broken_json(dataset):
+    (dataset.raw / "dataset.json").write_text("{,}")
+    return dataset.evaluate()
+
+
+@provoke("It begins with a byte order mark")
+def byte_order_mark(dataset):
+    (dataset.raw / "dataset.json").write_text("\ufeff{}", encoding="utf-8")
+    return dataset.simulate()
+
+
+@provoke("It is of nnU-Net 1 or the Decathlon")
+def old_nnunet(dataset):
+    dataset.describe(labels={"0": "background", "1": "a"})
+    return dataset.evaluate()
+
+
+@provoke("A key is missing")
+def missing_key(dataset):
+    (dataset.raw / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd", "labels": DATASET["labels"]}))
+    return dataset.simulate()
+
+
+@provoke("Labels a hair off (1.0000153, from rescaled headers)")
+def hair_off(dataset):
+    dataset.write("predicted/b.nrrd", np.full(SHAPE, 1.0000153, np.float32))
+    return dataset.evaluate()
+
+
+@provoke("Labels that are no integers")
+def no_integers(dataset):
+    dataset.write("predicted/b.nrrd", np.full(SHAPE, 0.5, np.float32))
+    return dataset.evaluate()
+
+
+@provoke("`rehrseg evaluate`, benchmarks: a label that dataset.json does not have")
+def unknown_in_evaluate(dataset):
+    dataset.write("predicted/b.nrrd", np.full(SHAPE, 3, np.uint8))
+    return dataset.evaluate()
+
+
+@provoke("`rehrseg simulate`: a label that dataset.json does not have")
+def unknown_in_simulate(dataset):
+    dataset.write("labelsTr/b.nrrd", np.full(SHAPE, 3, np.uint8))
+    return dataset.simulate()
+
+
+def check_training_case(dataset, labels):
+    """The check before training of a preprocessed case `b` with one channel."""
+    image = np.zeros((1, *SHAPE), np.float32)
+    sizes = {"chunks": (1, *SHAPE), "blocks": (1, *SHAPE)}
+    nnUNetDatasetBlosc2.save_case(image, labels[None].astype(np.int8), {}, str(dataset.folder / "b"), **sizes)
+    manager = LabelManager(DATASET["labels"], None)
+    with pytest.raises(ValueError, match="cases must have") as error:
+        check_cases(nnUNetDatasetBlosc2(str(dataset.folder)), ["b"], label_manager=manager, raw_folder=dataset.raw)
+    return {"error": str(error.value)}
+
+
+@provoke("Training: a case has a label that dataset.json does not have")
+def unknown_in_training(dataset):
+    return check_training_case(dataset, np.full(SHAPE, 3))
+
+
+@provoke("Training: a case was preprocessed with a channel missing")
+def channel_missing_in_training(dataset):
+    (dataset.raw / "imagesTr" / "b_0000.nrrd").unlink()
+    return check_training_case(dataset, np.zeros(SHAPE))
+
+
+@provoke("An image has no label")
+def no_label(dataset):
+    (dataset.raw / "labelsTr" / "b.nrrd").unlink()
+    return dataset.simulate()
+
+
+@provoke("A label has no image")
+def no_image_of_label(dataset):
+    dataset.write("labelsTr/c.nrrd", np.zeros(SHAPE, np.uint8))
+    return dataset.simulate()
+
+
+@provoke("A label lies on another grid than its image")
+def displaced_label(dataset):
+    dataset.write("labelsTr/b.nrrd", np.zeros((6, *SHAPE[1:]), np.uint8))
+    return dataset.simulate()
+
+
+@provoke("Formats without spacing (TIFF, PNG)")
+def without_spacing(dataset):
+    dataset.describe(file_ending=".tif")
+    return dataset.simulate()
+
+
+@provoke("A case has fewer slices than the factor")
+def few_slices(dataset):
+    return dataset.simulate(factor=9)
+
+
+@provoke("numTraining is not the number of cases")
+def wrong_number(dataset):
+    dataset.describe(numTraining=5)
+    return dataset.simulate()
+
+
+def check_scan(dataset, spacing_mm):
+    """The check before prediction with a model of 4 x 1 x 1 mm."""
+    model = SimpleNamespace(normalization_schemes=["ZScoreNormalization"], spacing=[4.0, 1.0, 1.0])
+    plans = SimpleNamespace(transpose_forward=[0, 1, 2])
+    try:
+        check_image(np.ones((1, *SHAPE), np.float32), spacing_mm, "scan.nii.gz", plans, model, hr_outputs=8)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"warning": dataset.caplog.text}
+
+
+@provoke("The spacing is much too small (metres)")
+def metres(dataset):
+    return check_scan(dataset, (0.004, 0.001, 0.001))
+
+
+@provoke("The spacing is much too large (micrometres)")
+def micrometres(dataset):
+    return check_scan(dataset, (40000.0, 10000.0, 10000.0))
+
+
+@provoke("The slices are not thick where the model's are")
+def thin_slices(dataset):
+    return check_scan(dataset, (1.0, 1.0, 4.0))
+
+
+@provoke("A prediction lies on another grid than its reference")
+def displaced_prediction(dataset):
+    dataset.write("predicted/b.nrrd", np.zeros(SHAPE, np.uint8), origin=(0, 0, 0.5))
+    return dataset.evaluate()
+
+
+@provoke("A reference has no prediction")
+def no_prediction(dataset):
+    (dataset.raw / "predicted" / "b.nrrd").unlink()
+    return dataset.evaluate()
+
+
+def test_every_documented_situation_is_provoked():
+    assert MESSAGES.keys() == PROVOKED.keys()
+    assert len(MESSAGES) == sum(line.startswith("| ") and "situation" not in line for line in lines())
+
+
+def lines():
+    return DOCUMENT.read_text().splitlines()
+
+
+@pytest.mark.parametrize("situation", MESSAGES)
+def test_the_message_is_what_is_read(dataset, situation):
+    kind, message = MESSAGES[situation]
+    said = PROVOKED[situation](dataset)[kind]
+    assert re.search(pattern(message), said), said
