@@ -27,8 +27,8 @@ BASELINE_EPOCHS, STAGE_2_EPOCHS = 20, 24
 WORKERS = "nnUNet_n_proc_DA"
 CLOSING = """
 It worked if REHRSeg and the baselines are close on thick slices, and if on thin slices the nearest-neighbour rows
-(repeated slices) are far below the others. Three phantoms and a few hundred steps say no more: numbers differ by
-some hundredths from run to run.
+(repeated slices) are far below the others. REHRSeg's lead here is a phantom's: short trainings on real MRI do not
+show it. Three phantoms and a few hundred steps say no more: numbers differ by some hundredths from run to run.
 
 finished in {minutes:.1f} min; everything is in {folder}
 stage 1 in pictures: {pictures}/pseudo_hr_*.png
