@@ -40,7 +40,7 @@ class Predicted:
         """Voxels further than the band from the surface where HR label, decimated, and LR label differ."""
         height = self.scan.height_mm(self.lr) - self.threshold_mm
         hr = torch.from_numpy(sitk.GetArrayFromImage(self.hr))
-        decimated = degrade_labels(hr, factor, 2 - self.scan.axis, mode="centre").numpy()
+        decimated = degrade_labels(hr, factor, 2 - self.scan.axis).numpy()
         return (np.abs(height) > band_mm + self.resolution_mm) & (decimated != sitk.GetArrayFromImage(self.lr))
 
 
