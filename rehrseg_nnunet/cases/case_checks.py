@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
 
 REMEDY = (
     "mend the files, find others with nnUNetv2_plan_and_preprocess --verify_dataset_integrity, and preprocess again"
@@ -18,7 +19,7 @@ MOST_NAMED = 5
 
 
 def check_cases(
-    dataset: nnUNetBaseDataset,
+    dataset: PreprocessedCases,
     identifiers: Iterable[str],
     *,
     label_manager: LabelManager,
@@ -45,7 +46,7 @@ def check_cases(
     raise ValueError(f"cases must have finite images and known labels: {'; '.join(named)}{more}; {REMEDY}")
 
 
-def _problem(dataset: nnUNetBaseDataset, identifier: str, known: set[int]) -> str | None:
+def _problem(dataset: PreprocessedCases, identifier: str, known: set[int]) -> str | None:
     image, labels, _, _ = dataset.load_case(identifier)
     if not np.isfinite(image[:]).all():
         return "has nan or inf in its image"
@@ -55,10 +56,12 @@ def _problem(dataset: nnUNetBaseDataset, identifier: str, known: set[int]) -> st
     return None
 
 
-def _files(dataset: nnUNetBaseDataset, identifier: str, raw_folder: Path | None) -> str:
+def _files(dataset: PreprocessedCases, identifier: str, raw_folder: Path | None) -> str:
     """The raw files of a case, or its preprocessed ones if the raw dataset or its files are not at hand."""
     if raw_folder is not None and (raw_folder / "dataset.json").is_file():
-        raw_files = get_filenames_of_train_images_and_targets(str(raw_folder), load_json(raw_folder / "dataset.json"))
+        raw_files = get_filenames_of_train_images_and_targets(
+            str(raw_folder), load_json(str(raw_folder / "dataset.json"))
+        )
         if identifier in raw_files:
             return ", ".join([*raw_files[identifier]["images"], raw_files[identifier]["label"]])
     return str(Path(dataset.source_folder, identifier))
