@@ -61,7 +61,9 @@ class HRConfigurationManager(ConfigurationManager):
     @property
     def resampling_fn_probabilities(self) -> Resampling:
         """nnU-Net's function inside the grid's."""
-        return partial(self.grid.resample, super().resampling_fn_probabilities, self.has_regions)
+        # declared for lists, tuples and arrays; nnU-Net's functions take any sequences
+        stock: Resampling = super().resampling_fn_probabilities  # pyright: ignore[reportAssignmentType]
+        return partial(self.grid.resample, stock, self.has_regions)
 
     @property
     def preprocessor_class(self) -> type:

@@ -37,7 +37,8 @@ def check_image(
     planned_mm = configuration.spacing
     voxels_left = voxels_after_cropping(data)
     extent = [(voxels_left[axis], spacing_mm[axis]) for axis in plans_manager.transpose_forward]
-    if not compute_new_shape(*zip(*extent, strict=True), planned_mm).all():
+    voxels, spacings = zip(*extent, strict=True)
+    if not compute_new_shape(voxels, spacings, planned_mm).all():
         shown = " x ".join(f"{voxels * spacing:.4g}" for voxels, spacing in extent)
         raise UnusableImageError(
             f"{source} must be more than half a planned voxel long ({' x '.join(f'{s:.4g}' for s in planned_mm)} mm, "
