@@ -6,7 +6,7 @@ REHRSegTrainer. With a length suffix it trains as long: `REHRSegTrainer_MIMIC_10
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
@@ -94,7 +94,7 @@ class REHRSegTrainer_pseudoDataBSpline(REHRSegTrainer_pseudoDataOnly):
         self.pseudo_hr_folder = write_interpolated_cases(dataset, identifiers, planned).source_folder
         self.print_to_log_file(f"pseudo-HR data: {self.pseudo_hr_folder} (B-spline, labels by signed distance)")
 
-    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> CertainCases:
+    def pseudo_hr_cases(self, identifiers: list[str]) -> CertainCases:
         """The interpolated cases, with U = 0."""
         return CertainCases(super().pseudo_hr_cases(identifiers))
 

@@ -28,7 +28,7 @@ from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, STORE_NAME, export_pse
 from rehrseg_nnunet.self_sr.interpolated_source import InterpolatedSource, choose_source
 from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
 from rehrseg_nnunet.self_sr.loss import SelfSRLoss
-from rehrseg_nnunet.self_sr.network import build_self_sr_network
+from rehrseg_nnunet.self_sr.network import SelfSRNetwork, build_self_sr_network
 from rehrseg_nnunet.self_sr.report import report_self_sr
 
 SPACING_TOLERANCE = 0.05
@@ -58,7 +58,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
-    ) -> nn.Module:
+    ) -> SelfSRNetwork:
         """The self-SR network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
         refuse_prediction("SelfSRTrainer", enable_deep_supervision=enable_deep_supervision)
         config = load_config(configuration_manager.configuration, purpose="prediction")
@@ -165,7 +165,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         """Training cases: stage 2 validates on real ones."""
         return self.do_split()[0]
 
-    def write_cases(self, network: nn.Module, store: CaseStore, identifiers: Sequence[str]) -> None:
+    def write_cases(self, network: SelfSRNetwork, store: CaseStore, identifiers: Sequence[str]) -> None:
         """Super-resolve the cases; one whose pseudo labels do not agree with its own labels is named."""
         agreement = export_pseudo_hr(
             network,
@@ -194,7 +194,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         smore = self.interpolated.fingerprint() if export.image == "smore" else {}
         return {"factor": self.config.factor, "export": export.model_dump(mode="json"), **smore}
 
-    def report(self, network: nn.Module) -> None:
+    def report(self, network: SelfSRNetwork) -> None:
         """Compare with the truth where it is known, and draw a few validation cases."""
         _, val_keys = self.do_split()
         report = report_self_sr(

@@ -23,7 +23,7 @@ from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_pre
 from rehrseg_nnunet.smore.export import STORE_NAME, export_smore
 from rehrseg_nnunet.smore.loader import SMORELoader
 from rehrseg_nnunet.smore.loss import SMORELoss
-from rehrseg_nnunet.smore.network import build_wdsr
+from rehrseg_nnunet.smore.network import WDSR, build_wdsr
 from rehrseg_nnunet.smore.report import report_smore
 
 
@@ -51,7 +51,7 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
-    ) -> nn.Module:
+    ) -> WDSR:
         """SMORE's network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
         refuse_prediction("SMORETrainer", enable_deep_supervision=enable_deep_supervision)
         return build_wdsr(
@@ -95,7 +95,7 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
         tr_keys, val_keys = self.do_split()
         return sorted({*tr_keys, *val_keys})
 
-    def write_cases(self, network: nn.Module, store: CaseStore, identifiers: Sequence[str]) -> None:
+    def write_cases(self, network: WDSR, store: CaseStore, identifiers: Sequence[str]) -> None:
         """Interpolate the cases with the trained network."""
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(identifiers))
         export_smore(network, dataset, identifiers, store, PlannedDataset.of_trainer(self))
@@ -104,7 +104,7 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
         """The factor."""
         return {"factor": self.config.factor}
 
-    def report(self, network: nn.Module) -> None:
+    def report(self, network: WDSR) -> None:
         """Compare with the true HR volumes of the validation cases where there are any."""
         dataset = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[1])
         report = report_smore(network, dataset, PlannedDataset.of_trainer(self))

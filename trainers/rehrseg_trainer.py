@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
@@ -44,6 +46,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             the plans'.
     """
 
+    loss: REHRSegLoss
     changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
@@ -84,7 +87,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             ignore_index=self.label_manager.ignore_label,
         )
         if self._do_i_compile():  # as nnU-Net does with its own
-            hr_loss.dc = torch.compile(hr_loss.dc)
+            hr_loss.dc = cast("Any", torch.compile(hr_loss.dc))  # still a module
         lr_loss = UncertaintyWeightedLoss(
             getattr(stock, "weight_factors", None),
             regions=self.label_manager.has_regions,
@@ -142,7 +145,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
                 label_manager=self.label_manager,
             )
 
-    def pseudo_hr_cases(self, identifiers: Sequence[str]) -> nnUNetBaseDataset:
+    def pseudo_hr_cases(self, identifiers: list[str]) -> Cases:
         """The cases that are trained on: image (C + 1, r*D, H, W) with U in [0, 1] last, labels (1, r*D, H, W)."""
         return nnUNetDatasetBlosc2(str(self.pseudo_hr_folder), identifiers)
 
@@ -236,7 +239,8 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation on the thick slices, then the HR predictions of the same cases in `validation_hr`."""
-        if self.is_ddp:  # no exchange of the HR head's buffer: a rank may have fewer cases than others, or none
+        if isinstance(self.network, DistributedDataParallel):
+            # no exchange of the HR head's buffer: a rank may have fewer cases than others, or none
             self.network.require_forward_param_sync = False
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import group_channels, has_all_channels
@@ -22,7 +22,7 @@ MOST_NAMED = 5
 
 
 def check_cases(
-    dataset: nnUNetBaseDataset,
+    dataset: PreprocessedCases,
     identifiers: Iterable[str],
     *,
     label_manager: LabelManager,
@@ -77,7 +77,7 @@ class RawFiles(NamedTuple):
         labels = folder / "labelsTr"
         return cls({case: [*images, str(labels / f"{case}{ending}")] for case, images in cases.items()}, ending)
 
-    def name(self, dataset: nnUNetBaseDataset, identifier: str) -> str:
+    def name(self, dataset: PreprocessedCases, identifier: str) -> str:
         """The raw files of a case, or its preprocessed ones."""
         return ", ".join(self.files.get(identifier, [str(Path(dataset.source_folder, identifier))]))
 
@@ -88,7 +88,7 @@ class RawFiles(NamedTuple):
         return not has_all_channels(self.files[identifier][:-1], self.ending, channels=channels)
 
 
-def _problem(dataset: nnUNetBaseDataset, identifier: str, known: set[int], raw: RawFiles) -> str | None:
+def _problem(dataset: PreprocessedCases, identifier: str, known: set[int], raw: RawFiles) -> str | None:
     image, labels, _, _ = dataset.load_case(identifier)
     if not np.isfinite(image[:]).all():
         return "has nan or inf in its image"

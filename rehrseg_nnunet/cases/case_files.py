@@ -25,10 +25,15 @@ def class_locations(labels: np.ndarray, label_manager: LabelManager) -> dict[Any
         labels: (1, D, H, W) integer label map.
         label_manager: nnU-Net's; with an ignore label, annotated voxels are a class of their own.
     """
-    groups = list(label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels)
-    if label_manager.has_ignore_label:
-        groups.append([-1, *label_manager.all_labels])
+    foreground = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
+    annotated = [[-1, *label_manager.all_labels]] if label_manager.has_ignore_label else []
+    groups: list[Any] = [*foreground, *annotated]
     return DefaultPreprocessor._sample_foreground_locations(labels, groups)
+
+
+def open_array(file: Path) -> Any:
+    """The image or the labels of a case, a blosc2.NDArray, which is read when indexed."""
+    return blosc2.open(urlpath=str(file), mode="r")
 
 
 def save_case(
@@ -95,6 +100,6 @@ def _save_and_read_back(
         blocks_seg=blocks_seg,
     )
     for suffix, array in zip(SUFFIXES, (data, labels), strict=False):
-        stored = blosc2.open(urlpath=f"{file}{suffix}", mode="r")
+        stored = open_array(Path(f"{file}{suffix}"))
         if not all(np.array_equal(stored[channel], array[channel]) for channel in range(len(array))):
             raise OSError(f"{file.name}{suffix} differs from what was written")

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_checks import check_cases
+from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
 from rehrseg_nnunet.cases.case_files import class_locations, save_case
 from rehrseg_nnunet.cases.source_files import SOURCE, is_current, source_state
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -35,7 +36,7 @@ def interpolated_folder(preprocessed_folder: str | Path, factor: int) -> Path:
 
 
 def write_interpolated_cases(
-    dataset: nnUNetBaseDataset, identifiers: Iterable[str], planned: PlannedDataset
+    dataset: PreprocessedCases, identifiers: Iterable[str], planned: PlannedDataset
 ) -> nnUNetDatasetBlosc2:
     """Check and interpolate the cases that are not there yet, with a progress bar.
 
@@ -65,7 +66,7 @@ def _missing(folder: Path, source_folder: Path, identifiers: Sequence[str]) -> l
 
 
 def _write_missing(
-    dataset: nnUNetBaseDataset, identifiers: Sequence[str], planned: PlannedDataset, *, folder: Path
+    dataset: PreprocessedCases, identifiers: Sequence[str], planned: PlannedDataset, *, folder: Path
 ) -> None:
     check_writable(folder.parent, purpose="interpolated cases are written there; change its permissions")
     with exclusive(folder.with_name(f"{folder.name}.lock"), folder=folder, wait=True) as alone:
@@ -82,7 +83,7 @@ def _write_missing(
 
 
 def _interpolate(
-    dataset: nnUNetBaseDataset, identifier: str, planned: PlannedDataset
+    dataset: PreprocessedCases, identifier: str, planned: PlannedDataset
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Image (C, r*D, H, W), labels (1, r*D, H, W) and properties of one interpolated case."""
     image, labels, _, properties = dataset.load_case(identifier)

@@ -7,6 +7,7 @@ preprocessed again), its content decides.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ SOURCE = "rehrseg_source"  # key of `source_state` in a case's properties
 SUFFIXES = (".b2nd", "_seg.b2nd", ".npz", ".pkl")  # of nnU-Net's dataset classes
 
 
-def source_state(folder: str | Path, identifier: str) -> dict[str, tuple[int, int, str]]:
+def source_state(folder: str | os.PathLike[str], identifier: str) -> dict[str, tuple[int, int, str]]:
     """Size, time (ns) and SHA-256 of a preprocessed case's files, by name."""
     return {file.name: (*_size_and_time(file), _hash(file)) for file in _files(folder, identifier)}
 
 
-def is_current(properties_file: Path, folder: str | Path, identifier: str) -> bool:
+def is_current(properties_file: Path, folder: str | os.PathLike[str], identifier: str) -> bool:
     """Whether a derived case was made from a preprocessed case as it is now.
 
     Args:
@@ -36,7 +37,7 @@ def is_current(properties_file: Path, folder: str | Path, identifier: str) -> bo
     return {file.name for file in files} == set(stored) and all(_unchanged(file, stored[file.name]) for file in files)
 
 
-def _files(folder: str | Path, identifier: str) -> list[Path]:
+def _files(folder: str | os.PathLike[str], identifier: str) -> list[Path]:
     return [file for suffix in SUFFIXES if (file := Path(folder, f"{identifier}{suffix}")).is_file()]
 
 

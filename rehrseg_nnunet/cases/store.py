@@ -28,11 +28,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import blosc2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from rehrseg_nnunet.cases.case_files import SUFFIXES, class_locations, save_case
+from rehrseg_nnunet.cases.case_files import SUFFIXES, class_locations, open_array, save_case
 from rehrseg_nnunet.cases.source_files import is_current
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -277,7 +276,7 @@ class CaseStore:
         for suffix, expected in ((".b2nd", entry.shape), ("_seg.b2nd", (1, *entry.shape[1:]))):
             file = self.folder / (identifier + suffix)
             try:
-                found = blosc2.open(urlpath=str(file), mode="r").shape
+                found = open_array(file).shape
             except (RuntimeError, ValueError) as error:
                 return f"{file} cannot be read ({error})"
             if tuple(found) != expected:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic.config import JsonDict
@@ -290,7 +290,16 @@ class RehrsegConfig(StrictModel):
     )
 
 
-def change_segmentation(config: RehrsegConfig, changes: Mapping[str, Any]) -> RehrsegConfig:
+class ResolvedConfig(RehrsegConfig):
+    """The block of a configuration with a known spacing, from `load_config`."""
+
+    factor: int = Field(ge=2, description="r, HR slices per LR slice")
+
+
+Block = TypeVar("Block", bound=RehrsegConfig)
+
+
+def change_segmentation(config: Block, changes: Mapping[str, Any]) -> Block:
     """The block with other settings of `segmentation`.
 
     Args:
@@ -303,7 +312,7 @@ def change_segmentation(config: RehrsegConfig, changes: Mapping[str, Any]) -> Re
     if "hr_head" in changes:
         raise ValueError("changes must leave hr_head as it is in the plans, which the network is built from")
     block = config.model_dump()
-    return parse_block({**block, "segmentation": {**block["segmentation"], **changes}})
+    return _validated({**block, "segmentation": {**block["segmentation"], **changes}}, type(config))
 
 
 def describe_errors(error: ValidationError, where: str) -> str:
@@ -334,10 +343,14 @@ def parse_block(block: Mapping[str, Any]) -> RehrsegConfig:
         Traceback (most recent call last):
         ValueError: rehrseg.epoch: unknown key
     """
+    return _validated(block, RehrsegConfig)
+
+
+def _validated(block: Mapping[str, Any], model: type[Block]) -> Block:
     if removed := describe_removed(block, BLOCK):
         raise ValueError("; ".join(removed))
     try:
-        return RehrsegConfig.model_validate(dict(block) if isinstance(block, Mapping) else block)
+        return model.model_validate(dict(block) if isinstance(block, Mapping) else block)
     except ValidationError as error:
         raise ValueError(describe_errors(error, BLOCK)) from None
 
@@ -353,7 +366,7 @@ def upgraded_plans(plans: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_config(
     configuration: Mapping[str, Any], *, purpose: Literal["training", "prediction"] = "training"
-) -> RehrsegConfig:
+) -> ResolvedConfig:
     """The `rehrseg` block of a resolved configuration, with `factor` filled in from its spacing.
 
     Args:
@@ -380,6 +393,4 @@ def load_config(
     check_thick_slices(configuration["spacing"])
     drop = drop_removed if purpose == "prediction" else drop_old_defaults
     config = parse_block(drop(configuration.get(BLOCK, {})))
-    if config.factor is None:
-        config = config.model_copy(update={"factor": sr_factor(configuration["spacing"])})
-    return config
+    return ResolvedConfig(**{**dict(config), "factor": config.factor or sr_factor(configuration["spacing"])})

@@ -9,12 +9,12 @@ reaches the former one by `super()`. Layers that the extension adds are children
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 
-class Extension:
+class Extension(nn.Module if TYPE_CHECKING else object):
     """Base of extensions: mixins for networks, with a `forward` that may call `super().forward`."""
 
 
@@ -61,6 +61,6 @@ def unwrap(network: nn.Module) -> nn.Module:
         if isinstance(network, nn.parallel.DistributedDataParallel):
             network = network.module
         elif hasattr(network, "_orig_mod"):
-            network = network._orig_mod
+            network = network._orig_mod  # pyright: ignore[reportAssignmentType] # a module, though declared as any child
         else:
             return network

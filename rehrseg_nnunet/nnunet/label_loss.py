@@ -41,5 +41,8 @@ def build_label_loss(
     if ignore_index is not None and ignore_index <= highest:
         raise ValueError(f"ignore_index must be above the highest label {highest}, got {ignore_index}")
     return DC_and_CE_loss(
-        {**dice, "do_bg": False}, {}, ignore_label=ignore_index, dice_class=MemoryEfficientSoftDiceLoss
+        {**dice, "do_bg": False},
+        {},
+        ignore_label=ignore_index,
+        dice_class=MemoryEfficientSoftDiceLoss,  # pyright: ignore[reportArgumentType] # declared as its default's type
     )

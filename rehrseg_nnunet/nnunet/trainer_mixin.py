@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
     from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 
         def do_split(self) -> tuple[list[str], list[str]]:
             """Training and validation cases."""
+            ...
+
+        @staticmethod
+        def get_training_transforms(*args: Any, **options: Any) -> ComposeTransforms:
+            """Declared by nnU-Net with other types than it passes and returns."""
+            ...
+
+        @staticmethod
+        def get_validation_transforms(*args: Any, **options: Any) -> ComposeTransforms:
+            """As above."""
             ...
 
 else:

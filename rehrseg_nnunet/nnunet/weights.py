@@ -6,13 +6,15 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 # what torch.load raises for damaged files and for files of something else, and indexing for other contents
 UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.PickleError)
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_checkpoint(checkpoint: Path, *, remedy: str) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_frozen(network: nn.Module, checkpoint: Path, *, sizes: str, remedy: str) -> nn.Module:
+def load_frozen(network: Network, checkpoint: Path, *, sizes: str, remedy: str) -> Network:
     """Fill a network with a run's weights and freeze it: evaluation mode, no gradients.
 
     Args:

@@ -62,7 +62,9 @@ class HRConfigurationManager(ConfigurationManager):
     @property
     def resampling_fn_probabilities(self) -> Resampling:
         """nnU-Net's function inside the grid's."""
-        return partial(self.grid.resample, super().resampling_fn_probabilities, self.has_regions)
+        # declared for lists, tuples and arrays; nnU-Net's functions take any sequences
+        stock: Resampling = super().resampling_fn_probabilities  # pyright: ignore[reportAssignmentType]
+        return partial(self.grid.resample, stock, self.has_regions)
 
     @property
     def preprocessor_class(self) -> type:
@@ -107,4 +109,4 @@ def _hr_preprocessor_class(base: type) -> type:
 
 
 def _hr_outputs(hr: HRConfigurationManager, plans_manager: PlansManager, dataset_json: Mapping[str, Any]) -> int:
-    return plans_manager.get_label_manager(dataset_json).num_segmentation_heads * hr.factor
+    return plans_manager.get_label_manager(dict(dataset_json)).num_segmentation_heads * hr.factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from time import sleep
 
@@ -11,16 +11,17 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import check_workers_alive_and_busy
 from torch import distributed as dist
 
+from rehrseg_nnunet.cases.case_dataset import Cases
+from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.whole_files import staging
 from rehrseg_nnunet.prediction.output_grid import hr_properties
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 
 
-def predict_hr_validation(trainer: nnUNetTrainer) -> None:
+def predict_hr_validation(trainer: TrainerMixin) -> None:
     """Write `validation_hr/<case>` for every validation case of a trainer whose network has an HR head.
 
     As in nnU-Net's own validation: sliding window with mirroring, cases split over DDP ranks, files written by spawned
@@ -46,19 +47,18 @@ def predict_hr_validation(trainer: nnUNetTrainer) -> None:
     if trainer.is_ddp:
         keys = keys[trainer.local_rank :: dist.get_world_size()]
     with staging(remedy="free space there and run again with --val") as stage:
-        _predict_cases(trainer, predictor, keys, {key: stage(str(folder / key)) for key in keys})
+        dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+        _predict_cases(trainer, predictor, dataset, {key: stage(str(folder / key)) for key in keys})
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     compute_gaussian.cache_clear()
     trainer.print_to_log_file(f"HR predictions of {len(keys)} validation cases are in {folder}")
 
 
-def _predict_cases(
-    trainer: nnUNetTrainer, predictor: HRPredictor, keys: Sequence[str], outputs: Mapping[str, str]
-) -> None:
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+def _predict_cases(trainer: TrainerMixin, predictor: HRPredictor, dataset: Cases, outputs: Mapping[str, str]) -> None:
     with multiprocessing.get_context("spawn").Pool(default_num_processes) as pool:
-        workers, exports = list(pool._pool), []
-        for key in keys:
+        workers = list(pool._pool)  # pyright: ignore[reportAttributeAccessIssue] # private, nnU-Net takes it too
+        exports = []
+        for key in outputs:
             # as in nnU-Net: wait rather than queue large arrays, and notice workers that were killed
             while check_workers_alive_and_busy(pool, workers, exports, allowed_num_queued=2):
                 sleep(0.1)

@@ -79,7 +79,7 @@ def _check_planned_size(
     """Refuse what resampling leaves nothing of, or what can never fit into memory; all slice axis first."""
     if not all(math.isfinite(s) and s > 0 for s in spacing_mm):
         raise UnusableImageError(f"{source} must have a positive spacing, got {_shown(spacing_mm)} mm; mend its header")
-    planned = [int(n) for n in compute_new_shape(voxels, spacing_mm, planned_mm)]
+    planned = [int(n) for n in compute_new_shape(list(voxels), list(spacing_mm), list(planned_mm))]
     if not all(planned):
         extent = _shown([n * s for n, s in zip(voxels, spacing_mm, strict=True)])
         raise UnusableImageError(

@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
@@ -67,12 +70,19 @@ class HRPredictor(nnUNetPredictor):
         IncompatibleError: the installed nnU-Net lacks something that is relied on.
     """
 
+    # None until initialisation, which brings all of them
+    network: nn.Module
+    plans_manager: PlansManager
+    configuration_manager: HRConfigurationManager
+    label_manager: LabelManager | _ManyHeads
+    dataset_json: dict[str, Any]
+    factor: int
+
     def __init__(self, *args: Any, grid: OutputGrid | None = None, hr_head: bool = True, **kwargs: Any) -> None:
         require_compatible()
         super().__init__(*args, **kwargs)
         self.hr_head = hr_head
         self.grid: OutputGrid = HRGrid() if grid is None else grid
-        self.factor: int | None = None
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
 
@@ -135,7 +145,7 @@ class HRPredictor(nnUNetPredictor):
         """HR logits (K, r*D, H, W) of an image (C, D, H, W), the mean over `_mirrors`."""
         with self._all_channels():
             # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
-            logits = super().predict_sliding_window_return_logits(image).cpu()
+            logits = torch.as_tensor(super().predict_sliding_window_return_logits(image)).cpu()
         heads = self.label_manager.num_segmentation_heads
         hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
         if self.uses_hr_head:  # in place: HR logits are large
@@ -144,7 +154,8 @@ class HRPredictor(nnUNetPredictor):
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
-        return sum(self._predict_window(x.flip(axes), axes) for axes in mirrored) / len(self._mirrors)
+        total = sum(self._predict_window(x.flip(axes), axes) for axes in mirrored)
+        return total / len(self._mirrors)  # pyright: ignore[reportReturnType] # no float: there is always one
 
     def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
         """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""

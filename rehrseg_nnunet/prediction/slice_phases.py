@@ -85,4 +85,4 @@ class PhaseMean:
 
     def mean(self) -> torch.Tensor:
         """(K, r*D, H, W) float32; there must be a prediction at phase 0."""
-        return self.total.div_(self.weights[:, None, None])
+        return self.total.div_(self.weights[:, None, None])  # pyright: ignore[reportOptionalMemberAccess] # phase 0

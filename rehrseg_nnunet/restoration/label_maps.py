@@ -23,5 +23,5 @@ def to_label_map(logits: torch.Tensor, lr_labels: np.ndarray, factor: int, label
     unknown = nearest == -1
     if label_manager.has_ignore_label:
         unknown |= nearest == label_manager.ignore_label
-    predicted = label_manager.convert_logits_to_segmentation(logits).numpy()
+    predicted = np.asarray(label_manager.convert_logits_to_segmentation(logits))
     return np.where(unknown, nearest, predicted[None]).astype(np.int16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class RestorationLoader(nnUNetDataLoader):
         self,
         data: nnUNetBaseDataset,
         batch_size: int,
-        patch_size: Sequence[int],
+        patch_size: list[int] | tuple[int, ...],
         *,
         factor: int,
         label_manager: LabelManager,

@@ -29,7 +29,7 @@ class RestorationPair(NamedTuple):
     mask: torch.Tensor
 
 
-def random_interval(size: int, edge: int, rng: np.random.Generator, contain: int | None) -> list[int]:
+def random_interval(size: int, edge: int, rng: np.random.Generator, contain: int | None) -> tuple[int, int]:
     """Interval of `edge` voxels within (or, if too long, centred on) 0 .. size, containing a voxel if one is given."""
     if edge >= size:
         start = -((edge - size) // 2)
@@ -37,4 +37,4 @@ def random_interval(size: int, edge: int, rng: np.random.Generator, contain: int
         start = int(rng.integers(0, size - edge + 1))
     else:
         start = int(rng.integers(max(0, contain - edge + 1), min(contain, size - edge) + 1))
-    return [start, start + edge]
+    return start, start + edge

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels
@@ -95,7 +95,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def load_volumes(dataset: nnUNetBaseDataset, identifier: str) -> Volumes:
+def load_volumes(dataset: Cases, identifier: str) -> Volumes:
     """Image float32 and labels int16 of a case, read whole."""
     image, labels, _, _ = dataset.load_case(identifier)
     return np.asarray(image[:], dtype=np.float32), np.asarray(labels[:]).astype(np.int16)
@@ -138,9 +138,10 @@ def true_hr_case(
     crop = (slice(None), *(slice(*edges) for edges in box))
     hr_crop = (slice(None), slice(*(edge * factor for edge in box[0])), *crop[2:])
     maps = [_linear_map(before, after) for before, after in zip(raw[crop], lr_image, strict=True)]
-    if any(linear is None for linear in maps):
+    linear = [pair for pair in maps if pair is not None]
+    if len(linear) < len(maps):
         return None
-    scaled = [scale * channel + shift for channel, (scale, shift) in zip(image[hr_crop], maps, strict=True)]
+    scaled = [scale * channel + shift for channel, (scale, shift) in zip(image[hr_crop], linear, strict=True)]
     return np.stack(scaled).astype(np.float32), labels[hr_crop].astype(np.int16)
 
 

@@ -32,6 +32,7 @@ class ImageToImageTraining(TrainerMixin):
     """
 
     settings: Any
+    lr_scheduler: PhasedOneCycle
     extra_metrics: tuple[str, ...] = IMAGE_METRICS
 
     def configure(self) -> None:
@@ -125,7 +126,7 @@ class ImageToImageTraining(TrainerMixin):
         for metric in self.extra_metrics:
             value = float(np.nanmean(collated[metric]))
             if self.is_ddp:
-                values = [None] * dist.get_world_size()
+                values = [value] * dist.get_world_size()
                 dist.all_gather_object(values, value)
                 value = float(np.nanmean(values))
             self.logger.log(metric, value, self.current_epoch)
@@ -133,8 +134,8 @@ class ImageToImageTraining(TrainerMixin):
 
     def on_epoch_end(self) -> None:
         """Print the image metrics beside nnU-Net's."""
-        values = {metric: round(self.logger.get_value(metric, step=-1), 4) for metric in self.extra_metrics}
-        self.print_to_log_file(", ".join(f"{metric} {value}" for metric, value in values.items()))
+        values: dict[str, Any] = {metric: self.logger.get_value(metric, step=-1) for metric in self.extra_metrics}
+        self.print_to_log_file(", ".join(f"{metric} {round(value, 4)}" for metric, value in values.items()))
         super().on_epoch_end()
 
 

@@ -86,7 +86,8 @@ def _image_metrics(
     if uncertainty is None:
         return scores
     error = np.abs(image - truth).mean(axis=0)
-    return (*scores, float(spearmanr(uncertainty.ravel(), error.ravel()).statistic))
+    spearman = spearmanr(uncertainty.ravel(), error.ravel())
+    return (*scores, float(spearman.statistic))  # pyright: ignore[reportAttributeAccessIssue] # made at run time
 
 
 def _label_counts(logits: torch.Tensor, labels: torch.Tensor, *, regions: bool, masked: int) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+from rehrseg_nnunet.cases.case_dataset import Cases
 
 
 class CertainImage:
@@ -33,11 +34,11 @@ class CertainCases:
         dataset: cases with data (C, r*D, H, W) and labels (1, r*D, H, W).
     """
 
-    def __init__(self, dataset: nnUNetBaseDataset):
+    def __init__(self, dataset: Cases):
         self.dataset = dataset
         self.identifiers = dataset.identifiers
 
     def load_case(self, identifier: str) -> tuple[CertainImage, Any, Any, dict[str, Any]]:
         """Data (C + 1, r*D, H, W) with U = 0 last, and the rest as it is, in the order of nnU-Net's `load_case`."""
-        data, *rest = self.dataset.load_case(identifier)
-        return (CertainImage(data), *rest)
+        data, labels, second_labels, properties = self.dataset.load_case(identifier)
+        return CertainImage(data), labels, second_labels, properties

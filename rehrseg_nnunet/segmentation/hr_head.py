@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import nn
@@ -79,8 +79,8 @@ class HRHead(nn.Module):
         """Draw the convolutions' weights by the network's own scheme; a residual starts at 0."""
         self.apply(scheme)
         if self.interpolation is not None:
-            nn.init.zeros_(self.second.weight)
-            nn.init.zeros_(self.second.bias)
+            for parameter in self.second.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: torch.Tensor, lr_logits: torch.Tensor) -> torch.Tensor:
         """Features (B, C, D, H, W) and LR logits (B, K, D, H, W) to HR logits (B, K, r*D, H, W)."""
@@ -107,14 +107,8 @@ class HRSegLayer(nn.Conv3d):
     output_mode: OutputMode
 
     def __init__(self, layer: nn.Conv3d, *, head: HRHead, adaptor: nn.Conv3d) -> None:
-        super().__init__(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            bias=layer.bias is not None,
-        )
+        sizes: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
+        super().__init__(layer.in_channels, layer.out_channels, bias=layer.bias is not None, **sizes)
         self.weight, self.bias = layer.weight, layer.bias
         self.hr_head = head
         self.adaptor = adaptor
@@ -132,9 +126,13 @@ class HR(Extension):
     """Forward of a network whose last segmentation layer is an `HRSegLayer`.
 
     Attributes:
+        encoder: the network's.
+        decoder: the network's.
         student_stage: index of the encoder stage that is the student of the distillation.
     """
 
+    encoder: Any
+    decoder: Any
     student_stage: int
 
     def forward(
@@ -181,18 +179,19 @@ def add_hr_head(network: nn.Module, *, factor: int, teacher_channels: int, confi
         raise ValueError(f"factor must be an integer of at least 2, got {factor}")
     if has_hr_head(network):
         raise ValueError(f"network must be without an HR head, got a {type(network).__name__}")
-    layer = _last_seg_layer(network)
-    stage = _student_stage(network)
+    unet = _as_unet(network)
+    layer: nn.Conv3d = unet.decoder.seg_layers[-1]
+    stage = _student_stage(unet)
     new = HRSegLayer(
         layer,
         head=HRHead(layer.in_channels, layer.out_channels, factor=factor, config=config),
-        adaptor=nn.Conv3d(int(network.encoder.output_channels[stage]), teacher_channels, 1),
+        adaptor=nn.Conv3d(int(unet.encoder.output_channels[stage]), teacher_channels, 1),
     )
     new.to(device=layer.weight.device, dtype=layer.weight.dtype)
     scheme = getattr(network, "initialize", _keep)
     new.hr_head.initialize(scheme)
     new.adaptor.apply(scheme)
-    network.decoder.seg_layers[-1] = new
+    unet.decoder.seg_layers[-1] = new
     return extend(network, HR, student_stage=stage)
 
 
@@ -200,18 +199,25 @@ def _keep(module: nn.Module) -> None:
     """The scheme of a network without one: PyTorch's weights."""
 
 
-def _last_seg_layer(network: nn.Module) -> nn.Conv3d:
+class _UNet(Protocol):
+    """A network with what is needed of it."""
+
+    encoder: Any
+    decoder: Any
+
+
+def _as_unet(network: nn.Module) -> _UNet:
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
-    known = all(hasattr(encoder, name) for name in ("strides", "output_channels")) and hasattr(decoder, "seg_layers")
-    if not known or not isinstance(decoder.seg_layers[-1], nn.Conv3d):
+    known = all(hasattr(encoder, name) for name in ("strides", "output_channels"))
+    if not known or not isinstance(getattr(decoder, "seg_layers", [None])[-1], nn.Conv3d):
         raise NotImplementedError(
             f"REHRSeg supports 3D networks with encoder.strides and decoder.seg_layers (PlainConvUNet, "
             f"ResidualEncoderUNet), not {type(network).__name__}"
         )
-    return decoder.seg_layers[-1]
+    return cast("_UNet", network)
 
 
-def _student_stage(network: nn.Module) -> int:
+def _student_stage(network: _UNet) -> int:
     """Index of the first encoder stage whose in-plane stride relative to the input is 2."""
     in_plane = [1, 1]
     for stage, (_, y, x) in enumerate(network.encoder.strides):
@@ -230,9 +236,10 @@ def has_hr_head(network: nn.Module) -> bool:
 
 
 def _hr_layer(network: nn.Module) -> HRSegLayer:
-    if not has_hr_head(network):
-        raise ValueError(f"network must have an HR head, got a {type(unwrap(network)).__name__}")
-    return unwrap(network).decoder.seg_layers[-1]
+    unwrapped = unwrap(network)
+    if not isinstance(unwrapped, HR):
+        raise ValueError(f"network must have an HR head, got a {type(unwrapped).__name__}")
+    return unwrapped.decoder.seg_layers[-1]
 
 
 def hr_factor(network: nn.Module) -> int:

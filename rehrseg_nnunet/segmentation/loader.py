@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
 
+PatchSize = list[int] | tuple[int, ...]
 STOCK_SCALE_RANGE = (0.85, 1.25)  # what nnUNetTrainer computes its own initial patch size with
 
 
@@ -100,10 +101,10 @@ class PhasedCases:
 
     def __init__(
         self,
-        dataset: nnUNetBaseDataset,
+        dataset: Cases,
         *,
         factor: int,
-        lr_dataset: nnUNetBaseDataset | None = None,
+        lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
     ):
         if true_lr_probability > 0 and lr_dataset is None:
@@ -145,7 +146,8 @@ class PhasedCases:
         properties = {**properties, "class_locations": locations}
         if not use_true_lr:
             return MarkedImage(hr_data), hr_labels, None, properties
-        lr_data, lr_labels, _, _ = self.lr_dataset.load_case(identifier)
+        # the constructor asks for the dataset where true acquisitions are drawn
+        lr_data, lr_labels, _, _ = self.lr_dataset.load_case(identifier)  # pyright: ignore[reportOptionalMemberAccess]
         expected = (data.shape[1] // self.factor, *data.shape[2:])
         if lr_data.shape[1:] != expected:
             raise ValueError(f"LR case {identifier} must have shape {expected}, got {tuple(lr_data.shape[1:])}")
@@ -192,14 +194,14 @@ class HRPatchLoader(nnUNetDataLoader):
 
     def __init__(
         self,
-        data: nnUNetBaseDataset,
+        data: Cases,
         batch_size: int,
-        patch_size: Sequence[int],
-        final_patch_size: Sequence[int],
+        patch_size: PatchSize,
+        final_patch_size: PatchSize,
         label_manager: LabelManager,
         *,
         factor: int,
-        lr_dataset: nnUNetBaseDataset | None = None,
+        lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
         **options: Any,
     ):
@@ -211,7 +213,14 @@ class HRPatchLoader(nnUNetDataLoader):
                 f"{tuple(final_patch_size)}"
             )
         cases = PhasedCases(data, factor=factor, lr_dataset=lr_dataset, true_lr_probability=true_lr_probability)
-        super().__init__(cases, batch_size, patch_size, final_patch_size, label_manager, **options)
+        super().__init__(
+            cases,  # pyright: ignore[reportArgumentType] # its base class is declared, `Cases` is enough
+            batch_size,
+            patch_size,
+            final_patch_size,
+            label_manager,
+            **options,
+        )
         self.factor = factor
 
     def get_bbox(
@@ -226,7 +235,8 @@ class HRPatchLoader(nnUNetDataLoader):
             **options: nnUNetDataLoader.get_bbox's further options.
         """
         lr_shape = (data_shape[0] // self.factor, *data_shape[1:])
-        lower, upper = super().get_bbox(lr_shape, force_fg, class_locations, **options)
+        stock: Any = super().get_bbox  # declared for an array and a dict
+        lower, upper = stock(lr_shape, force_fg, class_locations, **options)
         first = (lower[0] - HALO_LR_SLICES) * self.factor
         stop = (upper[0] + HALO_LR_SLICES) * self.factor
         return [first, *lower[1:]], [stop, *upper[1:]]
@@ -238,7 +248,7 @@ def initial_lr_patch_size(
     *,
     rotation: tuple[float, float],
     dummy_2d: bool,
-    stock_initial_patch_size: Sequence[int],
+    stock_initial_patch_size: Sequence[int] | np.ndarray,
 ) -> tuple[int, int, int]:
     """LR initial patch size for spatial augmentation on the HR grid: nnU-Net's rule for the HR patch, in LR slices.
 
@@ -253,7 +263,8 @@ def initial_lr_patch_size(
         stock_initial_patch_size: nnU-Net's initial patch size.
     """
     if dummy_2d:
-        return tuple(int(s) for s in stock_initial_patch_size)
+        depth, height, width = (int(s) for s in stock_initial_patch_size)
+        return depth, height, width
     slices, *in_plane = final_patch_size
     hr_size = get_patch_size((slices * factor, *in_plane), rotation, rotation, rotation, STOCK_SCALE_RANGE)
     lr_slices = -(-int(hr_size[0]) // factor)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
@@ -128,13 +128,13 @@ class PackHRTargets(BasicTransform):
         *,
         regions: Sequence[Region] | None = None,
         ignore_label: int | None = None,
-        deep_supervision_scales: Sequence[Sequence[float]] | None = None,
+        deep_supervision_scales: list[list[float]] | None = None,
         hr_dtype: torch.dtype = torch.int16,
     ):
         super().__init__()
         labels: list[BasicTransform] = [RemoveLabelTransform(-1, 0)]
         if regions is not None:
-            channels = [*regions] if ignore_label is None else [*regions, ignore_label]
+            channels: list[Any] = [*regions] if ignore_label is None else [*regions, ignore_label]
             labels.append(ConvertSegmentationToRegionsTransform(regions=channels, channel_in_seg=0))
         scales = [] if deep_supervision_scales is None else [DownsampleSegForDSTransform(deep_supervision_scales)]
         self.finish_hr = ComposeTransforms(labels)
@@ -175,7 +175,7 @@ def build_training_transforms(
     highest_label: int,
     regions: Sequence[Region] | None = None,
     ignore_label: int | None = None,
-    deep_supervision_scales: Sequence[Sequence[float]] | None = None,
+    deep_supervision_scales: list[list[float]] | None = None,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
@@ -203,7 +203,10 @@ def build_training_transforms(
     spatial = [t for t in transforms[:labels_at] if isinstance(t, _IN_SPACE)]
     others = [t for t in transforms[:labels_at] if not isinstance(t, _IN_SPACE)]
     degradation = DegradeTransform(factor)
-    spatial = [degradation, *spatial] if in_plane else [*(_on_hr_grid(t, factor) for t in spatial), degradation]
+    if in_plane:
+        spatial = [degradation, *spatial]
+    else:  # without the conversions to 2D and back
+        spatial = [*(_on_hr_grid(cast("SpatialTransform", t), factor) for t in spatial), degradation]
     pack = PackHRTargets(
         regions=regions,
         ignore_label=ignore_label,

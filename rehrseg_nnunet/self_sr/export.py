@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from rehrseg_nnunet.cases.case_dataset import Cases, PreprocessedCases
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
 from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.rehrseg import ExportConfig
@@ -96,13 +96,13 @@ def label_agreement(labels: np.ndarray, reference: np.ndarray, groups: Sequence[
 
 def export_pseudo_hr(
     network: SelfSRNetwork,
-    dataset: nnUNetBaseDataset,
+    dataset: PreprocessedCases,
     identifiers: Iterable[str],
     store: CaseStore,
     planned: PlannedDataset,
     *,
     config: ExportConfig,
-    smore: nnUNetBaseDataset | None = None,
+    smore: Cases | None = None,
 ) -> dict[str, float]:
     """Write the pseudo-HR cases that are missing or older than the preprocessed ones, with a progress bar.
 

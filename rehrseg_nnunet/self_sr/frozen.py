@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
-from rehrseg_nnunet.config.rehrseg import RehrsegConfig
+from rehrseg_nnunet.config.rehrseg import ResolvedConfig
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.weights import hash_weights, load_frozen
@@ -35,7 +35,7 @@ class FrozenSelfSR:
 
 def open_self_sr(
     own: FoldRun,
-    config: RehrsegConfig,
+    config: ResolvedConfig,
     identifiers: Iterable[str],
     *,
     image_channels: int,

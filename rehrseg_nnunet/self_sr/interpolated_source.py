@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from pydantic import JsonValue
 
 from rehrseg_nnunet.cases.case_checks import check_cases
+from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -36,12 +37,15 @@ class InterpolatedSource(Protocol):
             FileNotFoundError: a case is missing and cannot be made here.
             ValueError: a case cannot be used.
         """
+        ...
 
     def cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
         """The cases, checked, and written first where that is possible."""
+        ...
 
     def fingerprint(self) -> dict[str, JsonValue]:
         """What else the cases depend on than the preprocessed ones, for a manifest."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class SplineCases:
         planned: the dataset under its plans.
     """
 
-    dataset: nnUNetBaseDataset
+    dataset: PreprocessedCases
     planned: PlannedDataset
     title: ClassVar[str] = "B-spline, labels by signed distance"
 
@@ -85,7 +89,7 @@ class SMORECases:
     """
 
     run: FoldRun
-    dataset: nnUNetBaseDataset
+    dataset: PreprocessedCases
     planned: PlannedDataset
     title: ClassVar[str] = "SMORE"
 
@@ -104,7 +108,7 @@ class SMORECases:
 
 def choose_source(
     own: FoldRun,
-    dataset: nnUNetBaseDataset,
+    dataset: PreprocessedCases,
     identifiers: Sequence[str],
     planned: PlannedDataset,
     *,

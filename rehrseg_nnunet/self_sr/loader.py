@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -101,17 +101,17 @@ class SelfSRLoader(RestorationLoader):
         spec = sample_window(image.shape[1 + axis], self.factor, rng, centre=None if voxel is None else voxel[axis])
         in_plane = [a for a in range(3) if a != axis]
         size = self._crop_size(rng)
-        boxes = {axis: list(spec.stored_block)}
+        boxes = {axis: spec.stored_block}
         for a, edge in zip(in_plane, size, strict=True):
             boxes[a] = random_interval(image.shape[1 + a], edge, rng, None if voxel is None else voxel[a])
-        bbox = [boxes[a] for a in range(3)]
+        bbox = [list(boxes[a]) for a in range(3)]
         order = (axis, *in_plane)
         crop = torch.from_numpy(crop_and_pad_nd(image, bbox, pad_mode="edge")).float()
         label_crop = torch.from_numpy(crop_and_pad_nd(labels, bbox, self.masked, cast_cropped_to=np.int16))[0]
         crop, label_crop = resize_in_plane(
-            crop.permute(0, *(1 + a for a in order)), label_crop.permute(order), tuple(self.config.patch_size)
+            crop.permute(0, *(1 + a for a in order)), label_crop.permute(order), self.config.patch_size
         )
-        inside = _inside(image.shape[1:], boxes, in_plane, size, tuple(self.config.patch_size))
+        inside = _inside(image.shape[1:], boxes, in_plane, size, self.config.patch_size)
         pair = make_pair(crop, label_crop, spec)
         outside_slices = pair.mask[0] == 0
         hr_labels = torch.where(outside_slices, torch.full_like(pair.hr_labels, self.masked), pair.hr_labels)
@@ -121,7 +121,8 @@ class SelfSRLoader(RestorationLoader):
         zoom = 1.0
         if self.augment and rng.random() < self.config.scaling_probability:
             zoom = rng.uniform(*self.config.scaling)
-        return tuple(max(1, round(edge / zoom)) for edge in self.config.patch_size)
+        height, width = (max(1, round(edge / zoom)) for edge in self.config.patch_size)
+        return height, width
 
     def _augment_intensities(self, pair: RestorationPair) -> RestorationPair:
         lr_image, hr_image = pair.lr_image, pair.hr_image
@@ -135,7 +136,7 @@ class SelfSRLoader(RestorationLoader):
 
 def _inside(
     shape: Sequence[int],
-    boxes: dict[int, list[int]],
+    boxes: Mapping[int, tuple[int, int]],
     in_plane: Sequence[int],
     size: tuple[int, int],
     patch_size: tuple[int, int],

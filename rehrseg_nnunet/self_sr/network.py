@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from rehrseg_nnunet.config.rehrseg import RehrsegConfig
+from rehrseg_nnunet.config.rehrseg import ResolvedConfig
 from rehrseg_nnunet.nnunet.precision import without_autocast
 from rehrseg_nnunet.restoration.intensities import normalise
 from rehrseg_nnunet.self_sr.flavr import (
@@ -129,7 +129,7 @@ class UASRHead(nn.Module):
         self.uncertainty = nn.Conv3d(candidates, 1, 1)
         # Training starts from the interpolation (the constant, in direct mode) and from U close to 1/2.
         start_at_zero(self.image_branch)
-        nn.init.zeros_(self.uncertainty.bias)
+        zero_bias(self.uncertainty)
 
     def forward(self, features: torch.Tensor) -> SelfSROutput:
         """Apply Eq. 2-5.
@@ -179,13 +179,14 @@ def mix_candidates(
     for start in range(0, candidates, per_chunk):
         chosen = slice(start, start + per_chunk)
         maps = slice(start * heads, (start + per_chunk) * heads)
-        arguments = (features, attention[:, chosen], branch.weight[maps], branch.bias[maps], bounded)
+        bias = None if branch.bias is None else branch.bias[maps]
+        arguments = (features, attention[:, chosen], branch.weight[maps], bias, bounded)
         total = total + checkpoint(_mix, *arguments, use_reentrant=False)
     return total
 
 
 def _mix(
-    features: torch.Tensor, attention: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, bounded: bool
+    features: torch.Tensor, attention: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, bounded: bool
 ) -> torch.Tensor:
     maps = functional.conv3d(features, weight, bias)
     if bounded:
@@ -196,7 +197,13 @@ def _mix(
 def start_at_zero(branch: nn.Conv3d) -> None:
     """Weights so small, in place, that the branch adds next to nothing to what it is a residual to."""
     nn.init.normal_(branch.weight, std=1e-2)
-    nn.init.zeros_(branch.bias)
+    zero_bias(branch)
+
+
+def zero_bias(layer: nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d) -> None:
+    """No bias, in place, where the layer has one."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def initialise(module: nn.Module) -> None:
@@ -208,11 +215,10 @@ def initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            zero_bias(layer)
     for layer in module.modules():
         if isinstance(layer, ChannelGate):
-            nn.init.constant_(layer.attn_layer[0].bias, OPEN_GATE)
+            nn.init.constant_(layer.attn_layer[0].bias, OPEN_GATE)  # pyright: ignore[reportArgumentType] # of a Conv3d
 
 
 class SelfSRNetwork(nn.Module):
@@ -344,19 +350,17 @@ class SelfSRNetwork(nn.Module):
         return functional.pad(torch.cat((image, labels), dim=1), padding, mode="replicate"), lowest, value_range
 
 
-def build_self_sr_network(config: RehrsegConfig, image_channels: int, label_channels: int) -> SelfSRNetwork:
+def build_self_sr_network(config: ResolvedConfig, image_channels: int, label_channels: int) -> SelfSRNetwork:
     """The network that a `rehrseg` block describes.
 
     Args:
-        config: what `rehrseg_nnunet.config.rehrseg.load_config` returned, with `factor` filled in.
+        config: what `rehrseg_nnunet.config.rehrseg.load_config` returned.
         image_channels: number of image channels, `len(normalization_schemes)`.
         label_channels: `label_manager.num_segmentation_heads`.
 
     Raises:
-        ValueError: `factor` is None, or see `SelfSRNetwork`.
+        ValueError: see `SelfSRNetwork`.
     """
-    if config.factor is None:
-        raise ValueError("factor must be set in the rehrseg block or by load_config, got None")
     return SelfSRNetwork(
         image_channels,
         label_channels,

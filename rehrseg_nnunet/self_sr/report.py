@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.stats import spearmanr
 
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.config.rehrseg import ExportConfig
 from rehrseg_nnunet.evaluation.figures import save_case_figure
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -37,13 +37,13 @@ TRUE_HR = "true HR"
 
 def report_self_sr(
     network: SelfSRNetwork,
-    dataset: nnUNetBaseDataset,
-    interpolated: nnUNetBaseDataset,
+    dataset: Cases,
+    interpolated: Cases,
     planned: PlannedDataset,
     *,
     figure_folder: Path,
     config: ExportConfig,
-    smore: nnUNetBaseDataset | None = None,
+    smore: Cases | None = None,
     figures: int = 3,
 ) -> RestorationReport:
     """Score the validation cases and draw a few of them; every case is restored once.
@@ -96,7 +96,8 @@ def restoration_scores(
     """
     rows = method_scores(comparison, {method: (hr.image, hr.labels)}, label_manager)
     error = np.abs(hr.image - comparison.truth[0]).mean(axis=0)
-    rows[method]["spearman"] = float(spearmanr(hr.uncertainty.ravel(), error.ravel()).statistic)
+    spearman = spearmanr(hr.uncertainty.ravel(), error.ravel())
+    rows[method]["spearman"] = float(spearman.statistic)  # pyright: ignore[reportAttributeAccessIssue] # made at run time
     return rows
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.nnunet.companions import Companion
@@ -71,7 +72,7 @@ def smore_case(
 
 def export_smore(
     network: WDSR,
-    dataset: nnUNetBaseDataset,
+    dataset: PreprocessedCases,
     identifiers: Iterable[str],
     store: CaseStore,
     planned: PlannedDataset,
@@ -103,7 +104,7 @@ def export_smore(
 
 
 def smore_cases(
-    run: FoldRun, dataset: nnUNetBaseDataset, identifiers: Iterable[str], *, factor: int
+    run: FoldRun, dataset: PreprocessedCases, identifiers: Iterable[str], *, factor: int
 ) -> nnUNetDatasetBlosc2:
     """The cases that a finished SMORE run interpolated, which are checked.
 
@@ -121,8 +122,9 @@ def smore_cases(
     remedy = f"run: {run.command} --val"
     store = CaseStore(run.folder, STORE_NAME)
     weights = smore_weights(run)
-    saved = weights is not None and run.checkpoint_with(weights, remedy=remedy) is not None
-    expected = CaseManifest.of_run(run, weights_sha256=weights if saved else "", made_with={"factor": factor})
+    if weights is None or run.checkpoint_with(weights, remedy=remedy) is None:
+        weights = ""  # of no network: no case fits
+    expected = CaseManifest.of_run(run, weights_sha256=weights, made_with={"factor": factor})
     store.verify(identifiers, expected, remedy=remedy, source_folder=dataset.source_folder)
     return nnUNetDatasetBlosc2(str(store.folder), identifiers)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import RehrsegConfig
+from rehrseg_nnunet.config.rehrseg import ResolvedConfig
 from rehrseg_nnunet.nnunet.precision import without_autocast
 from rehrseg_nnunet.restoration.intensities import normalise
 from rehrseg_nnunet.slices.slice_profile import interpolate
@@ -52,9 +52,9 @@ class WideBlock(nn.Module):
         self.widen = nn.Conv2d(features, EXPANSION * features, 3, padding=1)
         self.narrow = nn.Conv2d(EXPANSION * features, features, 3, padding=1)
         nn.init.kaiming_normal_(self.widen.weight, nonlinearity="relu")
-        nn.init.zeros_(self.widen.bias)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
+        nn.init.zeros_(self.widen.bias)  # pyright: ignore[reportArgumentType] # it has a bias
+        for parameter in self.narrow.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, features, L, W) to the same."""
@@ -94,8 +94,8 @@ class WDSR(nn.Module):
         self.blocks = nn.Sequential(*(WideBlock(features) for _ in range(blocks)))
         self.residual = nn.Conv2d(features, factor * (image_channels + label_channels), 3, padding=1)
         self.label_gain = nn.Parameter(torch.tensor(LABEL_GAIN))
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
+        for parameter in self.residual.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, slices: torch.Tensor) -> WDSROutput:
         """Predict r times as many rows.
@@ -121,18 +121,18 @@ class WDSR(nn.Module):
         )
 
 
-@torch.compiler.disable  # the matrices come from scipy
+@torch.compiler.disable()  # the matrices come from scipy
 def _interpolate(slices: torch.Tensor, factor: int, *, order: int) -> torch.Tensor:
     """Interpolate the rows in the slices' own precision: in mixed precision the product would be float16."""
     with without_autocast(slices.device.type):
         return interpolate(slices, factor, ROWS, order=order)
 
 
-def build_wdsr(config: RehrsegConfig, image_channels: int, label_channels: int) -> WDSR:
+def build_wdsr(config: ResolvedConfig, image_channels: int, label_channels: int) -> WDSR:
     """The network that a `rehrseg` block describes.
 
     Args:
-        config: what `rehrseg_nnunet.config.rehrseg.load_config` returned, with `factor` filled in.
+        config: what `rehrseg_nnunet.config.rehrseg.load_config` returned.
         image_channels: number of image channels.
         label_channels: `label_manager.num_segmentation_heads`.
     """

@@ -93,8 +93,8 @@ def sample_slice(
         turns=turns,
         offset=offset,
         upper_ties=bool(rng.random() < 0.5),
-        rows=tuple(random_interval(thick, size[0], rng, row)),
-        columns=tuple(random_interval(width, size[1], rng, column)),
+        rows=random_interval(thick, size[0], rng, row),
+        columns=random_interval(width, size[1], rng, column),
     )
 
 

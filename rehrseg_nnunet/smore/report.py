@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.restoration.report import (
     Comparison,
@@ -18,7 +17,7 @@ from rehrseg_nnunet.smore.network import WDSR
 METHOD, TRUE_HR = "SMORE", "true HR"
 
 
-def report_smore(network: WDSR, dataset: nnUNetBaseDataset, planned: PlannedDataset) -> RestorationReport:
+def report_smore(network: WDSR, dataset: Cases, planned: PlannedDataset) -> RestorationReport:
     """Score the validation cases whose true HR volumes lie beside the raw data; without any the report is empty.
 
     Args:

@@ -86,7 +86,7 @@ def test_nnunet_loads_them(folder, capsys):
     manager = PlansManager(str(folder / "mine.json"))
     assert manager.plans_name == "mine"
     resolved = manager.get_configuration("3d_fullres")
-    assert load_config(resolved.configuration) == load_preset("cpu").rehrseg.model_copy(update={"factor": 4})
+    assert load_config(resolved.configuration).model_dump() == {**load_preset("cpu").rehrseg.model_dump(), "factor": 4}
     assert resolved.network_arch_init_kwargs["features_per_stage"] == [16, 32]
     assert "rehrseg" in manager.get_configuration("3d_cascade_fullres").configuration
     assert capsys.readouterr().out == f"wrote {folder / 'mine.json'}\n"

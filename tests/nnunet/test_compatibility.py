@@ -256,12 +256,21 @@ def sources():
     return {file: ast.parse(file.read_text()) for folder in FOLDERS for file in folder.rglob("*.py")}
 
 
+def declarations(tree):
+    """Nodes that define nothing when a program runs: those below `if TYPE_CHECKING`, annotations without a value."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from (inner for statement in node.body for inner in ast.walk(statement))
+        elif isinstance(node, ast.AnnAssign) and node.value is None:
+            yield node.target
+
+
 @cache
 def own_names():
     """Everything that the package defines: functions, classes, attributes that it sets."""
     names = set()
     for tree in sources().values():
-        for node in ast.walk(tree):
+        for node in set(ast.walk(tree)) - set(declarations(tree)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 names.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
