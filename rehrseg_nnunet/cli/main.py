@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "run everything on a generated phantom, on a CPU, in minutes",
 }
 ERRORS = (ValueError, OSError, NotImplementedError, RuntimeError)
+WRONG_USAGE = 2  # as argparse
 INTERRUPTED = 130  # what shells make of a command that Ctrl-C ended
 
 
@@ -40,7 +41,11 @@ def _command_module(name: str) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; bad input gives one line on stderr and exit status 1, Ctrl-C one line and 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    parser = build_parser(argv[0] if argv else None)
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(WRONG_USAGE)
+    args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rehrseg_nnunet").setLevel(logging.INFO)
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.cli.workers import end_workers
+from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.safe_files import check_writable
 
 if TYPE_CHECKING:
@@ -103,28 +105,19 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: impossible options, images not named as nnU-Net wants them, planned slices that are not thick, or
-            a checkpoint that is missing or damaged.
+            a damaged checkpoint.
         NotImplementedError: predictions of a previous stage; 2d configurations.
-        FileNotFoundError: missing model, input folder or reference grid.
+        FileNotFoundError: missing model, checkpoint, input folder or reference grid.
         OSError: the output folder cannot be written to, or a result could not be; named.
     """
     _check(args)
     ensure_trainer_path()
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
     from rehrseg_nnunet.nnunet.raw_files import say_left_out
-    from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
-    model = Path(get_output_folder(args.d, args.tr, args.p, args.c))
-    if not model.is_dir():
-        raise FileNotFoundError(f"{model} must hold a trained model; train it with nnUNetv2_train ... -tr {args.tr}")
-    predictor = _predictor(args)
+    model = _model_folder(args)
     folds = [fold if fold == "all" else int(fold) for fold in args.f]
-    for fold in folds:
-        read_checkpoint(
-            model / f"fold_{fold}" / args.chk,
-            remedy="choose the folds that are trained with -f, or another checkpoint with -chk",
-        )
+    _check_checkpoints(model, folds, args.chk)
+    predictor = _predictor(args)
     predictor.initialize_from_trained_model_folder(str(model), folds, checkpoint_name=args.chk)
     predictor.image_files(Path(args.i))  # before anything is written
     say_left_out(Path(args.i), predictor.dataset_json["file_ending"])
@@ -133,6 +126,34 @@ def run(args: argparse.Namespace) -> None:
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
     with end_workers():
         _predict(predictor, args)
+    print(f"the segmentations are in {output}")
+
+
+def _model_folder(args: argparse.Namespace) -> Path:
+    from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
+
+    results = find_dataset(nnunet_folder("nnUNet_results"), args.d)
+    model = results / convert_trainer_plans_config_to_identifier(args.tr, args.p, args.c)
+    if not model.is_dir():
+        found = sorted(folder.name for folder in results.iterdir() if folder.name.count("__") == 2)
+        raise FileNotFoundError(
+            f"no training {model.name} in {results}; found: {', '.join(found) or 'none'}; check -tr, -p and -c"
+        )
+    return model
+
+
+def _check_checkpoints(model: Path, folds: Sequence[int | str], name: str) -> None:
+    from rehrseg_nnunet.nnunet.weights import read_checkpoint
+
+    trained = sorted(file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{name}"))
+    for fold in folds:
+        file = model / f"fold_{fold}" / name
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"fold {fold} is not trained: {file} does not exist; trained folds: {' '.join(trained) or 'none'}; "
+                "choose with -f, or another checkpoint with -chk"
+            )
+        read_checkpoint(file, remedy="choose other folds with -f, or another checkpoint with -chk")
 
 
 def _predict(predictor: HRPredictor, args: argparse.Namespace) -> None:
@@ -179,7 +200,7 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
     return HRPredictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
-        perform_everything_on_device=not args.not_on_device,
+        perform_everything_on_device=args.device == "cuda" and not args.not_on_device,
         device=_device(args.device),
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,

@@ -16,7 +16,7 @@ import importlib
 import inspect
 import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import CodeType
@@ -109,18 +109,17 @@ def _set_attributes(code: CodeType) -> frozenset[str]:
 
 
 def _takes(owner: Any, name: str, part: Part) -> bool:
-    """Whether a function takes the arguments that it is given here."""
+    """Whether a function takes the arguments that it is given here; one that somebody wrapped takes any."""
     if not part.first and not part.keywords and part.exact is None:
         return True
-    names = _parameters(getattr(owner, name))
+    parameters = inspect.signature(getattr(owner, name)).parameters.values()
+    if {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= {p.kind for p in parameters}:
+        return True
+    names = [p.name for p in parameters if p.name != "self"]
     if part.exact is not None and names != part.exact.split():
         return False
     first = part.first.split()
     return names[: len(first)] == first and set(part.keywords.split()) <= set(names)
-
-
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
 def _unsupported(part: Part) -> str:

@@ -44,7 +44,8 @@ def find_dataset(base: Path, name_or_id: str) -> Path:
             raise ValueError(f"-d must be a number or a name like Dataset004_Hippocampus, got {name_or_id}") from None
         found = sorted(path for path in base.iterdir() if path.is_dir() and path.name.startswith(prefix))
     if not found:
-        raise FileNotFoundError(f"dataset {name_or_id} was not found in {base}")
+        there = ", ".join(sorted(path.name for path in base.glob("Dataset*_*"))) or "none"
+        raise FileNotFoundError(f"dataset {name_or_id} was not found in {base}; there are: {there}")
     if len(found) > 1:
         raise ValueError(f"dataset number {name_or_id} must be unique, got {[path.name for path in found]} in {base}")
     return found[0]

@@ -111,6 +111,11 @@ class WholeFiles(BaseReaderWriter):
             UnwrittenFileError: the file could not be written; named.
             NotImplementedError: properties of a format without geometry, or of a reader that turns axes.
         """
+        geometry = {**properties.get("sitk_stuff", {}), **properties.get("nibabel_stuff", {})}
+        if not geometry or {"original_orientation", "reoriented_affine"} & set(geometry):
+            raise NotImplementedError(
+                f"{output_fname}: images can be written where the reader keeps their geometry and axes"
+            )
         values = image.astype(np.float32, copy=False)
         self._write(lambda file: _write_float(values, file, properties), Path(output_fname), values)
 
@@ -138,10 +143,11 @@ class WholeFiles(BaseReaderWriter):
         """Refuse a NIfTI file that is no volume or ends early; returns whether SimpleITK hides NaN in it."""
         if not file.lower().endswith(_NIFTI):
             return False
-        shape = _open_nifti(file).shape
-        if len(shape) != 3:
-            raise _not_a_volume(file, f"an array of shape {shape}")
+        header = _open_nifti(file)
+        if len(header.shape) != 3:
+            raise _not_a_volume(file, f"an array of shape {header.shape}")
         if issubclass(self.plain, _NIBABEL_READERS):  # which read to the end and notice by themselves
+            _say_other_unit(file, header, self.plain.__name__)
             return False
         return not _nifti_is_finite(file)
 
@@ -215,6 +221,13 @@ def check_whole(file: str | Path) -> None:
         _open_nifti(file).dataobj.get_unscaled()
 
 
+def _say_other_unit(file: str, header: Any, reader: str) -> None:
+    """SimpleITK converts lengths to mm by the header's unit, nnU-Net's nibabel readers do not."""
+    unit = header.header.get_xyzt_units()[0]
+    if unit in ("meter", "micron"):
+        logger.warning("%s: its header gives lengths in %ss, which nnU-Net's %s takes for mm", file, unit, reader)
+
+
 def _nifti_is_finite(file: str) -> bool:
     values = _open_nifti(file).dataobj.get_unscaled()
     return not np.issubdtype(values.dtype, np.floating) or bool(np.isfinite(values).all())
@@ -228,17 +241,17 @@ def _not_a_volume(file: str, got: str) -> UnusableImageError:
 
 
 def _write_float(image: np.ndarray, file: str, properties: Mapping[str, Any]) -> None:
-    geometry = {**properties.get("sitk_stuff", {}), **properties.get("nibabel_stuff", {})}
-    if not geometry or {"original_orientation", "reoriented_affine"} & set(geometry):
-        raise NotImplementedError(f"{file}: images can be written where the reader keeps their geometry and axes")
     if "sitk_stuff" in properties:
+        geometry = properties["sitk_stuff"]
         volume = sitk.GetImageFromArray(image)
         volume.SetSpacing(geometry["spacing"])
         volume.SetOrigin(geometry["origin"])
         volume.SetDirection(geometry["direction"])
         sitk.WriteImage(volume, file, True)
     else:
-        nibabel.save(nibabel.Nifti1Image(image.transpose(2, 1, 0), geometry["original_affine"]), file)
+        nibabel.save(
+            nibabel.Nifti1Image(image.transpose(2, 1, 0), properties["nibabel_stuff"]["original_affine"]), file
+        )
 
 
 @contextmanager

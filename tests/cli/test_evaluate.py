@@ -99,6 +99,15 @@ def test_bad_arguments(folders):
         run(folders)
 
 
+def test_plans_that_are_broken_are_named(folders):
+    plans = folders / "plans.json"
+    with pytest.raises(FileNotFoundError, match=r"plans\.json is missing; name the plans file of a model"):
+        run(folders, "-pfile", str(plans))
+    plans.write_text('{"a": 1')
+    with pytest.raises(ValueError, match=r"plans\.json must be JSON, got a mistake at line 1, column 8"):
+        run(folders, "-pfile", str(plans))
+
+
 def test_importing_the_command_needs_neither_nnunets_variables_nor_monai():
     code = "import sys, rehrseg_nnunet.cli.evaluate; sys.exit('monai' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet")}

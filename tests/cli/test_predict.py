@@ -181,7 +181,7 @@ def test_grids(call, tmp_path):
         (["-npp", "0"], ValueError, "both 0 or both positive"),
         (["-npp", "0", "-nps", "0", "-num_parts", "2"], ValueError, "-num_parts must be 1"),
         (["-f", "x"], ValueError, "-f must be"),
-        (["-tr", "OtherTrainer"], FileNotFoundError, "nnUNetv2_train .* -tr OtherTrainer"),
+        (["-tr", "OtherTrainer"], FileNotFoundError, "^no training OtherTrainer__nnUNetPlans__3d_fullres"),
         (["-i", "/none/such"], FileNotFoundError, "-i must be"),
     ],
 )
@@ -213,13 +213,23 @@ def test_refuses_images_without_nnunets_names(call, tmp_path, names, got):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK damaged"])
-def test_refuses_missing_and_damaged_checkpoints(call, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            r"^fold 3 is not trained: .*fold_3.checkpoint_final\.pth does not .*; trained folds: 0 1 2 4 all;",
+        ),
+        (b"", r"fold_3.checkpoint_final\.pth must be an nnU-Net checkpoint.*; choose .* -f"),
+        (b"PK damaged", r"fold_3.checkpoint_final\.pth must be an nnU-Net checkpoint.*; choose .* -f"),
+    ],
+)
+def test_refuses_missing_and_damaged_checkpoints(call, content, message):
     file = call.model / "fold_3" / "checkpoint_final.pth"
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"fold_3/checkpoint_final\.pth must be an nnU-Net checkpoint.*; choose .* -f"):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         call()
     assert "model" not in call.asked
     call("-f", "0", "4")
@@ -245,3 +255,16 @@ def test_refuses_a_missing_gpu(call, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="-device must be available"):
         call("-device", "cuda")
+
+
+def test_a_misspelt_training_names_those_that_are_there(call):
+    found = r"found: REHRSegTrainer__nnUNetPlans__3d_fullres; check -tr, -p and -c$"
+    with pytest.raises(FileNotFoundError, match=rf"^no training REHRSegTrainr__nnUNetPlans__3d_fullres in .*; {found}"):
+        call("-tr", "REHRSegTrainr")
+    with pytest.raises(FileNotFoundError, match=r"^dataset 77 was not found in .*; there are: Dataset001_Tiny$"):
+        call("-d", "77")
+
+
+def test_says_where_the_results_are(call, tmp_path, capsys):
+    call()
+    assert capsys.readouterr().out.splitlines()[-1] == f"the segmentations are in {tmp_path / 'out'}"

@@ -7,6 +7,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
+from rehrseg_nnunet.nnunet.whole_files import whole_files
 
 PLAIN = LabelManager({"background": 0, "ball": 1}, None)
 REGIONS = LabelManager({"background": 0, "whole": (1, 2), "core": 2}, [1, 2])
@@ -59,7 +60,7 @@ def upsample(source, target, method, *, axis=0, manager=PLAIN, factor=FACTOR):
         method=method,
         factor=factor,
         axis=axis,
-        reader=SimpleITKIO(),
+        reader=whole_files(SimpleITKIO)(),
         label_manager=manager,
         dataset_json={"file_ending": ".nrrd"},
     )

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import re
 from pathlib import Path
 
 import nibabel
@@ -29,6 +30,10 @@ PROPERTIES = {
 
 def manager(reader="SimpleITKIO"):
     return WholeFilesPlansManager({"image_reader_writer": reader})
+
+
+def files(reader="SimpleITKIO"):
+    return manager(reader).image_reader_writer_class()
 
 
 @pytest.fixture
@@ -184,3 +189,97 @@ def test_staged_files_are_no_results(tmp_path):
         (tmp_path / f"{stage(str(tmp_path / 'a_0000'))}.nii.gz").touch()
         assert len(get_identifiers_from_splitted_dataset_folder(str(tmp_path), ".nii.gz")) == 0
         assert [file.name.startswith(STAGING_PREFIX) for file in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6, 1), (4, 5, 6, 2)])
+def test_files_that_are_no_volumes_are_refused_alike(tmp_path, reader, shape):
+    nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
+    got = re.escape(f"got an array of shape {shape}; split it into one file for each channel")
+    with pytest.raises(UnusableImageError, match=rf"a\.nii\.gz must be a 3D image with one value per voxel, {got}"):
+        files(reader).read_images([str(tmp_path / "a.nii.gz")])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_nan_in_nifti_files(tmp_path, caplog, reader):
+    """SimpleITK reads 0, and so has nnU-Net trained."""
+    values = np.ones((4, 5, 6), np.float32)
+    values[1, 2, 3] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii.gz")
+    if reader == "SimpleITKIO":
+        assert files(reader).read_images([str(tmp_path / "a.nii.gz")])[0].min() == 0
+        assert "a.nii.gz: NaN and infinite values are read as 0" in caplog.text
+    else:
+        with pytest.raises(UnusableImageError, match="must hold finite values"):
+            files(reader).read_images([str(tmp_path / "a.nii.gz")])
+    with pytest.raises(UnusableImageError, match="must hold finite values"):
+        files(reader).read_seg(str(tmp_path / "a.nii.gz"))
+
+
+@pytest.mark.parametrize(("unit", "said"), [("micron", True), ("meter", True), ("mm", False), ("unknown", False)])
+def test_units_that_nibabel_readers_ignore_are_said(tmp_path, caplog, unit, said):
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    files("NibabelIO").read_images([str(tmp_path / "a.nii.gz")])
+    assert (f"lengths in {unit}s, which nnU-Net's NibabelIO takes for mm" in caplog.text) == said
+
+
+@pytest.mark.parametrize(("shift_mm", "taken"), [(0.09, True), (0.11, False)])
+def test_channels_lie_on_one_grid(tmp_path, shift_mm, taken):
+    """nnU-Net prints a warning where the origins differ."""
+    channels = []
+    for channel, origin in enumerate((0.0, shift_mm)):
+        image = sitk.GetImageFromArray(np.full((4, 5, 6), channel, np.float32))
+        image.SetOrigin((origin, 0, 0))
+        channels.append(str(tmp_path / f"a_000{channel}.nrrd"))
+        sitk.WriteImage(image, channels[-1])
+    if taken:
+        np.testing.assert_array_equal(files().read_images(channels)[0][:, 0, 0, 0], [0, 1])
+        return
+    message = r"a_0001\.nrrd must have the voxels of \S+a_0000\.nrrd .* 0\.11 mm apart"
+    with pytest.raises(UnusableImageError, match=message):
+        files().read_images(channels)
+
+
+@pytest.mark.parametrize(
+    ("reader", "ending"),
+    [("SimpleITKIO", e) for e in (".nii.gz", ".mha", ".nrrd")] + [("NibabelIO", ".nii"), ("NibabelIO", ".nii.gz")],
+)
+def test_images_keep_values_and_geometry(tmp_path, reader, ending):
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32))
+    image.SetSpacing((0.7, 0.9, 3.0))
+    image.SetOrigin((-80.0, 55.0, 120.0))
+    image.SetDirection((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, -1))
+    sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
+    values, properties = files(reader).read_images([str(tmp_path / f"a{ending}")])
+    files(reader).write_image(values[0], str(tmp_path / "new" / f"b{ending}"), properties)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [f"b{ending}"]
+    written = sitk.ReadImage(str(tmp_path / "new" / f"b{ending}"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(image))
+    for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(written, get)() == pytest.approx(getattr(image, get)(), abs=1e-5)
+
+
+def test_images_are_not_written_where_their_geometry_would_be_lost(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"a\.nrrd: images can be written where the reader keeps"):
+        files().write_image(np.zeros((2, 2, 2)), str(tmp_path / "a.nrrd"), {"spacing": (1, 1, 1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("method", ["write_seg", "write_image"])
+def test_a_file_that_is_cut_off_does_not_get_its_name(tmp_path, monkeypatch, method, ending):
+    write = sitk.WriteImage
+
+    def cut_off(image, file, *options):
+        write(image, file, *options)
+        cut(Path(file))
+
+    monkeypatch.setattr("SimpleITK.WriteImage", cut_off)
+    output = tmp_path / f"a{ending}"
+    output.write_text("of a former run")
+    with pytest.raises(UnwrittenFileError, match=rf"^{output} could not be written: "):
+        getattr(files(), method)(SEGMENTATION, str(output), PROPERTIES["SimpleITKIO"])
+    assert [file.name for file in tmp_path.iterdir()] == [output.name]
+    assert output.read_text() == "of a former run"

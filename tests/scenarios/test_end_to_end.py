@@ -57,7 +57,7 @@ def test_stage_1_writes_one_whole_pseudo_hr_case_per_training_case(trained):
     training = json.loads((trained.plans(THICK).parent / "splits_final.json").read_text())[0]["train"]
     assert sorted(file.stem for file in (stage_1 / "pseudo_hr").glob("*.pkl")) == sorted(training)
     manifest = json.loads((stage_1 / "pseudo_hr.json").read_text())
-    assert (manifest["factor"], manifest["fold"], manifest["plans_name"]) == (FACTOR, 0, "tiny")
+    assert (manifest["made_with"]["factor"], manifest["fold"], manifest["plans_name"]) == (FACTOR, 0, "tiny")
     report = json.loads((stage_1 / "self_sr_report.json").read_text())
     assert set(report["comparisons"]) == {"simulated along y", "simulated along x", "true HR"}
     assert list(stage_1.glob("pseudo_hr_*.png"))
@@ -220,7 +220,7 @@ def test_trainers_are_found_from_a_wheel(tmp_path):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
     ).stdout
     assert str(site) in output
-    assert "'cpu', 'default', 'demo', 'paper'" in output
+    assert "'cpu', 'demo', 'paper'" in output
     assert "['SelfSRTrainer', 'REHRSegTrainer', 'ContinuedBaselineTrainer', 'REHRSegTrainer_10epochs']" in output
 
 

@@ -118,7 +118,7 @@ def test_slices_first_in_oblique_ct_of_7_times_thicker_slices(nnunet, ct, tmp_pa
     assert ct["configurations"]["3d_fullres"]["normalization_schemes"] == ["CTNormalization"]
     folder = nnunet.fold("SelfSRTrainer", CT)
     manifest = json.loads((folder / "pseudo_hr.json").read_text())
-    assert manifest["factor"] == 7
+    assert manifest["made_with"]["factor"] == 7
     assert "nnU-Net's resampling" not in log_of(folder)
     for trainer in ("SelfSRTrainer", "REHRSegTrainer"):
         assert_finite_losses(nnunet.fold(trainer, CT))
@@ -178,7 +178,7 @@ def mixed(nnunet):
 def test_few_slices_and_spacings_that_differ(nnunet, mixed, tmp_path):
     assert mixed["configurations"]["3d_fullres"]["spacing"][0] == pytest.approx(3.0)
     folder = nnunet.fold("SelfSRTrainer", MIXED)
-    assert json.loads((folder / "pseudo_hr.json").read_text())["factor"] == 3
+    assert json.loads((folder / "pseudo_hr.json").read_text())["made_with"]["factor"] == 3
     named = re.findall(r"WARNING: (\w+) has slices of (\d) mm, the plans 3 mm", log_of(folder))
     assert named == [("mixed3", "4"), ("mixed6", "6")]  # training cases that are not of 3 mm
     for trainer in ("SelfSRTrainer", "REHRSegTrainer"):

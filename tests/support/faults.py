@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import time
+from functools import wraps
 from pathlib import Path
 
 HANGING = "hanging"
@@ -50,6 +51,7 @@ def in_export(cases, then, *, set_attribute=setattr):
 
     stock, begun = nnUNetDatasetBlosc2.save_case, []
 
+    @wraps(stock)
     def save_case(data, seg, properties, file, **kwargs):
         stock(data, seg, properties, file, **kwargs)
         begun.append(file)
