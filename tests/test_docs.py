@@ -22,6 +22,8 @@ LENGTH = re.compile(r"_\d+epochs?$")
 OTHERS = {
     "Unable to find trainer class",
     "Could not find requested nnunet trainer",
+    "Could not find a dataset with the ID",
+    "nnUNet_raw is not defined",
     "CUDA out of memory",
     "Found no NVIDIA driver",
     "Torch not compiled with CUDA enabled",

@@ -191,7 +191,8 @@ class SegmentationConfig(StrictModel):
     distillation_weight: float = Field(
         default=1.0,
         ge=0,
-        description="lambda of Eq. 11; 0 trains without a teacher",
+        description="lambda of Eq. 11, the weight of the distillation loss (what stage 1's encoder teaches); 0 trains "
+        "without a teacher",
         json_schema_extra=PAPER,
     )
     affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
