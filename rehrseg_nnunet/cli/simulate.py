@@ -193,15 +193,15 @@ def thicken_case(
     keep = (slice(None),) * axis + (slice(0, slices - slices % factor),)
     for file, channel in zip(case.images, image, strict=True):
         hr = channel[keep]
-        lr = degrade(torch.from_numpy(hr), factor, axis).numpy()
-        for resolution, volume in (("", lr), ("HR", hr)):
+        volumes = {"": degrade(torch.from_numpy(hr), factor, axis).numpy(), "HR": hr}
+        for resolution, volume in volumes.items():
             output = target / f"images{part}{resolution}" / Path(file).name
             reader.write_image(volume, str(output), grids[resolution])
     if labels is None or case.label is None:
         return
     hr = labels[keep]
     lr = degrade_labels(torch.from_numpy(hr), factor, axis, upper_ties=upper_ties).numpy()
-    for resolution, volume in (("", lr), ("HR", hr)):
+    for resolution, volume in {"": lr, "HR": hr}.items():
         reader.write_seg(volume, str(target / f"labels{part}{resolution}" / case.label.name), grids[resolution])
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, ValidationError
 
-from rehrseg_nnunet.config.rehrseg import BLOCK, RehrsegConfig, StrictModel, describe_errors, load_config
+from rehrseg_nnunet.config.models import StrictModel, describe_errors
+from rehrseg_nnunet.config.rehrseg import BLOCK, RehrsegConfig, load_config
 
 
 class Preset(StrictModel):

@@ -15,9 +15,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic.config import JsonDict
 
+from rehrseg_nnunet.config.models import StrictModel, describe_errors
 from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_defaults, drop_removed
 from rehrseg_nnunet.slices.geometry import check_thick_slices, sr_factor
 
@@ -27,12 +28,6 @@ PAPER: JsonDict = {"source": "paper"}
 RELEASE: JsonDict = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
 OURS: JsonDict = {"source": "this package"}
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
-
-
-class StrictModel(BaseModel):
-    """Immutable model that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ExportConfig(StrictModel):
@@ -314,20 +309,6 @@ def change_segmentation(config: Block, changes: Mapping[str, Any]) -> Block:
         raise ValueError("changes must leave hr_head as it is in the plans, which the network is built from")
     block = config.model_dump()
     return _validated({**block, "segmentation": {**block["segmentation"], **changes}}, type(config))
-
-
-def describe_errors(error: ValidationError, where: str) -> str:
-    """One line for all problems of a validation, each with its key's path below `where`."""
-    problems = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in (where, *problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"{key}: unknown key")
-        elif problem["type"] == "value_error" and "ctx" in problem:  # this module's own, which say what they got
-            problems.append(f"{key}: {problem['ctx']['error']}")
-        else:
-            problems.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
-    return "; ".join(problems)
 
 
 def parse_block(block: Mapping[str, Any]) -> RehrsegConfig:

@@ -184,14 +184,9 @@ def evaluate_folders(
     for folder in {Path(folder) for folders in ([reference_folder], *methods.values()) for folder in folders}:
         if folder.is_dir():
             say_left_out(folder, ending)
+    how = {"file_ending": ending, "num_channels": None if channels is None else len(channels), "chill": chill}
     pairs = {
-        name: pair_files(
-            reference_folder,
-            dict(zip(short_names(folders), folders, strict=True)),
-            file_ending=ending,
-            num_channels=None if channels is None else len(channels),
-            chill=chill,
-        )
+        name: pair_files(reference_folder, dict(zip(short_names(folders), folders, strict=True)), **how)
         for name, folders in methods.items()
     }
     flat = [pair for folds in pairs.values() for fold_pairs in folds.values() for pair in fold_pairs]

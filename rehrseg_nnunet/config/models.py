@@ -1,0 +1,27 @@
+"""What all blocks of settings share: strict models, and refusals in one line."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class StrictModel(BaseModel):
+    """Immutable model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def describe_errors(error: ValidationError, where: str) -> str:
+    """One line for all problems of a validation, each with its key's path below `where`."""
+    problems = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in (where, *problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key")
+        elif (
+            problem["type"] == "value_error" and "ctx" in problem
+        ):  # of the blocks' own validators, which say what they got
+            problems.append(f"{key}: {problem['ctx']['error']}")
+        else:
+            problems.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
+    return "; ".join(problems)
