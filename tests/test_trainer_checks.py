@@ -6,6 +6,7 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.nnunet import plugin_trainer
 from rehrseg_nnunet.trainers.rehrseg_continued_baseline import ContinuedBaselineTrainer
 from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
 from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
@@ -16,9 +17,11 @@ from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 def test_a_refused_setting_leaves_no_output_folder(trainer, monkeypatch):
     """nnU-Net's constructor makes the folder and the log."""
     built = []
+    monkeypatch.setattr(plugin_trainer, "require_compatible", lambda: None)  # it would see the next line
     monkeypatch.setattr(nnUNetTrainer, "__init__", lambda *args: built.append(args))
     block = {"segmentation": {"affinity_per_slice": True}}
-    plans = {"configurations": {"3d_fullres": {"spacing": [4.0, 1.0, 1.0], "rehrseg": block}}}
+    configuration = {"architecture": {}, "spacing": [4.0, 1.0, 1.0], "batch_size": 2, "rehrseg": block}
+    plans = {"plans_name": "p", "configurations": {"3d_fullres": configuration}}
     with pytest.raises(ValueError, match="affinity_per_slice True is no setting since"):
         trainer(plans, "3d_fullres", 0, {})
     assert not built
