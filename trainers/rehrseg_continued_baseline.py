@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -15,9 +17,9 @@ from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 class ContinuedBaselineTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     """nnU-Net's data, network and loss from the fold's finished baseline on, at REHRSegTrainer's learning rate."""
 
-    def configure(self) -> None:
-        """Take stage 2's learning rate."""
-        config = parse_block(self.configuration_manager.configuration.get(BLOCK, {}))
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Take stage 2's learning rate; an invalid block is refused before anything is written."""
+        config = parse_block(configuration.get(BLOCK, {}))
         self.learning_rate_from_trained = config.segmentation.learning_rate_from_trained
 
     def baseline_checkpoint(self) -> Path:

@@ -190,6 +190,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             FileNotFoundError: this fold has no SMORE, or not all of its cases.
             ValueError: its cases do not fit.
         """
+        self._smore_images(self.cases_to_write())  # cases of another header are removed, so these must be there
         export = self.settings.export
         smore = self.interpolated.fingerprint() if export.image == "smore" else {}
         return {"factor": self.config.factor, "export": export.model_dump(mode="json"), **smore}

@@ -45,16 +45,18 @@ class FoldRun:
             ValueError: the folder's name does not say what it is of.
         """
         path = Path(folder).absolute()
-        parts, fold = path.parent.name.split("__"), FOLD_FOLDER.fullmatch(path.name)
-        if len(parts) != 3 or fold is None:
+        fold = FOLD_FOLDER.fullmatch(path.name)
+        trainer, _, rest = path.parent.name.partition("__")
+        plans, _, configuration = rest.rpartition("__")  # names of plans may have double underscores
+        if not (trainer and plans and configuration) or fold is None:
             raise ValueError(
                 f"a training's folder must be named <trainer>__<plans>__<configuration>/fold_<fold>, got {path}"
             )
         return cls(
             dataset=path.parents[1].name,
-            trainer=parts[0],
-            plans=parts[1],
-            configuration=parts[2],
+            trainer=trainer,
+            plans=plans,
+            configuration=configuration,
             fold="all" if fold[1] == "all" else int(fold[1]),
             results=path.parents[2],
         )

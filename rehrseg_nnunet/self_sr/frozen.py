@@ -59,7 +59,8 @@ def open_self_sr(
     """
     chosen = SELF_SR.chosen()
     run = chosen or SELF_SR.require(own)
-    checkpoint = exporting_checkpoint(run)
+    named = replace(run, dataset=own.dataset)  # a chosen run may be a copy in any folder
+    checkpoint = exporting_checkpoint(run, command=named.command)
     sizes = (
         f"factor {config.factor}, {image_channels} image and {label_channels} label channels, "
         f"base_features {config.self_sr.base_features}"
@@ -68,27 +69,31 @@ def open_self_sr(
         build_self_sr_network(config, image_channels, label_channels),
         checkpoint,
         sizes=sizes,
-        remedy=f"train stage 1 again: {run.command}",
+        remedy=f"train stage 1 again: {named.command}",
     )
     store = CaseStore(run.folder, STORE_NAME)
     expected = CaseManifest.of_run(
-        replace(run, dataset=own.dataset),  # a chosen run may be a copy in any folder
+        named,
         weights_sha256=hash_weights(network.state_dict()),
         made_with={"factor": config.factor},
     )
     store.verify(
-        identifiers, expected, remedy=f"run: {run.command} --val", source_folder=None if chosen else source_folder
+        identifiers, expected, remedy=f"run: {named.command} --val", source_folder=None if chosen else source_folder
     )
     return FrozenSelfSR(checkpoint, network, store.folder)
 
 
-def exporting_checkpoint(run: FoldRun) -> Path:
+def exporting_checkpoint(run: FoldRun, *, command: str) -> Path:
     """The checkpoint of a stage-1 run that made its pseudo-HR cases: the best if its weights did, else the final one.
+
+    Args:
+        run: finished.
+        command: that trains it, for the message.
 
     Raises:
         ValueError: a checkpoint is unreadable; the message ends with the command to run.
     """
     manifest = CaseStore(run.folder, STORE_NAME).read_manifest()
-    remedy = f"remove it and run: {run.command} --c"
+    remedy = f"remove it and run: {command} --c"
     found = None if manifest is None else run.checkpoint_with(manifest.weights_sha256, remedy=remedy)
     return found or run.final_checkpoint

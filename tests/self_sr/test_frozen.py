@@ -201,6 +201,12 @@ def test_a_chosen_run_may_be_a_copy_in_any_folder(own, tmp_path, monkeypatch, pr
     os.rename(run.folder, copied)
     monkeypatch.setenv(SELF_SR_VARIABLE, str(copied))
     assert open_run(own, preprocessed).cases_folder == copied / "pseudo_hr"
+    (copied / "pseudo_hr" / "case_1.b2nd").unlink()
+    with pytest.raises(ValueError, match=rf"case_1.b2nd is missing; run: {command(run)} --val$"):
+        open_run(own, preprocessed)  # not of a dataset called elsewhere
+    (copied / "checkpoint_final.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"remove it and run: {command(run)} --c$"):
+        open_run(own, preprocessed)
 
 
 def test_a_chosen_run_may_not_be_of_another_dataset(own, monkeypatch, preprocessed):
@@ -221,11 +227,13 @@ def test_a_chosen_run_must_be_finished(own, tmp_path, monkeypatch, preprocessed)
 @pytest.mark.parametrize(("exported", "expected"), [(0, "final"), (1, "best"), (2, "final")])
 def test_the_checkpoint_that_made_the_cases_is_found_by_its_weights(own, preprocessed, exported, expected):
     run = train(own.sibling("SelfSRTrainer"))
-    assert exporting_checkpoint(run) == run.final_checkpoint  # nothing was exported yet
+    assert exporting_checkpoint(run, command=run.command) == run.final_checkpoint  # nothing was exported yet
     export(run, preprocessed, seed=exported)
-    assert exporting_checkpoint(run) == run.final_checkpoint  # there is no best
+    assert exporting_checkpoint(run, command=run.command) == run.final_checkpoint  # there is no best
     torch.save({"network_weights": network(1).state_dict()}, run.best_checkpoint)
-    assert exporting_checkpoint(run) == (run.best_checkpoint if expected == "best" else run.final_checkpoint)
+    assert exporting_checkpoint(run, command=run.command) == (
+        run.best_checkpoint if expected == "best" else run.final_checkpoint
+    )
     if exported == 1:
         assert open_run(own, preprocessed).checkpoint == run.best_checkpoint
 
@@ -237,7 +245,7 @@ def test_a_truncated_checkpoint_is_named(own, preprocessed):
     file.write_bytes(file.read_bytes()[:-100])
     message = rf"{file} must be an nnU-Net checkpoint, got an unreadable .*; remove it and run: {command(run)} --c$"
     with pytest.raises(ValueError, match=message):
-        exporting_checkpoint(run)
+        exporting_checkpoint(run, command=run.command)
     with pytest.raises(ValueError, match=message):
         open_run(own, preprocessed)
 
