@@ -44,6 +44,26 @@ def read_json(file: Path, *, remedy: str) -> dict[str, Any]:
     return parsed
 
 
+def read_plans(file: Path, *, remedy: str) -> dict[str, Any]:
+    """Read nnU-Net's plans.
+
+    Args:
+        file: plans.
+        remedy: the end of the message.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it has no configurations, or as for `read_json`.
+    """
+    content = read_json(file, remedy=remedy)
+    found = content.get("configurations")
+    if not isinstance(found, Mapping) or not all(
+        isinstance(configuration, Mapping) for configuration in found.values()
+    ):
+        raise ValueError(f"{file} must be nnU-Net plans, got no configurations in it; {remedy}")
+    return content
+
+
 def _once(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of a key with several values the last one would count, in nnU-Net too."""
     parsed = dict(pairs)

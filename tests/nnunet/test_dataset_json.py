@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
+from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json, read_plans
 
 CONTENT = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
 
@@ -36,3 +36,10 @@ def test_a_key_with_two_values_is_named(tmp_path):
         read(tmp_path, twice)
     harmless = json.dumps(CONTENT).replace('"a": 1', '"a": 1, "a": 1')
     assert read(tmp_path, harmless) == CONTENT
+
+
+@pytest.mark.parametrize("content", [{}, {"configurations": None}, {"configurations": {"3d_fullres": None}}])
+def test_what_has_no_configurations_is_no_plans(tmp_path, content):
+    (tmp_path / "plans.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"plans\.json must be nnU-Net plans, got no configurations in it; plan anew"):
+        read_plans(tmp_path / "plans.json", remedy="plan anew")
