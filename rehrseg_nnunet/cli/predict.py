@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,16 +128,22 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.o)
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
-    with end_workers():
-        try:
-            _predict(predictor, args)
-        except OSError as error:
-            if error.errno not in NO_SPACE or error.filename is not None:
-                raise
-            raise OSError(  # nnU-Net's copies of plans and dataset.json: the system names no file
-                f"{output}: a file could not be written there ({error.strerror}); free space or choose another folder"
-            ) from error
+    with end_workers(), _naming(output):
+        _predict(predictor, args)
     print(f"the segmentations are in {output}")
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Name the folder where the system names no file: nnU-Net's copies of plans and dataset.json did not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE or error.filename is not None:
+            raise
+        raise OSError(
+            f"{output}: a file could not be written there ({error.strerror}); free space or choose another folder"
+        ) from error
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
