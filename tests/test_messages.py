@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -114,6 +115,34 @@ def not_finite(dataset):
     return dataset.simulate()
 
 
+def write_nifti(dataset, header):
+    """A NIfTI reference, whose header is changed in place, with the prediction of case `b`."""
+    for part in ("labelsTr", "predicted"):
+        for case in "ab":
+            (dataset.raw / part / f"{case}.nrrd").unlink()
+    image = nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4))
+    header(image.header)
+    nibabel.save(image, dataset.raw / "predicted" / "b.nii")
+    dataset.write("labelsTr/b.nii", np.zeros(SHAPE, np.uint8))
+    dataset.describe(file_ending=".nii", overwrite_image_reader_writer="NibabelIO")
+
+
+@provoke("Complex values in a NIfTI file")
+def complex_values(dataset):
+    write_nifti(dataset, lambda header: header.set_data_dtype(np.complex64))
+    return dataset.evaluate()
+
+
+@provoke("A header with a spacing of 0 or a position that is no number")
+def no_geometry(dataset):
+    write_nifti(dataset, lambda header: None)
+    file = dataset.raw / "predicted" / "b.nii"
+    content = bytearray(file.read_bytes())
+    content[280:328] = bytes(48)  # the sform
+    file.write_bytes(content)
+    return dataset.evaluate()
+
+
 @provoke("NaN in a NIfTI image that SimpleITK reads")
 def hidden_nan(dataset):
     for file in list(dataset.raw.glob("*Tr/*.nrrd")):
@@ -197,6 +226,31 @@ def old_nnunet(dataset):
 def missing_key(dataset):
     (dataset.raw / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd", "labels": DATASET["labels"]}))
     return dataset.simulate()
+
+
+@provoke("A key is there twice, with different values")
+def twice(dataset):
+    file = dataset.raw / "dataset.json"
+    file.write_text(file.read_text().replace('"a": 1', '"a": 2, "a": 1'))
+    return dataset.evaluate()
+
+
+@provoke("A value is of another kind")
+def another_kind(dataset):
+    dataset.describe(file_ending="nrrd")
+    return dataset.simulate()
+
+
+@provoke("nnU-Net does not accept the labels (no background, regions without order, ...)")
+def refused_labels(dataset):
+    dataset.describe(labels={"a": 1})
+    return dataset.simulate()
+
+
+@provoke("Labels that are too large")
+def large_labels(dataset):
+    dataset.write("predicted/b.nrrd", np.full(SHAPE, 2**31, np.uint32))
+    return dataset.evaluate()
 
 
 @provoke("Labels a hair off (1.0000153, from rescaled headers)")

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from rehrseg_nnunet.config.rehrseg import load_config
-from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_dataset_json, read_json
+from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_dataset_json, read_plans
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
+from rehrseg_nnunet.nnunet.label_values import label_manager_of
 from rehrseg_nnunet.nnunet.safe_files import move_into_place, partial_name
 from rehrseg_nnunet.self_sr.flavr_checkpoint import load_backbone, read_flavr_checkpoint
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork, build_self_sr_network
@@ -55,12 +56,12 @@ def _fresh_network(dataset: str, configuration: str, plans_identifier: str) -> S
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     folder = find_dataset(nnunet_folder("nnUNet_preprocessed"), dataset)
-    plans = PlansManager(read_json(folder / f"{plans_identifier}.json", remedy=PREPROCESS_FIRST))
+    plans = PlansManager(read_plans(folder / f"{plans_identifier}.json", remedy=PREPROCESS_FIRST))
     resolved = plans.get_configuration(configuration)
     config = load_config(resolved.configuration)
-    heads = plans.get_label_manager(
-        read_dataset_json(folder / "dataset.json", required=("labels",))
-    ).num_segmentation_heads
+    dataset_json = read_dataset_json(folder / "dataset.json", required=("labels",))
+    label_manager_of(dataset_json, source=str(folder / "dataset.json"))  # names the file where nnU-Net's does not
+    heads = plans.get_label_manager(dataset_json).num_segmentation_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return build_self_sr_network(config, len(resolved.normalization_schemes), heads)

@@ -11,6 +11,7 @@ from rehrseg_nnunet.evaluation.compare import default_workers, evaluate_folders
 from rehrseg_nnunet.evaluation.pairing import common_folder, expand_folders, short_names
 from rehrseg_nnunet.evaluation.tables import format_summary, write_summary
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
+from rehrseg_nnunet.nnunet.safe_files import check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,4 +87,8 @@ def _output_files(target: str, inputs: Sequence[Path]) -> tuple[Path, Path]:
     # nnU-Net keeps its own summary.json beside a fold's predictions and reads it to find the best configuration.
     if files[0].name == "summary.json" and files[0].parent.resolve() in [folder.resolve() for folder in inputs]:
         raise ValueError(f"-o must not replace a summary.json of nnU-Net, got {target}; choose another folder or name")
+    there = next(folder for folder in (files[0].parent, *files[0].parent.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"-o must be a folder or the name of a .json file, but {there} is a file")
+    check_writable(there, purpose="the tables are written there; choose another folder with -o")
     return files

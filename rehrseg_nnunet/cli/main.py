@@ -41,6 +41,14 @@ def _command_module(name: str) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; bad input gives one line on stderr and exit status 1, Ctrl-C one line and 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # also while nnU-Net is imported
+        print(" ".join(("rehrseg", *argv[:1])) + ": interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str]) -> int:
     parser = build_parser(argv[0] if argv else None)
     if not argv:
         parser.print_help(sys.stderr)
@@ -53,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ERRORS as error:
         print(f"rehrseg {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"rehrseg {args.command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rehrseg_nnunet.config.presets import DEFAULTS, apply_preset, load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block, upgraded_plans
-from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_json
+from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_plans
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read(folder: Path, plans_name: str) -> dict[str, Any]:
-    return read_json(folder / f"{plans_name}.json", remedy=PREPROCESS_FIRST)
+    return read_plans(folder / f"{plans_name}.json", remedy=PREPROCESS_FIRST)
 
 
 def _check_copy(args: argparse.Namespace) -> None:

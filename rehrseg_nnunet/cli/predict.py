@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.cli.workers import end_workers
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.safe_files import check_writable
+
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 if TYPE_CHECKING:
     import torch
@@ -124,9 +128,22 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.o)
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
-    with end_workers():
+    with end_workers(), _naming(output):
         _predict(predictor, args)
     print(f"the segmentations are in {output}")
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Name the folder where the system names no file: nnU-Net's copies of plans and dataset.json did not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE or error.filename is not None:
+            raise
+        raise OSError(
+            f"{output}: a file could not be written there ({error.strerror}); free space or choose another folder"
+        ) from error
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
@@ -178,6 +195,8 @@ def _check(args: argparse.Namespace) -> None:
             "-prev_stage_predictions belongs to cascades, which REHRSeg does not support: the previous stage's "
             "segmentation has thick slices; use a 3d_fullres configuration"
         )
+    if Path(args.o).exists() and not Path(args.o).is_dir():
+        raise ValueError(f"-o must be a folder, but {args.o} is a file; choose another name")
     if not Path(args.i).is_dir():
         raise FileNotFoundError(f"-i must be an existing folder, got {args.i}")
     if not 0 <= args.part_id < args.num_parts:

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, unknown_labels
+from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, label_manager_of, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases, listed, say_left_out
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
-from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
+from rehrseg_nnunet.nnunet.whole_files import UnwrittenFileError, WholeFiles, whole_files_of
 from rehrseg_nnunet.slices.geometry import scale_slice_geometry
 from rehrseg_nnunet.slices.grids import check_same_points, grid_from_properties
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
@@ -81,6 +81,8 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str) -> Path:
     try:
         _write_dataset(folder, partial, name=target.name, factor=factor, axis=AXES[axis])
         os.replace(partial, target)
+    except UnwrittenFileError as error:
+        raise UnwrittenFileError(f"{error}; if the disk is full, free space there and run the command again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -104,16 +106,17 @@ def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: 
         raise ValueError(
             f"{source} must have files that keep their spacing, got {ending}; convert it to .nii.gz, .nrrd or .mha"
         )
-    parts = {part: _cases(source, part, dataset) for part in ("Tr", "Ts") if (source / f"images{part}").is_dir()}
+    parts = {part: _cases(source, part, dataset) for part in ("Tr", "Ts") if _is_there(source / f"images{part}", part)}
     if "Tr" not in parts:
         raise FileNotFoundError(f"{source / 'imagesTr'} is missing; {source.name} has no training images")
     example = Path(parts["Tr"][0].images[0])
     reader = whole_files_of({"file_ending": ending}, example)  # one that keeps the files' order of axes
-    known = known_labels(LabelManager(dataset["labels"], dataset.get("regions_class_order")))
-    for part, cases in parts.items():
-        for number, case in enumerate(tqdm(cases, desc=part)):
-            options = {"factor": factor, "axis": axis, "upper_ties": number % 2 == 1}
-            thicken_case(case, target, part, reader=reader, known=known, **options)
+    known = known_labels(label_manager_of(dataset, source=str(source / "dataset.json")))
+    with logging_redirect_tqdm():  # warnings on lines of their own
+        for part, cases in parts.items():
+            for number, case in enumerate(tqdm(cases, desc=part)):
+                options = {"factor": factor, "axis": axis, "upper_ties": number % 2 == 1}
+                thicken_case(case, target, part, reader=reader, known=known, **options)
     description = dataset.get("description", source.name)
     dataset |= {
         "name": name,
@@ -122,6 +125,11 @@ def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: 
         "at the slices' centres; the truth is in imagesTrHR and labelsTrHR",
     }
     write_atomically(target / "dataset.json", json.dumps(dataset, indent=2))
+
+
+def _is_there(images: Path, part: str) -> bool:
+    """Whether there is such a part of the dataset; many have a folder for test images without any."""
+    return images.is_dir() and (part == "Tr" or any(images.iterdir()))
 
 
 class Case(NamedTuple):
@@ -153,7 +161,7 @@ def _cases(source: Path, part: str, dataset: Mapping[str, Any]) -> list[Case]:
     if unused:
         logger.warning("%s: %s have no image and are left out", labels, listed(unused))
     if part == "Tr" and dataset.get("numTraining", len(found)) != len(found):
-        logger.warning("%s: dataset.json says %s cases, got %d", images, dataset["numTraining"], len(found))
+        logger.warning("%s: dataset.json says %r cases, got %d", images, dataset["numTraining"], len(found))
     # ties take turns in this order
     return [Case(found[case], files.get(case)) for case in sorted(found, key=lambda case: f"{case}{ending}")]
 

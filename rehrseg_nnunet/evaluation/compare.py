@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key, region_or_label_to_mask
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.evaluation.metrics import HAUSDORFF_PERCENTILE, SSIM_SIGMA, SSIM_WINDOW, dice, hd95, psnr, ssim
 from rehrseg_nnunet.evaluation.pairing import Pair, pair_files, short_names
 from rehrseg_nnunet.evaluation.summary import IMAGE_METRICS, SEGMENTATION_METRICS, method_summary, paired_test
 from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
-from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, unknown_labels
+from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, label_manager_of, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import say_left_out
 from rehrseg_nnunet.nnunet.whole_files import WholeFiles, WholeFilesPlansManager, whole_files_of
 from rehrseg_nnunet.slices.grids import TOLERANCE_VOXELS, Grid, grid_from_properties, onto_reference
@@ -190,10 +189,12 @@ def evaluate_folders(
         for name, folders in methods.items()
     }
     flat = [pair for folds in pairs.values() for fold_pairs in folds.values() for pair in fold_pairs]
-    plans = None if plans_file is None else WholeFilesPlansManager(read_json(Path(plans_file), remedy=PLANS_REMEDY))
+    plans = None if plans_file is None else _read_plans(Path(plans_file))
     reader = whole_files_of(dataset_json, flat[0].reference) if plans is None else plans.image_reader_writer_class()
     if channels is None:
-        manager = _label_manager(dataset_json, plans)
+        manager = label_manager_of(dataset_json)
+        if plans is not None:
+            manager = plans.get_label_manager(dict(dataset_json))
         labels, settings = _segmentation_settings(dataset_json["labels"], manager)
         known, ignore_label = known_labels(manager), manager.ignore_label
         compare = partial(_compare_labels, labels=labels, ignore_label=ignore_label, known=known, reader=reader)
@@ -209,6 +210,13 @@ def evaluate_folders(
         for name, folds in pairs.items()
     }
     return _assemble(cases, methods, settings | {"grid_tolerance_voxels": TOLERANCE_VOXELS})
+
+
+def _read_plans(file: Path) -> WholeFilesPlansManager:
+    content = read_json(file, remedy=PLANS_REMEDY)
+    if "image_reader_writer" not in content:
+        raise ValueError(f"{file} must be nnU-Net plans, got no image_reader_writer in it; {PLANS_REMEDY}")
+    return WholeFilesPlansManager(content)
 
 
 def _say_unknown_labels(results: Sequence[Mapping[str, Any]]) -> None:
@@ -272,16 +280,6 @@ def _image_settings(channels: Mapping[str, str]) -> dict[str, Any]:
         "ssim_window": SSIM_WINDOW,
         "ssim_sigma": SSIM_SIGMA,
     }
-
-
-def _label_manager(dataset_json: Mapping[str, Any], plans: PlansManager | None) -> LabelManager:
-    names = dataset_json["labels"]
-    try:
-        if plans is not None:
-            return plans.get_label_manager(dict(dataset_json))
-        return LabelManager(names, dataset_json.get("regions_class_order"))
-    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"labels of dataset.json must be what nnU-Net accepts, got {names}: {error}") from error
 
 
 def _segmentation_settings(names: Mapping[str, Any], manager: LabelManager) -> tuple[list[Label], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_json(file: Path, *, remedy: str) -> dict[str, Any]:
             f"{file} must not begin with a byte order mark, which nnU-Net cannot read; save it as UTF-8 without one"
         )
     try:
-        parsed = json.loads(content.decode("utf-8"))
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=partial(_once, file))
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must be UTF-8, got {error.reason} at byte {error.start}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -40,6 +41,35 @@ def read_json(file: Path, *, remedy: str) -> dict[str, Any]:
         raise ValueError(f"{file} must be JSON, got a mistake at {place}: {error.msg}; mend it there") from None
     if not isinstance(parsed, dict):
         raise ValueError(f"{file} must hold a JSON object, got a {type(parsed).__name__}")
+    return parsed
+
+
+def read_plans(file: Path, *, remedy: str) -> dict[str, Any]:
+    """Read nnU-Net's plans.
+
+    Args:
+        file: plans.
+        remedy: the end of the message.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it has no configurations, or as for `read_json`.
+    """
+    content = read_json(file, remedy=remedy)
+    found = content.get("configurations")
+    if not isinstance(found, Mapping) or not all(
+        isinstance(configuration, Mapping) for configuration in found.values()
+    ):
+        raise ValueError(f"{file} must be nnU-Net plans, got no configurations in it; {remedy}")
+    return content
+
+
+def _once(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key with several values the last one would count, in nnU-Net too."""
+    parsed = dict(pairs)
+    lost = sorted({key for key, value in pairs if parsed[key] != value})
+    if lost:
+        raise ValueError(f"{file} must have every key once, got other values under the same key {', '.join(lost)}")
     return parsed
 
 
@@ -60,7 +90,7 @@ def read_dataset_json(file: Path, *, required: Sequence[str] = REQUIRED_KEYS) ->
 
 
 def check_keys(content: Mapping[str, Any], *, required: Sequence[str], source: str = "dataset.json") -> None:
-    """Refuse a dataset.json of nnU-Net 1, or one that lacks keys.
+    """Refuse a dataset.json of nnU-Net 1, or one that lacks keys or has values of another kind.
 
     Args:
         content: of dataset.json.
@@ -75,8 +105,20 @@ def check_keys(content: Mapping[str, Any], *, required: Sequence[str], source: s
         raise ValueError(
             f"{source} must give labels by name, as in nnU-Net 2, got them by number as in nnU-Net 1; {CONVERT}"
         )
+    _check_types(content, source)
     missing = [key for key in required if key not in content]
     if not missing:
         return
     hint = f"; modality is nnU-Net 1's name of channel_names, {CONVERT}" if "modality" in content else ""
     raise ValueError(f"{source} must have the key {', '.join(missing)}, got {', '.join(sorted(content))}{hint}")
+
+
+def _check_types(content: Mapping[str, Any], source: str) -> None:
+    ending = content.get("file_ending", ".")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise ValueError(f"file_ending of {source} must be text that begins with a dot, got {json.dumps(ending)}")
+    if not isinstance(content.get("labels", {}), Mapping):
+        raise ValueError(f"labels of {source} must give a number for each name, got {json.dumps(content['labels'])}")
+    channels = content.get("channel_names", {"0": ""})
+    if not isinstance(channels, Mapping) or not channels:
+        raise ValueError(f"channel_names of {source} must give a name for each number, got {json.dumps(channels)}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +35,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.nnunet.label_values import integer_labels
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
-from rehrseg_nnunet.slices.grids import check_same_points, grid_from_properties
+from rehrseg_nnunet.slices.grids import Grid, check_same_points, grid_from_properties
 
 logger = logging.getLogger(__name__)
 
 STAGING_PREFIX = ".rehrseg-partial-"
 _NIFTI = (".nii", ".nii.gz")
+_GIPL_HEADER = 256  # bytes
 _NIBABEL_READERS = (NibabelIO, NibabelIOWithReorient)
 
 
@@ -130,9 +132,10 @@ class WholeFiles(BaseReaderWriter):
                 f"{file} must be a whole file that nnU-Net's {self.plain.__name__} can read, got "
                 f"{type(error).__name__}: {error}"
             ) from error
-        geometry = properties.get("sitk_stuff", properties)["spacing"]
-        if array.ndim != 4 or len(array) != 1 or len(geometry) != 3:
-            raise _not_a_volume(file, f"an array of shape {array.shape} and {len(geometry)} spacings")
+        spacing = properties.get("sitk_stuff", properties)["spacing"]
+        if array.ndim != 4 or len(array) != 1 or len(spacing) != 3:
+            raise _not_a_volume(file, f"an array of shape {array.shape} and {len(spacing)} spacings")
+        _check_geometry(file, spacing, grid_from_properties(properties, array.shape[1:]))
         if not np.isfinite(array).all() or (nans_hidden and labels):
             raise UnusableImageError(f"{file} must hold finite values, got NaN or infinite ones; mend the file")
         if nans_hidden:
@@ -142,11 +145,19 @@ class WholeFiles(BaseReaderWriter):
     def _check_nifti(self, file: str) -> bool:
         """Refuse a NIfTI file that is no volume or ends early; returns whether SimpleITK hides NaN in it."""
         if not file.lower().endswith(_NIFTI):
+            check_whole(file)
             return False
         header = _open_nifti(file)
-        if len(header.shape) != 3:
+        by_nibabel = issubclass(self.plain, _NIBABEL_READERS)
+        # SimpleITK, and so nnU-Net's training, leaves out further axes of length 1
+        if len(header.shape) != 3 and (by_nibabel or len(header.shape) < 3 or set(header.shape[3:]) != {1}):
             raise _not_a_volume(file, f"an array of shape {header.shape}")
-        if issubclass(self.plain, _NIBABEL_READERS):  # which read to the end and notice by themselves
+        if header.get_data_dtype().kind == "c":
+            raise UnusableImageError(
+                f"{file} must hold real values, got complex ones, of which nnU-Net drops the imaginary part; save "
+                "their magnitude"
+            )
+        if by_nibabel:  # which read to the end and notice by themselves
             _say_other_unit(file, header, self.plain.__name__)
             return False
         return not _nifti_is_finite(file)
@@ -212,13 +223,30 @@ def _open_nifti(file: str | Path) -> Any:
 
 
 def check_whole(file: str | Path) -> None:
-    """Read a NIfTI file to its end, which SimpleITK does not check; other formats raise on their own, but for GIPL.
+    """Read a NIfTI file to its end and measure a GIPL file, which SimpleITK does not; others raise on their own.
 
     Raises:
         OSError: the file ends early, or another error of nibabel's.
     """
     if str(file).lower().endswith(_NIFTI):
         _open_nifti(file).dataobj.get_unscaled()
+    elif str(file).lower().endswith(".gipl"):
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+        pixel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+        needed = _GIPL_HEADER + math.prod(reader.GetSize()) * pixel.GetSizeOfPixelComponent()
+        size = Path(file).stat().st_size
+        if size < needed:
+            raise OSError(f"{size} of {needed} bytes")
+
+
+def _check_geometry(file: str, spacing_mm: Sequence[float], grid: Grid) -> None:
+    """Refuse what no scan has; libraries make different things of it, or fail when they write."""
+    if not (np.isfinite(grid.affine).all() and min(grid.spacing_mm) > 0 and min(spacing_mm) > 0):
+        raise UnusableImageError(
+            f"{file} must have a positive spacing and a finite position, got {grid}; mend its header"
+        )
 
 
 def _say_other_unit(file: str, header: Any, reader: str) -> None:

@@ -45,9 +45,11 @@ class Grid:
         def numbers(values: Any) -> str:
             return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
+        with np.errstate(invalid="ignore", divide="ignore"):  # of a broken header
+            axes = (self.affine[:3, :3] / self.spacing_mm).T.round(4) + 0.0
         return (
             f"shape {self.shape}, spacing {numbers(self.spacing_mm)} mm (slowest axis first), "
-            f"origin {numbers(self.affine[:3, 3])} mm"
+            f"origin {numbers(self.affine[:3, 3])} mm, axes along {', '.join(numbers(axis) for axis in axes)}"
         )
 
 

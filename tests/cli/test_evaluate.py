@@ -112,3 +112,15 @@ def test_importing_the_command_needs_neither_nnunets_variables_nor_monai():
     code = "import sys, rehrseg_nnunet.cli.evaluate; sys.exit('monai' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_where_nothing_can_be_written_nothing_is_compared(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("rehrseg_nnunet.cli.evaluate.evaluate_folders", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"-o must be a folder or the name of a \.json file, but \S+file is a file"):
+        run(folders, "-o", str(tmp_path / "file"))
+
+
+def test_a_dataset_json_is_no_plans_file(folders):
+    with pytest.raises(ValueError, match=r"dataset\.json must be nnU-Net plans, got no image_reader_writer in it"):
+        run(folders, "-pfile", str(folders / "dataset.json"))

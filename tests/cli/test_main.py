@@ -99,3 +99,12 @@ def test_the_trainers_folder_is_appended_once(monkeypatch):
     ensure_trainer_path()
     ensure_trainer_path()
     assert os.environ[VARIABLE].split(os.pathsep) == ["/mine", str(trainers_folder())]
+
+
+def test_an_interrupt_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_command_module", interrupt)
+    assert cli.main(["simulate", "-d", "1", "-o", "2"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "rehrseg simulate: interrupted\n"

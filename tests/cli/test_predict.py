@@ -1,4 +1,7 @@
 import argparse
+import errno
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,3 +271,13 @@ def test_a_misspelt_training_names_those_that_are_there(call):
 def test_says_where_the_results_are(call, tmp_path, capsys):
     call()
     assert capsys.readouterr().out.splitlines()[-1] == f"the segmentations are in {tmp_path / 'out'}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_the_output_folder_is_named_where_the_system_names_no_file(number):
+    reason = os.strerror(number)
+    message = rf"^out: a file could not be written there \({reason}\); free space"
+    with pytest.raises(OSError, match=message), predict._naming(Path("out")):
+        raise OSError(number, reason)
+    with pytest.raises(OSError, match="npz could not be written"), predict._naming(Path("out")):
+        raise OSError("a.npz could not be written")

@@ -420,3 +420,14 @@ def test_voxels_of_micrometres(raw):
         )
     target = make(4)
     assert read(target / "imagesTr", "a_0000.nrrd").GetSpacing() == pytest.approx((0.0004, 0.0004, 0.0016))
+
+
+def test_an_empty_folder_for_test_images_is_no_fault(raw):
+    (dataset(raw) / "imagesTs").mkdir()
+    assert not (make() / "imagesTs").exists()
+
+
+@pytest.mark.parametrize("labels", [{"background": 1}, None, {"background": 0, "x": [1, 2]}])
+def test_labels_that_nnunet_does_not_accept_are_one_message(raw, capsys, labels):
+    change(dataset(raw), labels=labels)
+    assert_refused(raw, capsys, f"{SOURCE}/dataset.json must ")

@@ -191,8 +191,46 @@ def test_staged_files_are_no_results(tmp_path):
         assert [file.name.startswith(STAGING_PREFIX) for file in tmp_path.iterdir()] == [True]
 
 
+def test_a_gipl_file_that_ends_early_is_named(image):
+    """SimpleITK fills the rest with what happens to be in memory."""
+    file = image(".gipl")
+    np.testing.assert_array_equal(files().read_seg(str(file))[0][0], SEGMENTATION)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UnusableImageError, match=r"image\.gipl must be a whole file .* 2655 of 2656 bytes"):
+        files().read_seg(str(file))
+
+
+@pytest.mark.parametrize("spacing", [0.0, np.nan])
+def test_headers_without_geometry_are_named(tmp_path, spacing):
+    scan = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4))
+    nibabel.save(scan, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[280:328] = np.diag([spacing] * 3 + [1.0])[:3].astype("<f4").tobytes()  # the header's sform
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(UnusableImageError, match=r"a\.nii must have a positive spacing .*; mend its header"):
+        files("NibabelIO").read_images([str(tmp_path / "a.nii")])
+
+
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6, 1), (4, 5, 6, 2)])
+def test_complex_images_are_named(tmp_path, reader):
+    """nnU-Net takes the real part."""
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 5, 6), 3 + 4j, np.complex64), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(UnusableImageError, match=r"a\.nii\.gz must hold real values, got complex ones"):
+        files(reader).read_images([str(tmp_path / "a.nii.gz")])
+
+
+def test_further_axes_of_length_1_are_left_out_as_in_nnunets_training(tmp_path):
+    values = np.arange(120, dtype=np.float32).reshape(4, 5, 6)
+    nibabel.save(nibabel.Nifti1Image(values[..., None], np.diag([1.0, 2, 3, 1])), tmp_path / "a.nii.gz")
+    image, properties = files().read_images([str(tmp_path / "a.nii.gz")])
+    np.testing.assert_array_equal(image[0], values.T)
+    assert list(properties["spacing"]) == [3, 2, 1]
+    with pytest.raises(UnusableImageError, match="must be a 3D image"):  # nor does nnU-Net's NibabelIO read it
+        files("NibabelIO").read_images([str(tmp_path / "a.nii.gz")])
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6, 2), (4, 5, 6, 1, 2)])
 def test_files_that_are_no_volumes_are_refused_alike(tmp_path, reader, shape):
     nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
     got = re.escape(f"got an array of shape {shape}; split it into one file for each channel")

@@ -129,7 +129,7 @@ def damage(file, kind):
     elif kind == "micrometres":
         Scan(spacing_mm=(4000.0, 1000.0, 1100.0)).write(file)
     elif kind == "4D":
-        sitk.WriteImage(sitk.JoinSeries([Scan().grid()]), str(file))
+        sitk.WriteImage(sitk.JoinSeries([Scan().grid()] * 2), str(file))
     else:
         sitk.WriteImage(sitk.Compose([Scan().grid()] * 3), str(file))
 
@@ -139,7 +139,7 @@ UNUSABLE = [
     ("not an image", r"b_0000\.nii\.gz must be a whole file"),
     ("metres", r"b_0000\.nii\.gz must be more than half a planned voxel long .* is the spacing in its header in mm\?"),
     ("micrometres", r"b_0000\.nii\.gz must fit into memory at the planned spacing, 4 x 1\.1 x 1 mm, .* 4000 x 1100"),
-    ("4D", r"b_0000\.nii\.gz must be a 3D image with one value per voxel, got an array of shape \(17, 23, 6, 1\)"),
+    ("4D", r"b_0000\.nii\.gz must be a 3D image with one value per voxel, got an array of shape \(17, 23, 6, 2\)"),
     ("several values", r"b_0000\.nii\.gz must be a 3D image with one value per voxel, got an array of shape"),
     ("thin", r"b_0000\.nii\.gz must be more than half a planned voxel long \(4 x .* got 1 x"),
     ("thin but for zeros", r"b_0000\.nii\.gz must be more than half a planned voxel long .* got 1 x"),
