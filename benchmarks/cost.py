@@ -2,9 +2,9 @@
 
     python benchmarks/cost.py -d 509 -c 3d_fullres -p nnUNetPlans --self-sr RESULTS/SelfSRTrainer__.../fold_0
 
-The dataset must be planned and preprocessed (nnU-Net's environment variables set). `--self-sr`, a stage-1 fold folder
-with pseudo-HR cases, is needed for the loader's ratio only; the teacher that a step runs has random weights of the
-plans' size, which cost the same.
+The dataset must be planned and preprocessed (nnU-Net's environment variables set). `--self-sr`, the stage-1 folder of
+fold `-f` (0) with pseudo-HR cases, is needed for the loader's ratio only; the teacher that a step runs has random
+weights of the plans' size, which cost the same.
 """
 
 from __future__ import annotations
@@ -53,12 +53,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-d", required=True)
     parser.add_argument("-c", default="3d_fullres")
     parser.add_argument("-p", default="nnUNetPlans")
+    parser.add_argument("-f", type=int, default=0, help="fold whose cases the loaders read")
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--self-sr", type=Path)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.self_sr and args.self_sr.resolve().name != f"fold_{args.f}":
+        parser.error(f"--self-sr must be a folder fold_{args.f} (-f {args.f}), got {args.self_sr}")
+    return args
 
 
 def _trainer(args: argparse.Namespace, name: str) -> Any:
@@ -68,7 +72,7 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
     with open(os.devnull, "w") as silence:
         stdout, sys.stdout = sys.stdout, silence
         try:
-            trainer = get_trainer_from_args(args.d, args.c, 0, name, args.p, device=torch.device(args.device))
+            trainer = get_trainer_from_args(args.d, args.c, args.f, name, args.p, device=torch.device(args.device))
             if trainer.label_manager.has_regions:
                 raise ValueError(f"-d must be a dataset without regions, got {trainer.plans_manager.dataset_name}")
             trainer.print_to_log_file = lambda *_, **__: None

@@ -142,10 +142,20 @@ class HRPredictor(nnUNetPredictor):
         return mean.mean().half()
 
     def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
-        """HR logits (K, r*D, H, W) of an image (C, D, H, W), the mean over `_mirrors`."""
+        """HR logits (K, r*D, H, W), on the CPU, of an image (C, D, H, W), the mean over `_mirrors`."""
         with self._all_channels():
-            # to the CPU first: HR logits would not fit where nnU-Net's own just did, and its callers take them there
-            logits = torch.as_tensor(super().predict_sliding_window_return_logits(image)).cpu()
+            logits = torch.as_tensor(super().predict_sliding_window_return_logits(image))
+        try:
+            return self._to_hr(logits).cpu()
+        except torch.cuda.OutOfMemoryError:
+            logger.info("no room for HR logits on %s: the CPU interpolates them", logits.device)
+        # HR logits, in float32, are 2*r times as large as nnU-Net's own, so they may not fit where those did. Callers
+        # take them to the CPU anyway. Not in the handler, which would keep the tensors of the failed attempt.
+        torch.cuda.empty_cache()
+        return self._to_hr(logits.cpu())
+
+    def _to_hr(self, logits: torch.Tensor) -> torch.Tensor:
+        """HR logits (K, r*D, H, W), float32, from what the sliding window gives, on its device."""
         heads = self.label_manager.num_segmentation_heads
         hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
         if self.uses_hr_head:  # in place: HR logits are large

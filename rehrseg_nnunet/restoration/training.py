@@ -18,7 +18,7 @@ from rehrseg_nnunet.nnunet.label_channels import masked_value
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.nnunet.schedules import PhasedOneCycle
 from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
-from rehrseg_nnunet.restoration.validation import IMAGE_METRICS, restoration_metrics
+from rehrseg_nnunet.restoration.validation import IMAGE_METRICS, SCORED_IMAGES, SCORED_STEPS, restoration_metrics
 
 
 class ImageToImageTraining(TrainerMixin):
@@ -34,6 +34,7 @@ class ImageToImageTraining(TrainerMixin):
     settings: Any
     lr_scheduler: PhasedOneCycle
     extra_metrics: tuple[str, ...] = IMAGE_METRICS
+    _validation_steps: int = 0  # of this epoch, so far
 
     def configure(self) -> None:
         """Take the settings' epochs and learning rate (the hook of `PluginTrainer`)."""
@@ -108,20 +109,30 @@ class ImageToImageTraining(TrainerMixin):
         self._step += 1
         return super().train_step(batch)
 
+    def on_validation_epoch_start(self) -> None:
+        """As in nnU-Net."""
+        self._validation_steps = 0
+        super().on_validation_epoch_start()
+
     def validation_step(self, batch: dict) -> dict:
-        """Loss, label overlap for nnU-Net's pseudo Dice, and the image metrics."""
+        """Loss, label overlap for nnU-Net's pseudo Dice, and the image metrics, which few batches of an epoch have."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = [t.to(self.device, non_blocking=True) for t in batch["target"]]
         with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
             output = self.network(data)
             loss = self.loss(output, target)
         metrics = restoration_metrics(
-            output, target, regions=self.label_manager.has_regions, masked=masked_value(self.label_manager)
+            output,
+            target,
+            regions=self.label_manager.has_regions,
+            masked=masked_value(self.label_manager),
+            images=SCORED_IMAGES if self._validation_steps < SCORED_STEPS else 0,
         )
+        self._validation_steps += 1
         return {"loss": loss.detach().cpu().numpy(), **metrics}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Log nnU-Net's values and the image metrics."""
+        """Log nnU-Net's values and the image metrics, their mean over the batches that were scored."""
         collated = collate_outputs(val_outputs)
         for metric in self.extra_metrics:
             value = float(np.nanmean(collated[metric]))

@@ -14,7 +14,9 @@ from rehrseg_nnunet.evaluation.metrics import psnr, ssim
 
 IMAGE_METRICS = ("psnr", "ssim")
 UNCERTAIN_IMAGE_METRICS = (*IMAGE_METRICS, "uncertainty_spearman")
-SCORED_IMAGES = 8  # of a batch: each takes milliseconds on the CPU, of large batches longer than a GPU's training step
+# Each scored image takes tens of milliseconds on the CPU, all of them together longer than a GPU's training steps.
+SCORED_IMAGES = 8  # of a batch
+SCORED_STEPS = 10  # of an epoch's validation steps, whose batches are drawn at random: the first are as good as any
 
 
 class Restored(Protocol):
@@ -33,7 +35,7 @@ class Restored(Protocol):
 
 
 def restoration_metrics(
-    output: Restored, target: Sequence[torch.Tensor], *, regions: bool, masked: int
+    output: Restored, target: Sequence[torch.Tensor], *, regions: bool, masked: int, images: int = SCORED_IMAGES
 ) -> dict[str, np.ndarray]:
     """Counts for nnU-Net's pseudo Dice and the means of PSNR, SSIM and Spearman's correlation of U with |error|.
 
@@ -43,11 +45,12 @@ def restoration_metrics(
         target: [image, labels, mask] as the loader makes them (mask: 1 counts).
         regions: whether heads are regions.
         masked: label value that does not count (plain labels).
+        images: number of windows that are scored, the first of the batch; 0: the metrics are nan.
 
     Returns:
         tp_hard, fp_hard, fn_hard per foreground class or region of the whole batch, and psnr (dB), ssim,
-        uncertainty_spearman over the parts of the first `SCORED_IMAGES` windows that lie inside the volume (nan if
-        there is none, or where the output is not finite); data range: the target's max - min.
+        uncertainty_spearman over the parts of the scored windows that lie inside the volume (nan if there is none, or
+        where the output is not finite); data range: the target's max - min.
     """
     image, labels, mask = target
     counts = _label_counts(output.labels.float(), labels, regions=regions, masked=masked)
@@ -55,7 +58,7 @@ def restoration_metrics(
     maps = (image, output.image) if uncertainty is None else (image, output.image, uncertainty)
     rows = [
         _image_metrics(*(t[b][(slice(None), *box)].float().cpu().numpy() for t in maps))
-        for b, box in enumerate(_inside(m[0]) for m in mask[:SCORED_IMAGES])
+        for b, box in enumerate(_inside(m[0]) for m in mask[:images])
     ]
     rows = [row for row in rows if row is not None]
     metrics = IMAGE_METRICS if uncertainty is None else UNCERTAIN_IMAGE_METRICS

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.stats import spearmanr
+from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.config.rehrseg import ExportConfig
@@ -33,6 +34,7 @@ from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 SELF_SR, WITH_SMORE = "self-SR", "self-SR, image by SMORE"
 TRUE_HR = "true HR"
+RANKED_VOXELS = 200_000
 
 
 def report_self_sr(
@@ -46,7 +48,7 @@ def report_self_sr(
     smore: Cases | None = None,
     figures: int = 3,
 ) -> RestorationReport:
-    """Score the validation cases and draw a few of them; every case is restored once.
+    """Score the validation cases and draw a few of them, with a progress bar; every case is restored once.
 
     Args:
         network: trained.
@@ -60,7 +62,7 @@ def report_self_sr(
     """
     label_manager, factor = planned.label_manager, network.factor
     scores: dict[str, list[dict[str, Row]]] = {}
-    for number, identifier in enumerate(sorted(dataset.identifiers)):
+    for number, identifier in enumerate(tqdm(sorted(dataset.identifiers), desc="report")):
         lr, fine = load_volumes(dataset, identifier), load_volumes(interpolated, identifier)
         for comparison in simulated_cases(fine, factor, planned.spacing_mm, upper_ties=number % 2 == 1):
             hr = super_resolve_case(network, *comparison.lr, label_manager, config=config)
@@ -96,9 +98,20 @@ def restoration_scores(
     """
     rows = method_scores(comparison, {method: (hr.image, hr.labels)}, label_manager)
     error = np.abs(hr.image - comparison.truth[0]).mean(axis=0)
-    spearman = spearmanr(hr.uncertainty.ravel(), error.ravel())
-    rows[method]["spearman"] = float(spearman.statistic)  # pyright: ignore[reportAttributeAccessIssue] # made at run time
+    rows[method]["spearman"] = rank_correlation(hr.uncertainty, error)
     return rows
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation of two maps of the same shape, from `RANKED_VOXELS` voxels if there are more.
+
+    Ranking all voxels of a case can take minutes. The voxels are drawn with a fixed seed; the standard error is 0.002.
+    """
+    a, b = a.ravel(), b.ravel()
+    if a.size > RANKED_VOXELS:
+        chosen = np.random.default_rng(0).integers(a.size, size=RANKED_VOXELS)
+        a, b = a[chosen], b[chosen]
+    return float(spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue] # made at run time
 
 
 def simulated_cases(

@@ -7,10 +7,9 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
+from rehrseg_nnunet.restoration.batches import Batches
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork, SelfSROutput
 
 
@@ -44,23 +43,15 @@ def super_resolve(
         network: trained; its mode and device are left as they are.
         image: (C, D, H, W) float, normalised as for training.
         labels: (K, D, H, W) float label channels, see `rehrseg_nnunet.nnunet.label_channels`.
-        windows_per_batch: windows computed at a time.
+        windows_per_batch: windows computed at a time, fewer where the device has no memory for them.
 
     Returns:
         image (C, r*D, H, W), label logits (K, r*D, H, W) and uncertainty (1, r*D, H, W), float32 on the CPU.
     """
-    device = next(network.parameters()).device
     volume = torch.cat([image, labels])
     slices, r = volume.shape[1], network.factor
-    parts = [
-        [tensor.float().cpu() for tensor in network(windows_of(volume, *k).to(device))]
-        for k in _batches(-1, slices, windows_per_batch)
-    ]
+    batches = Batches(network, size=windows_per_batch)
+    joined = batches.apply(lambda first, end: windows_of(volume, first - 1, end - 1), slices + 1)  # (D + 1, C, r, H, W)
     lead = r - r // 2  # HR slices of window -1 that lie before the volume
-    joined = (torch.cat(tensors) for tensors in zip(*parts, strict=True))  # each (D + 1, C, r, H, W)
     whole = (tensor.movedim(0, 1).flatten(1, 2) for tensor in joined)
     return SelfSROutput(*(tensor[:, lead : lead + r * slices].contiguous() for tensor in whole))
-
-
-def _batches(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((k, min(k + size, last)) for k in range(first, last, size))

@@ -17,6 +17,7 @@ from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.label_channels import head_labels, to_channels
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.restoration.batches import Batches
 from rehrseg_nnunet.restoration.label_maps import to_label_map
 from rehrseg_nnunet.smore.network import WDSR, WDSROutput
 
@@ -35,19 +36,17 @@ def super_resolve_slices(network: WDSR, volume: torch.Tensor, *, slices_per_batc
     Args:
         network: trained; its mode and device are left as they are.
         volume: (C + K, D, H, W) float, image channels and label channels.
-        slices_per_batch: slices computed at a time.
+        slices_per_batch: slices computed at a time, fewer where the device has no memory for them.
 
     Returns:
         image (C, r*D, H, W) and label logits (K, r*D, H, W), float32 on the CPU.
     """
-    device = next(network.parameters()).device
+    batches = Batches(network, size=slices_per_batch)
     views = []
     for there, back in (_ALONG_X, _ALONG_Y):
-        outputs = [
-            [tensor.float().cpu() for tensor in network(slices.to(device))]
-            for slices in volume.permute(there).split(slices_per_batch)
-        ]
-        views.append([torch.cat(tensors).permute(back) for tensors in zip(*outputs, strict=True)])
+        view = volume.permute(there)
+        outputs = batches.apply(lambda first, end, view=view: view[first:end], len(view))
+        views.append([tensor.permute(back) for tensor in outputs])
     return WDSROutput(*(torch.stack(pair).mean(dim=0) for pair in zip(*views, strict=True)))
 
 

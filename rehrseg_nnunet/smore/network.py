@@ -9,6 +9,7 @@ Convention:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from rehrseg_nnunet.config.rehrseg import ResolvedConfig
 from rehrseg_nnunet.nnunet.precision import without_autocast
 from rehrseg_nnunet.restoration.intensities import normalise
-from rehrseg_nnunet.slices.slice_profile import interpolate
+from rehrseg_nnunet.slices.slice_profile import apply_along, interpolation_matrix
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
 ROWS = 2
@@ -115,17 +116,32 @@ class WDSR(nn.Module):
         features = self.blocks(self.stem(torch.cat([unit, labels], dim=1)))
         thin = interleave_slices(self.residual(features), self.factor).to(slices.dtype)
         residual, logits = thin.split(sizes, dim=1)
+        cubic, linear = _interpolations(slices.shape[ROWS], self.factor, slices.dtype, slices.device)
         return WDSROutput(
-            image=_interpolate(image, self.factor, order=3) + value_range * residual,
-            labels=self.label_gain * (_interpolate(labels, self.factor, order=1) - 0.5) + logits,
+            image=_interpolate(image, cubic) + value_range * residual,
+            labels=self.label_gain * (_interpolate(labels, linear) - 0.5) + logits,
         )
 
 
-@torch.compiler.disable()  # the matrices come from scipy
-def _interpolate(slices: torch.Tensor, factor: int, *, order: int) -> torch.Tensor:
+def _interpolate(slices: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Interpolate the rows in the slices' own precision: in mixed precision the product would be float16."""
     with without_autocast(slices.device.type):
-        return interpolate(slices, factor, ROWS, order=order)
+        return apply_along(slices, matrix, ROWS)
+
+
+# Called while a graph is traced, which scipy would break. torch takes one such constant a graph: both in one tensor.
+@torch.compiler.assume_constant_result
+def _interpolations(rows: int, factor: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return _interpolations_on(rows, factor, dtype, device)
+
+
+@torch.compiler.disable()  # for graphs of many lengths, which have no constant
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # for training too, whoever asks first
+def _interpolations_on(rows: int, factor: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Matrices (2, r*rows, rows), cubic and linear, kept on the device: a copy would make every step wait for it."""
+    both = torch.stack([interpolation_matrix(rows, factor, order) for order in (3, 1)])
+    return both.to(device=device, dtype=dtype)
 
 
 def build_wdsr(config: ResolvedConfig, image_channels: int, label_channels: int) -> WDSR:

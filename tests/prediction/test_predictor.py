@@ -12,10 +12,11 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import HRHeadConfig
+from rehrseg_nnunet.prediction import predictor as module
 from rehrseg_nnunet.prediction.predictor import HRPredictor, fold_phases
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head, get_output_mode
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
-from rehrseg_nnunet.slices.slice_profile import at_phase
+from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices, upsample_slices
 
 FACTOR = 4
@@ -150,6 +151,27 @@ def test_without_an_hr_head_mirrored_input_gives_mirrored_output(headless, slice
         torch.testing.assert_close(flipped, logits, atol=2e-3, rtol=2e-3)
         alone = headless(mirror=False).predict_sliding_window_return_logits(image.flip(axis)).float().flip(axis)
         assert not torch.allclose(alone, logits, atol=2e-2)
+
+
+@pytest.mark.parametrize("hr_head", [True, False])
+def test_hr_logits_without_room_on_the_device_are_made_on_the_cpu(tiny, monkeypatch, hr_head):
+    image = torch.randn(1, 5, 18, 17, generator=torch.Generator().manual_seed(0))
+    predictor = tiny.predictor(hr_head=hr_head)
+    predictor.network = predictor.network.eval()
+    expected = predictor.predict_sliding_window_return_logits(image)
+    calls = []
+
+    def no_room(logits, factor, axis):
+        calls.append(logits.shape)
+        if calls.count(logits.shape) % 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return interpolate_logits(logits, factor, axis)
+
+    monkeypatch.setattr(module, "interpolate_logits", no_room)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    found = predictor.predict_sliding_window_return_logits(image)
+    assert torch.equal(found, expected)
+    assert "emptied" in calls
 
 
 def test_the_hr_head_can_be_left_out(tiny):

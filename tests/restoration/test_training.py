@@ -13,7 +13,7 @@ from rehrseg_nnunet.nnunet.label_channels import masked_value
 from rehrseg_nnunet.nnunet.schedules import one_cycle
 from rehrseg_nnunet.restoration import training as module
 from rehrseg_nnunet.restoration.training import ImageToImageTraining
-from rehrseg_nnunet.restoration.validation import restoration_metrics
+from rehrseg_nnunet.restoration.validation import SCORED_STEPS, restoration_metrics
 from rehrseg_nnunet.smore.network import WDSROutput
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
@@ -56,6 +56,9 @@ class Base:
         self.seen.append(dict(self.configuration_manager.configuration))
 
     def on_train_epoch_start(self):
+        pass
+
+    def on_validation_epoch_start(self):
         pass
 
     def train_step(self, batch):
@@ -164,6 +167,19 @@ def test_a_validation_step_gives_loss_overlap_and_image_metrics():
     assert found["loss"] == pytest.approx(1.1)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value)
+
+
+def test_images_of_the_first_batches_of_every_epoch_are_scored():
+    output, target = batch()
+    trainer = Trainer()
+    trainer.network, trainer.loss = lambda data: output, lambda found, truth: torch.tensor(1.0)
+    for _ in range(2):
+        trainer.on_validation_epoch_start()
+        steps = [trainer.validation_step({"data": target[0], "target": target}) for _ in range(SCORED_STEPS + 2)]
+        assert [bool(np.isfinite(step["psnr"])) for step in steps] == [True] * SCORED_STEPS + [False] * 2
+        assert all(np.array_equal(step["tp_hard"], steps[0]["tp_hard"]) for step in steps)
+        trainer.on_validation_epoch_end(steps)
+        assert trainer.logger.logged["psnr"][0] == pytest.approx(float(steps[0]["psnr"]))
 
 
 @pytest.mark.parametrize("others", [None, 4.0])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from planned import plan
+from scipy.stats import spearmanr
 from torch import nn
 
 from rehrseg_nnunet.cases.phantom import make_phantom
@@ -16,9 +17,11 @@ from rehrseg_nnunet.self_sr import report as module
 from rehrseg_nnunet.self_sr.export import PseudoHRVolumes, super_resolve_case
 from rehrseg_nnunet.self_sr.network import SelfSROutput, interpolate_middle
 from rehrseg_nnunet.self_sr.report import (
+    RANKED_VOXELS,
     SELF_SR,
     TRUE_HR,
     WITH_SMORE,
+    rank_correlation,
     report_self_sr,
     restoration_scores,
     simulated_case,
@@ -110,6 +113,25 @@ def test_u_is_ranked_by_the_mean_error_of_the_channels(phantom):
     assert restoration_scores(comparison, hr, PLAIN, method="ours")["ours"]["spearman"] == pytest.approx(1, abs=1e-4)
 
 
+def test_ranks_of_many_voxels_are_those_of_a_sample():
+    image, _ = make_phantom((64, 96, 96), np.random.default_rng(2))
+    assert image.size > 2 * RANKED_VOXELS
+    noise = np.random.default_rng(0).normal(size=image.shape)
+    uncertainty, error = image[None], np.abs(image + image.std() * noise)
+    exact = spearmanr(uncertainty.ravel(), error.ravel()).statistic
+    found = rank_correlation(uncertainty, error)
+    assert 0.1 < exact < 0.95
+    assert found == pytest.approx(exact, abs=0.01)
+    assert found != exact
+    assert rank_correlation(uncertainty, error) == found
+
+
+def test_ranks_of_few_voxels_are_exact():
+    u, error = np.random.default_rng(0).random((2, 1, RANKED_VOXELS // 100, 10, 10))
+    error = u + 0.3 * error
+    assert rank_correlation(u, error[0]) == spearmanr(u.ravel(), error.ravel()).statistic
+
+
 @pytest.mark.parametrize("upper_ties", [False, True])
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_simulated_case_is_the_degraded_volume_with_its_slices_first(axis, upper_ties):
@@ -164,8 +186,9 @@ def report(phantom, folder, *, names=("b", "a"), config=NETWORK_ALONE, smore=Non
     return found, fine
 
 
-def test_the_whole_report(phantom, tmp_path):
+def test_the_whole_report(phantom, tmp_path, capsys):
     found, fine = report(phantom, tmp_path)
+    assert "report: 100%" in capsys.readouterr().err
     assert found.cases == {"simulated along y": 2, "simulated along x": 2}
     for axis, name, spacing in ((1, "simulated along y", (1, 1, 1.5)), (2, "simulated along x", (3, 1, 0.5))):
         expected = []

@@ -6,6 +6,7 @@ from torch.nn.functional import one_hot
 
 from rehrseg_nnunet.config.rehrseg import parse_block
 from rehrseg_nnunet.slices.slice_profile import degrade, interpolate
+from rehrseg_nnunet.smore import network as module
 from rehrseg_nnunet.smore.network import WDSR, build_wdsr
 
 HEADS = 3
@@ -108,6 +109,38 @@ def test_interpolation_is_exact_in_mixed_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         image = network(data).image
     torch.testing.assert_close(image, interpolate(data[:, :1], 4, 2, order=3), rtol=0, atol=1e-6)
+
+
+def test_a_compiled_step_is_one_graph(monkeypatch):
+    network, data = trained(WDSR(1, HEADS, 4, blocks=1, features=4)), slices(dtype=torch.float32)
+    expected = network(data)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(compiled(data), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    compiled(data).labels.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.blocks.parameters())
+    monkeypatch.setattr(module, "interpolation_matrix", None)
+    network(data)  # the matrices are kept
+
+
+def test_compiled_for_other_lengths():
+    network = trained(WDSR(1, HEADS, 3, blocks=1, features=4))
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="aot_eager")
+    for rows in (5, 7, 9):
+        data = slices(rows, dtype=torch.float32)
+        torch.testing.assert_close(compiled(data).image, network(data).image)
+
+
+def test_matrices_of_a_prediction_serve_training_and_are_no_weights():
+    network, data = trained(WDSR(1, HEADS, 5, blocks=1, features=4)).double(), slices(13)
+    names = list(network.state_dict())
+    with torch.inference_mode():
+        network(data)
+    network(data.requires_grad_()).image.sum().backward()
+    assert data.grad.abs().sum() > 0
+    assert list(network.state_dict()) == names
 
 
 def test_the_block_sets_the_sizes():
