@@ -227,7 +227,7 @@ def test_hr_prediction_without_all_channels_is_refused(many, tmp_path, capsys):
         many.predict_hr(folder, tmp_path / "out", MANY, folds=("all",))
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert re.search(rf"/in must have one file for each of the .* channels, .*, got {file.name}; ", error)
+    assert re.search(rf"/in must have one file for each .*{EMPTY}_0002.nii.gz, got {file.name}; ", error)
 
 
 def test_one_class_and_a_case_without_foreground(one):
