@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, get_origin
 
 from pydantic import BaseModel
 
@@ -108,9 +108,14 @@ def settings() -> Iterator[str]:
 def _groups(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Nested models with their dotted keys, in the order of the file."""
     for key, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_model(field.annotation):
             yield prefix + key, field.annotation
             yield from _groups(field.annotation, f"{prefix}{key}.")
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    """Whether a field holds a block; in Python 3.10 tuple[int, int] is an instance of type, but no class."""
+    return isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel)
 
 
 def _group_table(model: type[BaseModel], group: str, *, schema: Mapping[str, Any], paper: RehrsegConfig) -> str:
