@@ -116,7 +116,8 @@ class WDSR(nn.Module):
         features = self.blocks(self.stem(torch.cat([unit, labels], dim=1)))
         thin = interleave_slices(self.residual(features), self.factor).to(slices.dtype)
         residual, logits = thin.split(sizes, dim=1)
-        cubic, linear = _interpolations(slices.shape[ROWS], self.factor, slices.dtype, slices.device)
+        rows = len(range(slices.shape[ROWS]))  # a constant for torch.compile, also where it takes sizes for variable
+        cubic, linear = _interpolations(rows, self.factor, slices.dtype, slices.device)
         return WDSROutput(
             image=_interpolate(image, cubic) + value_range * residual,
             labels=self.label_gain * (_interpolate(labels, linear) - 0.5) + logits,
