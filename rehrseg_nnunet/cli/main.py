@@ -6,7 +6,8 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 COMMANDS = {
@@ -56,12 +57,24 @@ def _run(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rehrseg_nnunet").setLevel(logging.INFO)
-    try:
-        _command_module(args.command).run(args)
-    except ERRORS as error:
-        print(f"rehrseg {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    with _files_discarded_quietly():
+        try:
+            _command_module(args.command).run(args)
+        except ERRORS as error:
+            print(f"rehrseg {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 1
     return 0
+
+
+@contextmanager
+def _files_discarded_quietly() -> Iterator[None]:
+    """A file that could not be written fails once more when it is discarded; Python 3.13 prints a traceback of that."""
+    former = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if isinstance(found.exc_value, OSError) else former(found)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = former
 
 
 if __name__ == "__main__":

