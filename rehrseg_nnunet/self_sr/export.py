@@ -13,7 +13,7 @@ from tqdm import tqdm
 from rehrseg_nnunet.cases.case_dataset import Cases, PreprocessedCases
 from rehrseg_nnunet.cases.source_files import SOURCE, source_state
 from rehrseg_nnunet.cases.store import CaseStore
-from rehrseg_nnunet.config.rehrseg import ExportConfig
+from rehrseg_nnunet.config.self_sr import ExportConfig
 from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset

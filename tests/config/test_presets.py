@@ -9,7 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.config import presets
 from rehrseg_nnunet.config.presets import Preset, apply_preset, load_preset, preset_names
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig, RehrsegConfig, load_config
+from rehrseg_nnunet.config.rehrseg import RehrsegConfig, load_config
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 
 
 def raw(name):

@@ -7,7 +7,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head
 

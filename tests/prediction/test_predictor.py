@@ -11,7 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from scipy.interpolate import make_interp_spline
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.prediction import predictor as module
 from rehrseg_nnunet.prediction.predictor import HRPredictor, fold_phases
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head, get_output_mode
