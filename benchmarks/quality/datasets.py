@@ -25,6 +25,7 @@ from rehrseg_nnunet.slices.slice_profile import degrade_labels, interpolate
 
 SUBFOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 FILES = whole_files(SimpleITKIO)  # reads and writes them
+PLANNING_THREADS = "2"  # nnU-Net's planner takes its number of loading processes for one of threads
 IGNORE = "ignore"  # nnU-Net's name of the label
 
 
@@ -70,7 +71,8 @@ def _preprocess(benchmark: Benchmark, data: str, execute: Execute) -> None:
     finished = folder / "preprocessing_finished"
     if not finished.is_file():
         number = str(int(folder.name[7:10]))
-        execute(["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "2", "-np", "2"])
+        threads = {"nnUNet_n_proc_DA": PLANNING_THREADS}
+        execute(["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "2", "-np", "2"], threads)
         finished.touch()
 
 
