@@ -17,6 +17,7 @@ import atexit
 import random
 import resource
 import sys
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def measure(clock: Clock) -> None:
     """From now on every checkpoint, and the end of this process, writes down the CPU seconds until then."""
     save_checkpoint = nnUNetTrainer.save_checkpoint
 
+    @wraps(save_checkpoint)  # with its signature, which this package's trainers check
     def save_checkpoint_and_seconds(trainer: nnUNetTrainer, filename: str) -> None:
         save_checkpoint(trainer, filename)
         clock.save(cpu_seconds())
@@ -79,6 +81,7 @@ def run_networks_in_bfloat16() -> None:
     """From now on the network of every trainer that is initialised computes in bfloat16 and returns float32."""
     initialize = nnUNetTrainer.initialize
 
+    @wraps(initialize)
     def initialize_in_bfloat16(trainer: nnUNetTrainer) -> None:
         initialize(trainer)
         forward, device = trainer.network.forward, trainer.device.type
