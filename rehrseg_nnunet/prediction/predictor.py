@@ -1,18 +1,20 @@
-"""HR segmentation of LR cases: nnU-Net's predictor with another network output and another output grid.
+"""Segmentation on other grids than the network's: nnU-Net's predictor with other outputs and output grids.
 
 Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
-    logits. Without an HR head it is the latter alone, at several phases (`slice_phases`).
+    logits. Without an HR head it is the latter alone, at several phases (`slice_phases`). A model whose planned slices
+    are not thick has r = 1: its logits are nnU-Net's own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.rehrseg import BLOCK, load_config
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
+from rehrseg_nnunet.prediction.export import Writer, several_grids, stems
 from rehrseg_nnunet.prediction.image_checks import raise_failures
-from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
@@ -55,14 +58,22 @@ class _ManyHeads:
         return getattr(self._label_manager, name)
 
 
-class HRPredictor(nnUNetPredictor):
-    """`nnUNetPredictor` whose prediction methods all return or write HR results.
+def _kept(lists: tuple[list, list | None, list], keep: list[bool]) -> tuple[list, list | None, list]:
+    inputs, outputs, previous = (values and list(compress(values, keep)) for values in lists)
+    return inputs or [], outputs, previous or []
 
-    They come from both heads of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
+
+class HRPredictor(nnUNetPredictor):
+    """`nnUNetPredictor` whose prediction methods all return or write results on the grids that are asked for.
+
+    With thick slices these come from both heads of a network that REHRSegTrainer trained, and from the interpolated
+    logits of any other. Any other model's logits are nnU-Net's.
 
     Args:
         *args: of nnUNetPredictor.
-        grid: where segmentations and probabilities are written; logits are always on the HR grid.
+        grid: where segmentations and probabilities are written, one or several for files; arrays are returned on the
+            first. None: the HR grid of a model with thick slices, the input's own grid of any other.
+        writers: what else is written for every case on every grid, see `export.Writer`.
         hr_head: use the HR head of a network that has one.
         **kwargs: of nnUNetPredictor.
 
@@ -78,11 +89,19 @@ class HRPredictor(nnUNetPredictor):
     dataset_json: dict[str, Any]
     factor: int
 
-    def __init__(self, *args: Any, grid: OutputGrid | None = None, hr_head: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        grid: OutputGrid | Sequence[OutputGrid] | None = None,
+        hr_head: bool = True,
+        writers: Sequence[Writer] = (),
+        **kwargs: Any,
+    ) -> None:
         require_compatible()
         super().__init__(*args, **kwargs)
         self.hr_head = hr_head
-        self.grid: OutputGrid = HRGrid() if grid is None else grid
+        self.grids: tuple[OutputGrid, ...] = (grid,) if isinstance(grid, OutputGrid) else tuple(grid or ())
+        self.writers = tuple(writers)
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
 
@@ -90,8 +109,8 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor.
 
         Raises:
-            NotImplementedError: a 2d or cascaded configuration.
-            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
+            ValueError: the HR grid is asked for where the planned slices are not thick, or the HR head is of another
+                factor than the plans.
         """
         super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
         self._switch_to_hr()
@@ -100,15 +119,19 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor; takes the plans' own configuration.
 
         Raises:
-            NotImplementedError: a 2d or cascaded configuration.
-            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
+            ValueError: the HR grid is asked for where the planned slices are not thick, or the HR head is of another
+                factor than the plans.
         """
         super().manual_initialization(*args, **kwargs)
         self._switch_to_hr()
 
     def _switch_to_hr(self) -> None:
-        factor = load_config(self.configuration_manager.configuration, purpose="prediction").factor
-        if not has_hr_head(self.network):
+        factor = self._planned_factor()
+        if not self.grids:
+            self.grids = (HRGrid() if factor > 1 else NativeGrid(),)
+        if factor == 1:
+            self._check_grids()
+        elif not has_hr_head(self.network):
             logger.info(
                 "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
                 self.trainer_name,
@@ -119,8 +142,30 @@ class HRPredictor(nnUNetPredictor):
         self.factor = factor
         self.plans_manager = WholeFilesPlansManager(self.plans_manager.plans)
         self.configuration_manager = HRConfigurationManager(
-            self.configuration_manager, factor=factor, grid=self.grid, has_regions=self.label_manager.has_regions
+            self.configuration_manager,
+            factor=factor,
+            grids=self.grids,
+            writers=self.writers,
+            has_regions=self.label_manager.has_regions,
         )
+
+    def _planned_factor(self) -> int:
+        """r, 1 for a model that nothing needs thick slices for and that has none."""
+        configuration = self.configuration_manager.configuration
+        try:
+            return load_config(configuration, purpose="prediction").factor
+        except (NotImplementedError, ValueError):
+            if BLOCK in configuration or has_hr_head(self.network):
+                raise
+            return 1
+
+    def _check_grids(self) -> None:
+        if any(isinstance(grid, HRGrid) for grid in self.grids):
+            spacing = " x ".join(f"{size:.4g}" for size in self.configuration_manager.spacing)
+            raise ValueError(
+                f"--grid hr needs a 3d model with thick slices, which are made r thin ones, but the model's voxels are "
+                f"{spacing} mm; choose --grid native, voxel sizes in mm such as 0.5,0.5,0.5, or a file or folder"
+            )
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """HR logits of a preprocessed LR case, their mean over mirroring, and over phases without an HR head.
@@ -131,38 +176,58 @@ class HRPredictor(nnUNetPredictor):
         Returns:
             (K, r*D, H, W) float16, on the CPU.
         """
+        if self.factor == 1:
+            return torch.as_tensor(super().predict_sliding_window_return_logits(input_image)).cpu()
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        # the HR head, which was trained on every phase, gains nothing from them
-        phases = 1 if self.uses_hr_head else self.factor
-        mean = PhaseMean(slices, self.factor)
-        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
+        # the HR head, which was trained on every phase, gains nothing from them; a previous stage's labels have one
+        one_phase = self.uses_hr_head or self.configuration_manager.previous_stage_name is not None
+        passes = []
+        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=1 if one_phase else self.factor).items():
             self._mirrors = mirrors
-            mean.add(self._hr_logits(at_phase(input_image, phase, self.factor, 1)), phase, weight=len(mirrors))
-        return mean.mean().half()
+            with self._all_channels():
+                logits = super().predict_sliding_window_return_logits(at_phase(input_image, phase, self.factor, 1))
+            passes.append((phase, len(mirrors), torch.as_tensor(logits)))
+        heads = self.label_manager.num_segmentation_heads
+        means = (self._mean_hr_map(passes, number, slices) for number in range(heads))
+        result = torch.empty((heads, self.factor * slices, *input_image.shape[2:]), dtype=torch.half)
+        for number, mean in enumerate(means):  # class by class: HR logits in float32 are large
+            result[number] = mean
+        return result
 
-    def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
-        """HR logits (K, r*D, H, W), on the CPU, of an image (C, D, H, W), the mean over `_mirrors`."""
-        with self._all_channels():
-            logits = torch.as_tensor(super().predict_sliding_window_return_logits(image))
+    def _mean_hr_map(self, passes: Sequence[tuple[int, int, torch.Tensor]], number: int, slices: int) -> torch.Tensor:
+        """HR logits (r*D, H, W) of one class, on the CPU, from phases, weights and what the sliding window gave."""
+        mean = PhaseMean(slices, self.factor)
+        for phase, weight, logits in passes:
+            mean.add(self._to_hr_on_device(self._channels_of(number, logits)).cpu(), phase, weight=weight)
+        return mean.mean()[0]
+
+    def _channels_of(self, number: int, logits: torch.Tensor) -> torch.Tensor:
+        """Channels of one class: its LR logits, its folded HR logits or both, as the sliding window gave them."""
+        heads, factor = self.label_manager.num_segmentation_heads, self.factor
+        first = 0 if len(logits) == heads * factor else heads  # of the folded HR logits
+        return torch.cat([logits[number : number + 1][:first], logits[first + number * factor :][:factor]])
+
+    def _to_hr_on_device(self, logits: torch.Tensor) -> torch.Tensor:
         try:
-            return self._to_hr(logits).cpu()
+            return self._to_hr(logits)
         except torch.cuda.OutOfMemoryError:
             logger.info("no room for HR logits on %s: the CPU interpolates them", logits.device)
-        # HR logits, in float32, are 2*r times as large as nnU-Net's own, so they may not fit where those did. Callers
-        # take them to the CPU anyway. Not in the handler, which would keep the tensors of the failed attempt.
+        # not in the handler, which would keep the tensors of the failed attempt
         torch.cuda.empty_cache()
         return self._to_hr(logits.cpu())
 
     def _to_hr(self, logits: torch.Tensor) -> torch.Tensor:
-        """HR logits (K, r*D, H, W), float32, from what the sliding window gives, on its device."""
-        heads = self.label_manager.num_segmentation_heads
+        """HR logits (K, r*D, H, W), float32, from what the sliding window gives of K classes, on its device."""
+        heads = len(logits) // (1 + self.factor) if self.uses_hr_head else len(logits)
         hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
         if self.uses_hr_head:  # in place: HR logits are large
             hr_logits.add_(interleave_slices(logits[None, heads:], self.factor)[0]).div_(2)
         return hr_logits
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        if self.factor == 1:
+            return super()._internal_maybe_mirror_and_predict(x)
         mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
         total = sum(self._predict_window(x.flip(axes), axes) for axes in mirrored)
         return total / len(self._mirrors)  # pyright: ignore[reportReturnType] # no float: there is always one
@@ -198,13 +263,13 @@ class HRPredictor(nnUNetPredictor):
     @wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output():
+        with self._staged_output(), several_grids():
             return super().predict_from_files(*args, **kwargs)
 
     @wraps(nnUNetPredictor.predict_from_files_sequential)
     def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output():
+        with self._staged_output(), several_grids():
             return super().predict_from_files_sequential(*args, **kwargs)
 
     @contextmanager
@@ -227,17 +292,65 @@ class HRPredictor(nnUNetPredictor):
         return list(list_cases(folder, self.dataset_json["file_ending"], channels=channels).values())
 
     def _manage_input_and_output_lists(
-        self, list_of_lists_or_source_folder: str | list[list[str]], *args: Any, **kwargs: Any
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        folder_with_segs_from_prev_stage: str | None = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
     ) -> tuple[list, list | None, list]:
         source = list_of_lists_or_source_folder
         files = self.image_files(Path(source)) if isinstance(source, str) else source
-        inputs, outputs, previous = super()._manage_input_and_output_lists(files, *args, **kwargs)
-        missing = self.grid.missing([files[0] for files in inputs])
-        if missing:
-            raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+        self._check_previous_stage(folder_with_segs_from_prev_stage)
+        one_grid = len(self.grids) == 1
+        lists = super()._manage_input_and_output_lists(
+            files,
+            output_folder_or_list_of_truncated_output_files,
+            folder_with_segs_from_prev_stage,  # pyright: ignore[reportArgumentType] # declared str, None by default
+            overwrite or not one_grid,
+            part_id,
+            num_parts,
+            save_probabilities,
+        )
+        if lists[1] is not None and not (overwrite or one_grid):
+            lists = _kept(lists, [not self._is_finished(output, save_probabilities) for output in lists[1]])
+        self._check_companions(*lists)
+        inputs, outputs, previous = lists
         if outputs is not None and self._stage is not None:
             outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous
+
+    def _is_finished(self, output: str, save_probabilities: bool) -> bool:
+        """Whether a case has its files on all grids."""
+        endings = [self.dataset_json["file_ending"], *([".npz"] if save_probabilities else ())]
+        return all(Path(stem + ending).is_file() for stem in stems(output, self.grids) for ending in endings)
+
+    def _check_previous_stage(self, folder: str | None) -> None:
+        name = self.configuration_manager.previous_stage_name
+        if name is None and folder is not None:
+            raise ValueError(
+                "-prev_stage_predictions is for cascades, and the model has no previous stage; leave it out"
+            )
+        if name is not None and folder is None:
+            raise ValueError(
+                f"the model is a cascade: it needs the segmentations of its previous stage, {name}; predict the same "
+                f"images with -c {name} --grid native and give that folder as -prev_stage_predictions"
+            )
+
+    def _check_companions(self, inputs: list, outputs: list | None, previous: list) -> None:
+        """Refuse images without a grid or, in a cascade, without the previous stage's segmentation."""
+        images = [files[0] for files in inputs]
+        missing = [image for grid in self.grids for image in grid.missing(images)]
+        if missing:
+            raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+        missing = [file for file in previous if file is not None and not Path(file).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"-prev_stage_predictions must have a segmentation for every input, but there is no {missing[0]} "
+                f"({len(missing)} of {len(images)} are missing)"
+            )
 
     def _internal_get_data_iterator_from_lists_of_filenames(self, *args: Any, **kwargs: Any) -> Iterator[dict]:
         configuration_manager = self.configuration_manager
