@@ -4,8 +4,9 @@ Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
-    logits. Without an HR head it is the latter alone, at several phases (`slice_phases`). A model whose planned slices
-    are not thick has r = 1: its logits are nnU-Net's own.
+    logits, or one of the two (`hr_from`). LR logits alone, which are all that a network without an HR head has, are
+    taken at several phases (`slice_phases`). A model whose planned slices are not thick has r = 1: its logits are
+    nnU-Net's own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import BLOCK, load_config
+from rehrseg_nnunet.config.rehrseg import BLOCK, ResolvedConfig, load_config
+from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
+from rehrseg_nnunet.prediction.case_lists import CaseLists, check_companions, check_previous_stage, unfinished
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
-from rehrseg_nnunet.prediction.export import Writer, several_grids, stems
+from rehrseg_nnunet.prediction.export import Writer, several_grids
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
@@ -58,23 +60,19 @@ class _ManyHeads:
         return getattr(self._label_manager, name)
 
 
-def _kept(lists: tuple[list, list | None, list], keep: list[bool]) -> tuple[list, list | None, list]:
-    inputs, outputs, previous = (values and list(compress(values, keep)) for values in lists)
-    return inputs or [], outputs, previous or []
-
-
 class HRPredictor(nnUNetPredictor):
     """`nnUNetPredictor` whose prediction methods all return or write results on the grids that are asked for.
 
-    With thick slices these come from both heads of a network that REHRSegTrainer trained, and from the interpolated
+    With thick slices these come from the heads of a network that REHRSegTrainer trained, and from the interpolated
     logits of any other. Any other model's logits are nnU-Net's.
 
     Args:
         *args: of nnUNetPredictor.
         grid: where segmentations and probabilities are written, one or several for files; arrays are returned on the
             first. None: the HR grid of a model with thick slices, the input's own grid of any other.
+        hr_from: where the logits of a network with an HR head come from: "head", the interpolated "lr" logits, or
+            the "mean" of both. None: what the model's settings say.
         writers: what else is written for every case on every grid, see `export.Writer`.
-        hr_head: use the HR head of a network that has one.
         **kwargs: of nnUNetPredictor.
 
     Raises:
@@ -88,18 +86,19 @@ class HRPredictor(nnUNetPredictor):
     label_manager: LabelManager | _ManyHeads
     dataset_json: dict[str, Any]
     factor: int
+    hr_from: HRSource
 
     def __init__(
         self,
         *args: Any,
         grid: OutputGrid | Sequence[OutputGrid] | None = None,
-        hr_head: bool = True,
+        hr_from: HRSource | None = None,
         writers: Sequence[Writer] = (),
         **kwargs: Any,
     ) -> None:
         require_compatible()
         super().__init__(*args, **kwargs)
-        self.hr_head = hr_head
+        self.wanted_hr_from: HRSource | None = hr_from
         self.grids: tuple[OutputGrid, ...] = (grid,) if isinstance(grid, OutputGrid) else tuple(grid or ())
         self.writers = tuple(writers)
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
@@ -109,8 +108,8 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor.
 
         Raises:
-            ValueError: the HR grid is asked for where the planned slices are not thick, or the HR head is of another
-                factor than the plans.
+            ValueError: the HR grid is asked for where the planned slices are not thick, the HR head is of another
+                factor than the plans, or there is none and `hr_from` asks for it.
         """
         super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
         self._switch_to_hr()
@@ -119,19 +118,27 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor; takes the plans' own configuration.
 
         Raises:
-            ValueError: the HR grid is asked for where the planned slices are not thick, or the HR head is of another
-                factor than the plans.
+            ValueError: the HR grid is asked for where the planned slices are not thick, the HR head is of another
+                factor than the plans, or there is none and `hr_from` asks for it.
         """
         super().manual_initialization(*args, **kwargs)
         self._switch_to_hr()
 
     def _switch_to_hr(self) -> None:
-        factor = self._planned_factor()
+        config = self._planned()
+        factor = 1 if config is None else config.factor
+        self.hr_from = self.wanted_hr_from or ("lr" if config is None else config.segmentation.hr_from)
         if not self.grids:
             self.grids = (HRGrid() if factor > 1 else NativeGrid(),)
         if factor == 1:
             self._check_grids()
-        elif not has_hr_head(self.network):
+        if not has_hr_head(self.network):
+            if self.wanted_hr_from not in (None, "lr"):
+                raise ValueError(
+                    f"--hr_from {self.wanted_hr_from} needs a network with an HR head, which {self.trainer_name} has "
+                    "not; leave it out"
+                )
+            self.hr_from = "lr"
             logger.info(
                 "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
                 self.trainer_name,
@@ -149,21 +156,22 @@ class HRPredictor(nnUNetPredictor):
             has_regions=self.label_manager.has_regions,
         )
 
-    def _planned_factor(self) -> int:
-        """r, 1 for a model that nothing needs thick slices for and that has none."""
+    def _planned(self) -> ResolvedConfig | None:
+        """The settings of thick slices, None for a model that has none and nothing that needs them."""
         configuration = self.configuration_manager.configuration
         try:
-            return load_config(configuration, purpose="prediction").factor
+            return load_config(configuration, purpose="prediction")
         except (NotImplementedError, ValueError):
-            if BLOCK in configuration or has_hr_head(self.network):
+            is_cascade = configuration.get("previous_stage") is not None
+            if has_hr_head(self.network) or (BLOCK in configuration and not is_cascade):
                 raise
-            return 1
+            return None
 
     def _check_grids(self) -> None:
         if any(isinstance(grid, HRGrid) for grid in self.grids):
             spacing = " x ".join(f"{size:.4g}" for size in self.configuration_manager.spacing)
             raise ValueError(
-                f"--grid hr needs a 3d model with thick slices, which are made r thin ones, but the model's voxels are "
+                f"--grid hr makes thin slices of a model's thick ones (3d, no cascade), but this model's voxels are "
                 f"{spacing} mm; choose --grid native, voxel sizes in mm such as 0.5,0.5,0.5, or a file or folder"
             )
 
@@ -180,10 +188,10 @@ class HRPredictor(nnUNetPredictor):
             return torch.as_tensor(super().predict_sliding_window_return_logits(input_image)).cpu()
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        # the HR head, which was trained on every phase, gains nothing from them; a previous stage's labels have one
-        one_phase = self.uses_hr_head or self.configuration_manager.previous_stage_name is not None
+        # the HR head, which was trained on every phase, gains nothing from them
+        phases = self.factor if self.hr_from == "lr" else 1
         passes = []
-        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=1 if one_phase else self.factor).items():
+        for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors
             with self._all_channels():
                 logits = super().predict_sliding_window_return_logits(at_phase(input_image, phase, self.factor, 1))
@@ -219,9 +227,11 @@ class HRPredictor(nnUNetPredictor):
 
     def _to_hr(self, logits: torch.Tensor) -> torch.Tensor:
         """HR logits (K, r*D, H, W), float32, from what the sliding window gives of K classes, on its device."""
-        heads = len(logits) // (1 + self.factor) if self.uses_hr_head else len(logits)
+        if self.hr_from == "head":
+            return interleave_slices(logits[None], self.factor)[0].float()
+        heads = len(logits) // (1 + self.factor) if self.hr_from == "mean" else len(logits)
         hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
-        if self.uses_hr_head:  # in place: HR logits are large
+        if self.hr_from == "mean":  # in place: HR logits are large
             hr_logits.add_(interleave_slices(logits[None, heads:], self.factor)[0]).div_(2)
         return hr_logits
 
@@ -233,25 +243,22 @@ class HRPredictor(nnUNetPredictor):
         return total / len(self._mirrors)  # pyright: ignore[reportReturnType] # no float: there is always one
 
     def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
-        """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""
-        if not self.uses_hr_head:
+        """LR logits, folded HR logits, or both, of a mirrored window (B, C, D, H, W), mirrored back."""
+        if self.hr_from == "lr":
             return self.network(x).flip(mirrored)
         lr, hr = (logits.flip(mirrored) for logits in self.network(x))
-        return torch.cat([lr, fold_phases(hr, self.factor)], dim=1)
-
-    @property
-    def uses_hr_head(self) -> bool:
-        """Whether the network has an HR head that shall be used."""
-        return self.hr_head and has_hr_head(self.network)
+        folded = fold_phases(hr, self.factor)
+        return folded if self.hr_from == "head" else torch.cat([lr, folded], dim=1)
 
     @contextmanager
     def _all_channels(self) -> Iterator[None]:
         """The network gives all that `_predict_window` takes, and nnU-Net expects as many channels."""
-        if not self.uses_hr_head:
+        if self.hr_from == "lr":
             yield
             return
         label_manager = self.label_manager
-        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * (1 + self.factor))
+        per_head = self.factor if self.hr_from == "head" else 1 + self.factor
+        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * per_head)
         try:
             with output_mode(self.network, "hr"):
                 yield
@@ -303,9 +310,9 @@ class HRPredictor(nnUNetPredictor):
     ) -> tuple[list, list | None, list]:
         source = list_of_lists_or_source_folder
         files = self.image_files(Path(source)) if isinstance(source, str) else source
-        self._check_previous_stage(folder_with_segs_from_prev_stage)
+        check_previous_stage(self.configuration_manager.previous_stage_name, folder_with_segs_from_prev_stage)
         one_grid = len(self.grids) == 1
-        lists = super()._manage_input_and_output_lists(
+        lists: CaseLists = super()._manage_input_and_output_lists(
             files,
             output_folder_or_list_of_truncated_output_files,
             folder_with_segs_from_prev_stage,  # pyright: ignore[reportArgumentType] # declared str, None by default
@@ -314,43 +321,14 @@ class HRPredictor(nnUNetPredictor):
             num_parts,
             save_probabilities,
         )
-        if lists[1] is not None and not (overwrite or one_grid):
-            lists = _kept(lists, [not self._is_finished(output, save_probabilities) for output in lists[1]])
-        self._check_companions(*lists)
+        if not (overwrite or one_grid):
+            endings = [self.dataset_json["file_ending"], *([".npz"] if save_probabilities else ())]
+            lists = unfinished(lists, self.grids, endings)
+        check_companions(lists, self.grids)
         inputs, outputs, previous = lists
         if outputs is not None and self._stage is not None:
             outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous
-
-    def _is_finished(self, output: str, save_probabilities: bool) -> bool:
-        """Whether a case has its files on all grids."""
-        endings = [self.dataset_json["file_ending"], *([".npz"] if save_probabilities else ())]
-        return all(Path(stem + ending).is_file() for stem in stems(output, self.grids) for ending in endings)
-
-    def _check_previous_stage(self, folder: str | None) -> None:
-        name = self.configuration_manager.previous_stage_name
-        if name is None and folder is not None:
-            raise ValueError(
-                "-prev_stage_predictions is for cascades, and the model has no previous stage; leave it out"
-            )
-        if name is not None and folder is None:
-            raise ValueError(
-                f"the model is a cascade: it needs the segmentations of its previous stage, {name}; predict the same "
-                f"images with -c {name} --grid native and give that folder as -prev_stage_predictions"
-            )
-
-    def _check_companions(self, inputs: list, outputs: list | None, previous: list) -> None:
-        """Refuse images without a grid or, in a cascade, without the previous stage's segmentation."""
-        images = [files[0] for files in inputs]
-        missing = [image for grid in self.grids for image in grid.missing(images)]
-        if missing:
-            raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
-        missing = [file for file in previous if file is not None and not Path(file).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"-prev_stage_predictions must have a segmentation for every input, but there is no {missing[0]} "
-                f"({len(missing)} of {len(images)} are missing)"
-            )
 
     def _internal_get_data_iterator_from_lists_of_filenames(self, *args: Any, **kwargs: Any) -> Iterator[dict]:
         configuration_manager = self.configuration_manager

@@ -69,6 +69,7 @@ def plans(
     reader="SimpleITKIO",
     patch=(4, 16, 16),
     resampling="resample_data_or_seg_to_shape",
+    block=None,
     spacing_of_plans=SPACING,
     previous_stage=None,
 ):
@@ -91,7 +92,7 @@ def plans(
     if previous_stage is not None:
         configuration["previous_stage"] = previous_stage
     elif spacing_of_plans == SPACING:
-        configuration["rehrseg"] = {"factor": FACTOR}
+        configuration["rehrseg"] = {"factor": FACTOR, **(block or {})}
     for kind in ("data", "seg", "probabilities"):
         configuration[f"resampling_fn_{kind}"] = resampling
         configuration[f"resampling_fn_{kind}_kwargs"] = {"is_seg": kind == "seg", **options}
@@ -164,7 +165,7 @@ def predictor(
     gaussian=True,
     regions=False,
     parameters=None,
-    hr_head=True,
+    hr_from=None,
     writers=(),
     **plan_options,
 ):
@@ -172,7 +173,7 @@ def predictor(
     network = threshold_network() if network is None else network
     result = HRPredictor(
         grid=grid,
-        hr_head=hr_head,
+        hr_from=hr_from,
         writers=writers,
         use_mirroring=mirror,
         use_gaussian=gaussian,

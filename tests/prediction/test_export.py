@@ -168,7 +168,7 @@ def test_a_model_without_thick_slices_is_on_its_own_grid_what_nnunet_says(tiny, 
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (2.0, 2.0)])
 def test_the_hr_grid_is_refused_where_slices_are_not_thick(tiny, spacing):
     network = thin_network(tiny, dimensions=len(spacing))
-    with pytest.raises(ValueError, match=r"--grid hr needs a 3d model with thick slices.*choose --grid native"):
+    with pytest.raises(ValueError, match=r"--grid hr makes thin slices of .* thick ones.*choose --grid native"):
         tiny.predictor(network=network, spacing_of_plans=spacing, grid=[NativeGrid(), HRGrid()])
 
 
