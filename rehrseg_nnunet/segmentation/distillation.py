@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 from torch.nn import functional
 
-from rehrseg_nnunet.config.rehrseg import DistillationKind
+from rehrseg_nnunet.config.segmentation import DistillationKind
 from rehrseg_nnunet.nnunet.precision import at_least_float32, without_autocast
 from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
 from rehrseg_nnunet.segmentation.uncertainty_weighting import regions_and_valid

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.nnunet.extended_network import Extension, extend, is_extended, unwrap
 from rehrseg_nnunet.slices.slice_upsampling import LogitInterpolation, interleave_slices, upsample_slices
 

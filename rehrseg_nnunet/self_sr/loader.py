@@ -17,7 +17,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.config.rehrseg import SelfSRConfig
+from rehrseg_nnunet.config.self_sr import SelfSRConfig
 from rehrseg_nnunet.restoration.loader import RestorationLoader
 from rehrseg_nnunet.restoration.pairs import RestorationPair, random_interval
 from rehrseg_nnunet.self_sr.pairs import WINDOW, make_pair, resize_in_plane, sample_window

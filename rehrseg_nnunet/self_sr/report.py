@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import Cases
-from rehrseg_nnunet.config.rehrseg import ExportConfig
+from rehrseg_nnunet.config.self_sr import ExportConfig
 from rehrseg_nnunet.evaluation.figures import save_case_figure
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.restoration.report import (

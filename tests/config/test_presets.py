@@ -9,7 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.config import presets
 from rehrseg_nnunet.config.presets import Preset, apply_preset, load_preset, preset_names
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig, RehrsegConfig, load_config
+from rehrseg_nnunet.config.rehrseg import RehrsegConfig, load_config
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 
 
 def raw(name):
@@ -60,6 +61,7 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
                 "lr_dice_weight": 0,
                 "true_lr_probability": 0,
                 "hr_head": HRHeadConfig(label_mode="direct", upsampling="interpolate"),
+                "hr_from": "head",
             }
         ),
     }

@@ -5,7 +5,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.segmentation.hr_head import (
     HRHead,
     TrainingOutputs,

@@ -12,7 +12,7 @@ from planned import plan
 from torch import nn
 
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
-from rehrseg_nnunet.config.rehrseg import ExportConfig
+from rehrseg_nnunet.config.self_sr import ExportConfig
 from rehrseg_nnunet.self_sr.export import (
     STORE_NAME,
     export_pseudo_hr,

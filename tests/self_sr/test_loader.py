@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_files import class_locations, save_case
-from rehrseg_nnunet.config.rehrseg import SelfSRConfig
+from rehrseg_nnunet.config.self_sr import SelfSRConfig
 from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from rehrseg_nnunet.cases.phantom import make_phantom
-from rehrseg_nnunet.config.rehrseg import ExportConfig
+from rehrseg_nnunet.config.self_sr import ExportConfig
 from rehrseg_nnunet.restoration.report import NEAREST, SIGNED_DISTANCE, Comparison, mean_scores, method_scores
 from rehrseg_nnunet.self_sr import report as module
 from rehrseg_nnunet.self_sr.export import PseudoHRVolumes, super_resolve_case
