@@ -105,3 +105,16 @@ def test_logits_are_not_changed():
         before = logits.copy()
         list(logit_pieces(logits, structures_of(content)))
         np.testing.assert_array_equal(logits, before)
+
+
+def test_a_region_ends_where_another_one_writes_over_it():
+    """Where a later region's logit becomes positive, between two voxels, the earlier one's margin is minus that."""
+    content = dataset({"background": 0, "left": [1], "right": [2], "both": [1, 2]}, [1, 2, 1])
+    later = np.broadcast_to(np.arange(SHAPE[2]) - 3.25, SHAPE)
+    logits = np.stack([np.full(SHAPE, 5.0), later, np.full(SHAPE, -9.0)])
+    pieces = {structure.name: piece for structure, piece in logit_pieces(logits, structures_of(content))}
+    for name, sign in (("left", -1), ("right", 1)):
+        values, start = pieces[name].values, pieces[name].start
+        middle = values[values.shape[0] // 2, values.shape[1] // 2]
+        np.testing.assert_allclose(middle[3 - start[2]], sign * -0.25)
+        np.testing.assert_allclose(middle[4 - start[2]], sign * 0.75)
