@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rehrseg_nnunet.nnunet.safe_files import check_writable
 
 if TYPE_CHECKING:
+    from rehrseg_nnunet.prediction.export import Writer
     from rehrseg_nnunet.surfaces.stored import StoredCase
     from rehrseg_nnunet.surfaces.write import SurfaceOptions, WrittenSurface
 
@@ -42,6 +43,55 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="surfaces in RAS coordinates (right, anterior, superior), not in LPS as DICOM and 3D Slicer have them",
     )
+
+
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """What `rehrseg predict` can write beside the segmentations."""
+    parser.add_argument(
+        "--surfaces",
+        nargs="+",
+        choices=FORMATS,
+        metavar="FORMAT",
+        help="also write the surface of every label, through the logits: stl, ply, obj, glb, 3mf, one or several "
+        "(extra [surfaces])",
+    )
+    add_space(parser)
+    parser.add_argument(
+        "--seg_nrrd",
+        action="store_true",
+        help="also write CASE.seg.nrrd, a segmentation with names and colours for 3D Slicer (extra [slicer])",
+    )
+
+
+def check_prediction_options(args: argparse.Namespace) -> None:
+    """Refuse, before anything is predicted, what is not installed or has no effect.
+
+    Raises:
+        RuntimeError: an extra is missing.
+        ValueError: `--ras` without surfaces.
+    """
+    from rehrseg_nnunet.surfaces.formats import require_formats
+    from rehrseg_nnunet.surfaces.viewers import require_slicer
+
+    if args.surfaces:
+        require_formats(args.surfaces)
+    elif args.ras:
+        raise ValueError("--ras is about surfaces; add --surfaces stl, or leave it out")
+    if args.seg_nrrd:
+        require_slicer()
+
+
+def prediction_writers(args: argparse.Namespace) -> list[Writer]:
+    """What writes the files of `add_prediction_options` for each case."""
+    from rehrseg_nnunet.prediction.writers import SegmentationWriter, SurfaceWriter
+    from rehrseg_nnunet.surfaces.write import SurfaceOptions
+
+    writers: list[Writer] = []
+    if args.surfaces:
+        writers.append(SurfaceWriter(SurfaceOptions(tuple(dict.fromkeys(args.surfaces)), ras=args.ras)))
+    if args.seg_nrrd:
+        writers.append(SegmentationWriter())
+    return writers
 
 
 def run(args: argparse.Namespace) -> None:

@@ -300,6 +300,18 @@ def _is_staged(file: Path) -> bool:
     return file.parent.parent.name.startswith(STAGING_PREFIX)
 
 
+def beside(output: str, suffix: str) -> str:
+    """Another output beside one, staged if that is; its folder need not exist yet.
+
+    Args:
+        output: without file ending.
+        suffix: what is added to its name.
+    """
+    file = Path(output)
+    name = file.name + suffix
+    return str(file.parent.parent / name / name if _is_staged(file) else file.with_name(name))
+
+
 def final_name(file: Path) -> Path:
     """The name that a staged file gets when it is whole; any other file's own."""
     return file.parents[2] / file.name if _is_staged(file) else file
@@ -337,18 +349,6 @@ def written_together(stem: Path) -> Iterator[Path]:
             _publish(staged)
         except OSError as error:
             raise UnwrittenFileError(f"files of {stem} could not be written: {error}") from error
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file of `written_together`.
-
-    Raises:
-        UnwrittenFileError: the file could not be written; its final name is in the message.
-    """
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise UnwrittenFileError(f"{final_name(file)} could not be written: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +13,9 @@ from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.whole_files import UnwrittenFileError, final_name, written_together
 from rehrseg_nnunet.slices.grids import Grid
 from rehrseg_nnunet.surfaces.formats import require_packages
-from rehrseg_nnunet.surfaces.structures import Structure, Structures
+from rehrseg_nnunet.surfaces.structures import Structure, Structures, structures_of
 
+NIFTI_ENDINGS = (".nii", ".nii.gz")
 ITK_SNAP_FILE = "itksnap_labels.txt"
 _ITK_SNAP_HEADER = """\
 ################################################
@@ -80,6 +83,12 @@ def _segment(structure: Structure, structures: Structures) -> dict[str, object]:
 def _smallest_type(structures: Structures) -> str:
     largest = max((label for structure in structures.all for label in structure.labels), default=0)
     return np.min_scalar_type(largest).name
+
+
+def describe_predictions(dataset_json: Mapping[str, Any], folder: Path) -> None:
+    """Write ITK-SNAP's file beside predictions in NIfTI, the format that people open there."""
+    if dataset_json["file_ending"] in NIFTI_ENDINGS:
+        write_itk_snap_labels(structures_of(dataset_json), folder)
 
 
 def write_itk_snap_labels(structures: Structures, folder: Path) -> Path:

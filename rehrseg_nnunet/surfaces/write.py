@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rehrseg_nnunet.nnunet.whole_files import final_name, write_bytes, written_together
+from rehrseg_nnunet.nnunet.whole_files import UnwrittenFileError, final_name, written_together
 from rehrseg_nnunet.slices.grids import Grid
 from rehrseg_nnunet.surfaces.formats import encoded, file_names
 from rehrseg_nnunet.surfaces.margins import Piece, label_pieces, logit_pieces
@@ -102,18 +102,18 @@ def _write(
                 continue
             surface = surface_of(piece, affine, smooth=smooth)
             for file in files:
-                write_bytes(
-                    file,
-                    encoded(
-                        surface,
-                        file.suffix[1:],
-                        space="RAS" if options.ras else "LPS",
-                        colour=structures.colour(structure),
-                    ),
-                )
+                space = "RAS" if options.ras else "LPS"
+                _write_bytes(file, encoded(surface, file.suffix[1:], space=space, colour=structures.colour(structure)))
             final = tuple(final_name(file) for file in files)
             written.append(WrittenSurface(structure.name, final, surface.volume_mm3, surface.area_mm2))
     return written
+
+
+def _write_bytes(file: Path, content: bytes) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise UnwrittenFileError(f"{final_name(file)} could not be written: {error.strerror or error}") from error
 
 
 def _say_empty(case: str, name: str, files: Iterable[Path]) -> None:

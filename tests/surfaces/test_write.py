@@ -111,7 +111,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rehrseg_nnunet.surfaces.write.write_bytes", interrupt)
+    monkeypatch.setattr("rehrseg_nnunet.surfaces.write._write_bytes", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_surfaces(logits(), GRID, THREE, tmp_path / "c", STL)
     assert names(tmp_path) == []
