@@ -62,7 +62,7 @@ def draw(panels: list[Panel], *, elevation: float, azimuth: float) -> plt.Figure
         axes = figure.add_subplot(1, len(panels), number, projection="3d", proj_type="ortho")
         _add_surfaces(axes, panel)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-        axes.set_box_aspect(high - low, zoom=1.5)
+        axes.set_box_aspect(high - low, zoom=1.25)
         axes.view_init(elevation, azimuth)
         axes.set_axis_off()
         axes.set_title(panel.title, fontsize=10)
