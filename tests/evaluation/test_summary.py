@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from rehrseg_nnunet.evaluation.summary import (
+    case_scores,
     holm,
     mean_interval,
-    case_scores,
     method_summary,
     paired_test,
     statistic,
