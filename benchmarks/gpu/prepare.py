@@ -1,6 +1,7 @@
-"""Prepare what the GPU run needs: `python -m benchmarks.gpu.prepare`.
+r"""Prepare what the GPU run needs: `python -m benchmarks.gpu.prepare`.
 
-    python -m benchmarks.gpu.prepare --source RAW/Dataset004_Hippocampus --large RAW/Dataset120_BrainDeep --out .gpu/data
+    python -m benchmarks.gpu.prepare --source RAW/Dataset004_Hippocampus --large RAW/Dataset120_BrainDeep \
+        --out .gpu/data
 
 simulates thick slices, plans and preprocesses both datasets, trains a short stage 1 on the first and keeps its
 pseudo-HR cases, and keeps the true thin slices of the validation and test cases. It ends with an error if what travels
@@ -30,7 +31,6 @@ from benchmarks.gpu.data import (
     PAPER,
     PREPROCESSED,
     SMALL,
-    STAGE_1,
     TRUTH,
     GPUData,
     set_environment,
@@ -131,12 +131,6 @@ def _thick_dataset(source: Path, numbers: tuple[int, int], cases: int, args: arg
     return thick.name
 
 
-def _folder(variable: str) -> str:
-    import os
-
-    return os.environ[variable]
-
-
 def _plan(number: int) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 
@@ -185,7 +179,7 @@ def _write_interpolated_plans(preprocessed: Path, thick: str, interpolated: str,
 def _write_splits(
     preprocessed: Path, datasets: Sequence[str], args: argparse.Namespace
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One fold for all datasets of the same cases; returns its validation cases, and the test cases that it leaves out."""
+    """One fold for datasets of the same cases; returns its validation cases and the test cases, which it leaves out."""
     raw = Path(os.environ["nnUNet_raw"], datasets[0], "labelsTr")
     cases = sorted(file.name.removesuffix(".nii.gz") for file in raw.glob("*.nii.gz"))
     training, test = cases[: args.cases], cases[args.cases :]
