@@ -25,7 +25,6 @@ from benchmarks.gpu.parts import FULL_SECONDS, PARTS, QUICK, Lengths, tasks
 from benchmarks.gpu.records import RESULTS, add_record
 from benchmarks.gpu.scheduler import Scheduler, Settings
 
-
 RESERVE_S = 4  # for what is killed at the very end
 
 

@@ -48,7 +48,7 @@ class Task:
     Attributes:
         name: unique.
         part: name of its part.
-        function: `module:function` below `benchmarks.gpu`.
+        function: `module:function`; it takes the context and the arguments and yields results.
         arguments: the function's keyword arguments.
         seconds: after which it is killed, in a run of `FULL_SECONDS`; longer than it should take.
         after: tasks that must have gone well before.
@@ -76,6 +76,7 @@ class Lengths:
         loader_seconds: of a loader's timing.
         workers: of the loaders.
         epoch_steps: of an epoch of the trainings that are scored.
+        most_epochs: of these trainings.
     """
 
     steps: int = 20
@@ -85,9 +86,10 @@ class Lengths:
     loader_seconds: float = 2.5
     workers: tuple[int, ...] = (4, 8, 16)
     epoch_steps: int = 250
+    most_epochs: int = 1000
 
 
-QUICK = Lengths(4, 6, 2, 1, 0.3, (1,), 4)
+QUICK = Lengths(4, 6, 2, 1, 0.3, (1,), 4, 3)
 
 
 def tasks() -> list[Task]:
@@ -97,8 +99,8 @@ def tasks() -> list[Task]:
 
 def _environment() -> list[Task]:
     return [
-        Task("environment", "environment", "environment:describe", seconds=25, after=()),
-        Task("workspace", "environment", "environment:make_workspace", seconds=120, after=()),
+        Task("environment", "environment", "benchmarks.gpu.environment:describe", seconds=25, after=()),
+        Task("workspace", "environment", "benchmarks.gpu.environment:make_workspace", seconds=120, after=()),
     ]
 
 
@@ -109,20 +111,22 @@ def _correctness() -> list[Task]:
         suffix = "/compiled" if compiled else ""
         return Task(f"{name}{suffix}", "correctness", function, arguments, seconds, variables=variables)
 
-    compiled = [task("steps", "correctness:steps", 120, compiled=True, trainer=name) for name in (*BASE[:1], *OURS)]
-    eager = [task("steps", "correctness:steps", 60, trainer=name) for name in (*BASE, *OURS)]
+    compiled = [
+        task("steps", "benchmarks.gpu.correctness:steps", 120, compiled=True, trainer=name)
+        for name in (*BASE[:1], *OURS)
+    ]
+    eager = [task("steps", "benchmarks.gpu.correctness:steps", 60, trainer=name) for name in (*BASE, *OURS)]
     finite = [
-        task("finite", "correctness:finite", 90, trainer=name, plans=plans)
+        task("finite", "benchmarks.gpu.correctness:finite", 90, trainer=name, plans=plans)
         for name, plans in (("SelfSRTrainer", DEFAULT), ("REHRSegTrainer", SMALL), ("REHRSegTrainer", DEFAULT))
     ]
-    resumed = [task("resume", "correctness:resume", 60, trainer=name) for name in OURS[1:]]
-    distributed = [task("ddp", "correctness:distributed", 60, trainer=name) for name in OURS[1:]]
+    resumed = [task("resume", "benchmarks.gpu.correctness:resume", 60, trainer=name) for name in OURS[1:]]
+    distributed = [task("ddp", "benchmarks.gpu.correctness:distributed", 60, trainer=name) for name in OURS[1:]]
     memory = [
-        task("memory", "memory_faults:super_resolution", 60),
-        task("memory", "memory_faults:prediction", 60),
+        Task(f"memory/{name}", "correctness", f"benchmarks.gpu.memory_faults:{name}")
+        for name in ("super_resolution", "prediction")
     ]
-    memory = [Task(f"memory/{t.function.split(':')[1]}", t.part, t.function, {}, t.seconds) for t in memory]
-    variants = [Task("variants", "correctness", "correctness:variants", {"names": VARIANTS}, 120)]
+    variants = [Task("variants", "correctness", "benchmarks.gpu.correctness:variants", {"names": VARIANTS}, 120)]
     return [*compiled[-2:], *finite, *memory, *distributed, *resumed, *eager, *compiled[:-2], *variants]
 
 
@@ -132,7 +136,14 @@ def _cost() -> list[Task]:
         variables = {"nnUNet_compile": "true" if compiled else "false"}
         arguments = {"trainer": name, "plans": plans, "data": data}
         seconds = 90 if compiled else 25
-        return Task(f"step/{name}/{plans}/{data}{suffix}", "cost", "cost:step", arguments, seconds, variables=variables)
+        return Task(
+            f"step/{name}/{plans}/{data}{suffix}",
+            "cost",
+            "benchmarks.gpu.cost:step",
+            arguments,
+            seconds,
+            variables=variables,
+        )
 
     both = ("thick", "large")
     steps = [step(name, DEFAULT, data) for name in ("nnUNetTrainer", "REHRSegTrainer") for data in both]
@@ -141,11 +152,18 @@ def _cost() -> list[Task]:
     steps += [step("ContinuedBaselineTrainer", DEFAULT, "thick")]
     steps += [step(name, DEFAULT, "large") for name in OURS[:2]]
     whole = [
-        Task(f"case/{data}", "cost", "cost:whole_cases", {"data": data}, 40, variables={"nnUNet_compile": "false"})
+        Task(
+            f"case/{data}",
+            "cost",
+            "benchmarks.gpu.cost:whole_cases",
+            {"data": data},
+            40,
+            variables={"nnUNet_compile": "false"},
+        )
         for data in both
     ]
     loaders = [
-        Task(f"loader/{name}/{data}", "cost", "cost:loader", {"trainer": name, "data": data}, 30)
+        Task(f"loader/{name}/{data}", "cost", "benchmarks.gpu.cost:loader", {"trainer": name, "data": data}, 30)
         for name, data in [(name, "thick") for name in (BASE[0], *OURS[::-1])]
         + [(BASE[0], "large"), (OURS[2], "large")]
     ]
@@ -160,7 +178,7 @@ def _quality() -> list[Task]:
         arguments = {"name": name, "trainer": trainer, "data": data, "until": share}
         variables = {"nnUNet_n_proc_DA": "4", "nnUNet_compile": "false"}
         before = ("workspace", *(f"train/{other}" for other in after))
-        return Task(f"train/{name}", "quality", "quality:train", arguments, 600, before, variables)
+        return Task(f"train/{name}", "quality", "benchmarks.gpu.quality:train", arguments, 600, before, variables)
 
     return [
         train("baseline", "nnUNetTrainer", "thick", first),

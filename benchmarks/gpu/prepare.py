@@ -108,6 +108,7 @@ def prepare(args: argparse.Namespace) -> None:
         _write_plans(work / PREPROCESSED / large, args, patch=TINY_LARGE_PATCH if args.tiny else LARGE_PATCH)
         _write_interpolated_plans(work / PREPROCESSED, thick, interpolated, args)
         validation, test = _write_splits(work / PREPROCESSED, (thick, interpolated), args)
+        _write_large_split(work / PREPROCESSED / large)
         set_environment({"nnUNet_n_proc_DA": "0"})
         _train_stage_1(thick, args.stage_1_steps)
         with whole(args.out.resolve()) as target:
@@ -188,6 +189,13 @@ def _write_splits(
     for dataset in datasets:
         _write_json(preprocessed / dataset / "splits_final.json", [split])
     return tuple(validation), tuple(test)
+
+
+def _write_large_split(folder: Path) -> None:
+    """The first case validates: so few cases have no five folds."""
+    raw = Path(os.environ["nnUNet_raw"], folder.name, "labelsTr")
+    first, *others = sorted(file.name.removesuffix(".nii.gz") for file in raw.glob("*.nii.gz"))
+    _write_json(folder / "splits_final.json", [{"train": others, "val": [first]}])
 
 
 def _train_stage_1(thick: str, steps: int) -> None:

@@ -26,7 +26,6 @@ from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 PROBED_STEPS, VALIDATION_STEPS = 12, 5
 SCORING_SHARE = 0.25  # of a training's seconds, kept for predicting and scoring
-MOST_EPOCHS = 1000
 
 
 class _OutOfTimeError(Exception):
@@ -52,7 +51,7 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
     training.logger.plot_progress_png = lambda *_: None  # it takes a second an epoch
     torch.backends.cudnn.benchmark = settings.device == "cuda"
     probed: dict[str, float] = {}
-    _plan_epochs(training, stop, probed)
+    _plan_epochs(training, stop, probed, most=settings.lengths.most_epochs)
     began = time.monotonic()
     _run(training, stop)
     seconds = time.monotonic() - began
@@ -73,7 +72,7 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
     yield from ({"name": name, **record} for record in scores(training, settings.data, data))
 
 
-def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float]) -> None:
+def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float], *, most: int) -> None:
     """After the start of the training, time a few steps beside whatever else runs, undo them, and set the epochs."""
     begin = trainer.on_train_start
 
@@ -82,7 +81,7 @@ def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float]) -> None:
         step_s = _step_seconds(trainer)
         epoch_s = step_s * (trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch / 2)
         epochs = int(0.9 * (stop - time.monotonic()) / epoch_s)
-        trainer.num_epochs = min(MOST_EPOCHS, max(1, epochs))
+        trainer.num_epochs = min(most, max(1, epochs))
         trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
         probed["probed_step_s"] = step_s
 

@@ -100,7 +100,7 @@ class Scheduler:
     def run(self, part: Part, tasks: Sequence[Task], *, until: float) -> None:
         """Run a part's tasks; at `until` (`time.monotonic()`) whatever still runs is killed."""
         began = time.monotonic()
-        parallel = 1 if part.parallel == 1 else max(2, part.parallel * min(self.cores, 16) // 16)
+        parallel = min(part.parallel, max(4, self.cores // 2))
         waiting, running = list(tasks), {}
         while waiting or running:
             for name in [name for name, (process, _, _) in running.items() if not process.is_alive()]:
@@ -189,7 +189,7 @@ def _run(task: Task, context: Context, log: str) -> None:
     end: dict[str, Any] = {"status": "ok"}
     try:
         module, function = task.function.split(":")
-        for record in getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(context, **task.arguments):
+        for record in getattr(importlib.import_module(module), function)(context, **task.arguments):
             add_record(results, {**head, "status": "result", **record})
     except Exception:
         end = {"status": "failed", "error": traceback.format_exc()[-4000:]}
