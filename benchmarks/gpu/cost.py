@@ -21,6 +21,8 @@ from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.self_sr.export import super_resolve_case
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
+FINISH_S = 0.3  # a loader's threads may outlast it: the process ends soon
+
 
 def _started(context: Context, trainer: str, plans: str, data: str) -> Any:
     settings = context.settings
@@ -76,7 +78,7 @@ def loader(context: Context, *, trainer: str, data: str) -> Iterator[dict[str, A
             count += 1
         seconds = time.perf_counter() - began
         for one in (training.dataloader_train, training.dataloader_val):
-            one._finish()
+            one._finish(timeout=FINISH_S)
         yield {"trainer": trainer, "data": data, "workers": workers, "batches_per_s": count / seconds}
 
 

@@ -83,7 +83,7 @@ class Lengths:
     long_steps: int = 200
     timed_steps: int = 20
     warm_up: int = 5
-    loader_seconds: float = 2.5
+    loader_seconds: float = 2.0
     workers: tuple[int, ...] = (4, 8, 16)
     epoch_steps: int = 250
     most_epochs: int = 1000

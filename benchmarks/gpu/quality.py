@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from benchmarks.gpu.cost import as_predictor
 from benchmarks.gpu.data import SMALL, GPUData
+from benchmarks.gpu.parts import Lengths
 from benchmarks.gpu.scheduler import Context
 from benchmarks.gpu.trainings import build, wait_for
 from rehrseg_nnunet.evaluation.metrics import dice, hd95
@@ -24,7 +25,7 @@ from rehrseg_nnunet.self_sr.export import super_resolve_case
 from rehrseg_nnunet.self_sr.report import restoration_scores
 from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
-PROBED_STEPS, VALIDATION_STEPS = 12, 5
+VALIDATION_STEPS = 5
 SCORING_SHARE = 0.25  # of a training's seconds, kept for predicting and scoring
 
 
@@ -51,7 +52,7 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
     training.logger.plot_progress_png = lambda *_: None  # it takes a second an epoch
     torch.backends.cudnn.benchmark = settings.device == "cuda"
     probed: dict[str, float] = {}
-    _plan_epochs(training, stop, probed, most=settings.lengths.most_epochs)
+    _plan_epochs(training, stop, probed, settings.lengths)
     began = time.monotonic()
     _run(training, stop)
     seconds = time.monotonic() - began
@@ -72,35 +73,35 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
     yield from ({"name": name, **record} for record in scores(training, settings.data, data))
 
 
-def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float], *, most: int) -> None:
+def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float], lengths: Lengths) -> None:
     """After the start of the training, time a few steps beside whatever else runs, undo them, and set the epochs."""
     begin = trainer.on_train_start
 
     def on_train_start() -> None:
         begin()
-        step_s = _step_seconds(trainer)
+        step_s = _step_seconds(trainer, lengths)
         epoch_s = step_s * (trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch / 2)
         epochs = int(0.9 * (stop - time.monotonic()) / epoch_s)
-        trainer.num_epochs = min(most, max(1, epochs))
+        trainer.num_epochs = min(lengths.most_epochs, max(1, epochs))
         trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
         probed["probed_step_s"] = step_s
 
     trainer.on_train_start = on_train_start
 
 
-def _step_seconds(trainer: Any) -> float:
-    """Seconds of a step with its batch from the loader, after as many to warm up; weights and scaler stay."""
+def _step_seconds(trainer: Any, lengths: Lengths) -> float:
+    """Seconds of a step with its batch from the loader, after some to warm up; weights and scaler stay."""
     weights = copy.deepcopy(unwrap(trainer.network).state_dict())
     scale = None if trainer.grad_scaler is None else copy.deepcopy(trainer.grad_scaler.state_dict())
     trainer.on_train_epoch_start()
-    for probe in range(2 * PROBED_STEPS):
-        if probe == PROBED_STEPS:
+    for probe in range(lengths.warm_up + lengths.timed_steps):
+        if probe == lengths.warm_up:
             wait_for(trainer.device.type)
             began = time.perf_counter()
         trainer.train_step(next(trainer.dataloader_train))
         trainer._step = 0
     wait_for(trainer.device.type)
-    seconds = (time.perf_counter() - began) / PROBED_STEPS
+    seconds = (time.perf_counter() - began) / lengths.timed_steps
     unwrap(trainer.network).load_state_dict(weights)
     if scale is not None:
         trainer.grad_scaler.load_state_dict(scale)

@@ -70,7 +70,7 @@ def test_unet_and_hr_head():
     set_output_mode(add_hr_head(network, factor=4, teacher_channels=64, config=config), "training")
     added = (kept_values(network, image) - plain) / image.numel()
     expected = hr_head_values_per_voxel(hidden_features=config.hidden_features, factor=4, classes=CLASSES)
-    assert added == pytest.approx(expected, rel=0.05)
+    assert added == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("factor", [3, 4])

@@ -1,5 +1,6 @@
 import importlib
 import inspect
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -95,8 +96,6 @@ def test_a_task_that_fails_or_hangs_costs_that_task_only(tmp_path):
             ("goes well", "succeed", ()),
         )
     ]
-    import time
-
     scheduler.run(SimpleNamespace(parallel=4), chosen, until=time.monotonic() + 60)
     assert scheduler.done == {
         "hangs": "timed out",
