@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rehrseg_nnunet.config.models import OURS, PAPER, RELEASE, StrictModel
 
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
+HRSource = Literal["head", "lr", "mean"]
 
 
 class HRHeadConfig(StrictModel):
@@ -74,8 +75,20 @@ class SegmentationConfig(StrictModel):
     )
     uncertainty_weighting: bool = Field(
         default=True,
-        description="weight the LR cross-entropy by 1 - 0.99 U (Eq. 7; 0.99 is the released code's)",
+        description="weight the LR cross-entropy by 1 - `uncertainty_strength` U (Eq. 7)",
         json_schema_extra=PAPER,
+    )
+    uncertainty_strength: float = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="how much less the most uncertain voxel counts (paper: 1, not at all)",
+        json_schema_extra=RELEASE,
+    )
+    hr_uncertainty_weighting: bool = Field(
+        default=False,
+        description="weight the HR cross-entropy likewise, by U of the thin slices (Eq. 11 does not)",
+        json_schema_extra=OURS,
     )
     lr_dice_weight: float = Field(
         default=1.0,
@@ -94,6 +107,13 @@ class SegmentationConfig(StrictModel):
     hr_head: HRHeadConfig = Field(
         default=HRHeadConfig(),
         description="the HR head",
+    )
+    # Stored models without the key must keep predicting the mean, whatever becomes the default of new trainings.
+    hr_from: HRSource = Field(
+        default="mean",
+        description="what `rehrseg predict` takes thin slices from, unless `--hr_from` says otherwise: the HR `head`, "
+        "the `lr` logits interpolated along z, or the `mean` of both",
+        json_schema_extra=OURS,
     )
     learning_rate_from_trained: PositiveFloat = Field(
         default=1e-3,
