@@ -5,8 +5,8 @@ activation what its derivative takes. Counted in values per voxel, for networks 
 
 - U-Net: a convolution, its normalisation and its activation in place keep two tensors of their channels; a decoder
   stage also keeps the concatenation that its first convolution reads.
-- Self-SR network of width b: 49.5 b for backbone and decoder with its smoothing, 3 r b for what merges the slices and for
-  U, N r (3 + C + K) for the candidates, per pixel of a window's plane.
+- Self-SR network of width b: 49.5 b for backbone and decoder, 3 r b for what merges the slices and for U,
+  N r (3 + C + K) for the candidates, per pixel of a window's plane.
 - HR head: its hidden features at r times as many slices, and the thick slices' logits.
 
 The losses' class maps are float32: `LOSS_MAPS` of them for each class. Weights, gradients and the optimiser's moments

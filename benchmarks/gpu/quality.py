@@ -16,7 +16,8 @@ from benchmarks.gpu.data import SMALL, GPUData
 from benchmarks.gpu.parts import Lengths
 from benchmarks.gpu.scheduler import Context
 from benchmarks.gpu.trainings import build, wait_for
-from rehrseg_nnunet.evaluation.metrics import dice, hd95
+from rehrseg_nnunet.evaluation.metrics import dice
+from rehrseg_nnunet.evaluation.surfaces import hd95
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.label_channels import head_labels
 from rehrseg_nnunet.prediction.predictor import HRPredictor
