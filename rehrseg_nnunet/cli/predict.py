@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rehrseg_nnunet.cli.surfaces import add_prediction_options, check_prediction_options, prediction_writers
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.cli.workers import end_workers
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
@@ -106,6 +107,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
     )
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
+    add_prediction_options(parser)
     add("--not_on_device", action="store_true", help="keep the results in CPU memory: for cases too large for the GPU")
 
 
@@ -121,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     ensure_trainer_path()
     from rehrseg_nnunet.nnunet.raw_files import say_left_out
+    from rehrseg_nnunet.surfaces.viewers import describe_predictions
 
     model = _model_folder(args)
     folds = [fold if fold == "all" else int(fold) for fold in args.f]
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
     with end_workers(), _naming(output):
         _predict(predictor, args)
+        describe_predictions(predictor.dataset_json, output)
     print(f"the segmentations are in {output}")
 
 
@@ -213,6 +217,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
     if args.npp == 0 and args.num_parts > 1:
         raise ValueError(f"-num_parts must be 1 with -npp 0 -nps 0, got {args.num_parts}")
+    check_prediction_options(args)
     for fold in args.f:
         if fold != "all" and not str(fold).isdigit():
             raise ValueError(f"-f must be numbers or all, got {fold}")
@@ -232,6 +237,7 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
         allow_tqdm=not args.disable_progress_bar,
         grid=None if args.grid is None else parse_grids(args.grid),
         hr_from=args.hr_from,
+        writers=prediction_writers(args),
     )
 
 
