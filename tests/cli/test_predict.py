@@ -49,7 +49,7 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
     monkeypatch.delenv("nnUNet_npp", raising=False)
     monkeypatch.delenv("nnUNet_nps", raising=False)
     own, stock = options(own_parser()), options(nnunet_parser)
-    assert set(own) - set(stock) == {"--grid", "--no_hr_head"}
+    assert set(own) - set(stock) == {"--grid", "--hr_from", "--no_hr_head"}
     for flag, action in stock.items():
         mine = own[flag]
         assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
@@ -144,7 +144,7 @@ def test_passes_everything_on(call, tmp_path):
     init = asked["init"]
     assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
     assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", HRGrid())
-    assert not init["hr_head"]
+    assert init["hr_from"] == "lr"
     args, kwargs = asked["workers"]
     assert args == (str(tmp_path / "in"), str(tmp_path / "out"))
     assert kwargs == {
@@ -164,8 +164,19 @@ def test_without_workers(call):
     assert asked["sequential"][1] == {"save_probabilities": False, "overwrite": True}
     assert asked["model"][1] == [0, 1, 2, 3, 4]
     assert asked["init"]["use_mirroring"]
-    assert asked["init"]["hr_head"]
+    assert asked["init"]["hr_from"] is None  # the model's own setting
     assert "workers" not in asked
+
+
+@pytest.mark.parametrize("source", ["head", "lr", "mean"])
+def test_where_thin_slices_come_from(call, source):
+    assert call("--hr_from", source)["init"]["hr_from"] == source
+
+
+def test_the_older_option_and_the_newer_one_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        own_parser().parse_args(["-i", "a", "-o", "b", *REQUIRED, "--hr_from", "head", "--no_hr_head"])
+    assert "--no_hr_head: not allowed with argument --hr_from" in capsys.readouterr().err
 
 
 def test_grids(call, tmp_path):
