@@ -25,7 +25,8 @@ from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
 from rehrseg_nnunet.segmentation.distillation import Distillation
-from rehrseg_nnunet.segmentation.hr_head import add_hr_head, output_mode, set_output_mode
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.loader import HRPatchLoader, initial_lr_patch_size
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher

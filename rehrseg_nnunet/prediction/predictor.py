@@ -32,7 +32,7 @@ from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
-from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
+from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
@@ -118,7 +118,7 @@ class HRPredictor(nnUNetPredictor):
         config = load_config(self.configuration_manager.configuration, purpose="prediction")
         factor = config.factor
         self.hr_from = self.wanted_hr_from or config.segmentation.hr_from
-        if not has_hr_head(self.network):
+        if not gives_hr_logits(self.network):
             if self.wanted_hr_from not in (None, "lr"):
                 raise ValueError(
                     f"--hr_from {self.wanted_hr_from} needs a network with an HR head, which {self.trainer_name} has "

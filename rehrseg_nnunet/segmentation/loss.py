@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from rehrseg_nnunet.nnunet.precision import at_least_float32, connected_zero
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss, uncertainty_to_weight
 
 # training outputs and their full-resolution LR target to the terms of a distillation, by name

@@ -6,7 +6,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 
