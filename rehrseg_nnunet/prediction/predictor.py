@@ -5,7 +5,8 @@ Convention:
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
     logits, or one of the two (`hr_from`). LR logits alone, which are all that a network without an HR head has, are
-    taken at several phases (`slice_phases`).
+    taken at several phases (`slice_phases`). So are those of a network that sees thin slices (`thin_input`), which take
+    the place of an HR head's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
-from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode
+from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode, sees_thin_slices
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
@@ -117,7 +118,7 @@ class HRPredictor(nnUNetPredictor):
     def _switch_to_hr(self) -> None:
         config = load_config(self.configuration_manager.configuration, purpose="prediction")
         factor = config.factor
-        self.hr_from = self.wanted_hr_from or config.segmentation.hr_from
+        self.hr_from = self.wanted_hr_from or config.segmentation.hr_source
         if not gives_hr_logits(self.network):
             if self.wanted_hr_from not in (None, "lr"):
                 raise ValueError(
@@ -149,8 +150,8 @@ class HRPredictor(nnUNetPredictor):
         """
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        # the HR head, which was trained on every phase, gains nothing from them
-        phases = self.factor if self.hr_from == "lr" else 1
+        # an HR head, which was trained on every phase, gains nothing from them
+        phases = self.factor if self.hr_from == "lr" or sees_thin_slices(self.network) else 1
         mean = PhaseMean(slices, self.factor)
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors

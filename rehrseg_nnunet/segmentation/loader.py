@@ -10,7 +10,7 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
@@ -18,6 +18,8 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_dataset import Cases
+from rehrseg_nnunet.cases.turned import TurnedCases
+from rehrseg_nnunet.segmentation.certain_cases import CertainImage
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
 
 PatchSize = list[int] | tuple[int, ...]
@@ -88,6 +90,18 @@ class FirstChannel:
         return self.labels[(slice(0, 1), *index)][0]
 
 
+class ExactPairs(NamedTuple):
+    """Cases that are shown in place of pseudo-HR ones now and then.
+
+    Attributes:
+        cases: turned acquisitions, image (C, n*r, H, W) without U.
+        probability: share of the patches.
+    """
+
+    cases: TurnedCases
+    probability: float
+
+
 class PhasedCases:
     """A dataset of pseudo-HR cases, each loaded at a random phase.
 
@@ -97,6 +111,8 @@ class PhasedCases:
         lr_dataset: the same cases as acquired, (C, D, H, W) and (1, D, H, W), or None.
         true_lr_probability: share of the cases that show the true acquisition and its labels, at phase 0; the others
             are at phases drawn uniformly.
+        exact_pairs: turned acquisitions of the same identifiers and how often they are shown, at such phases too, or
+            None; `true_lr_probability` is then the share of the others.
     """
 
     def __init__(
@@ -106,6 +122,7 @@ class PhasedCases:
         factor: int,
         lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
+        exact_pairs: ExactPairs | None = None,
     ):
         if true_lr_probability > 0 and lr_dataset is None:
             raise ValueError(f"lr_dataset must be given for true_lr_probability > 0, got {true_lr_probability}")
@@ -114,15 +131,26 @@ class PhasedCases:
         self.factor = factor
         self.lr_dataset = lr_dataset
         self.true_lr_probability = true_lr_probability
+        self.exact_pairs = exact_pairs
 
     def load_case(self, identifier: str) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
-        """Draw whether to show the true acquisition, else a phase, then load."""
+        """Draw whether to show the true acquisition, turned or as it is, else a phase, then load."""
+        if self.exact_pairs is not None and np.random.uniform() < self.exact_pairs.probability:  # noqa: NPY002
+            return self._exact_pair(identifier, self.exact_pairs.cases)
         case = self.dataset.load_case(identifier)
         phases = self.factor if case[0].shape[1] > self.factor else 1  # a single thick slice fits at phase 0 only
         # nnU-Net seeds numpy's global generator anew in every worker; an own generator would repeat itself in them
         use_true_lr = bool(np.random.uniform() < self.true_lr_probability)  # noqa: NPY002
         phase = 0 if use_true_lr else int(np.random.randint(phases))  # noqa: NPY002
         return self.at_phase(identifier, case, phase=phase, use_true_lr=use_true_lr)
+
+    def _exact_pair(self, identifier: str, cases: TurnedCases) -> tuple[MarkedImage, SliceWindow, None, dict[str, Any]]:
+        """A turned acquisition at a random phase; its U is 0."""
+        image, labels, _, properties = cases.load_case(identifier)
+        phase = int(np.random.randint(self.factor if image.shape[1] > self.factor else 1))  # noqa: NPY002
+        case = (CertainImage(image), labels, None, properties)
+        data, labels, _, properties = self.at_phase(identifier, case, phase=phase, use_true_lr=False)
+        return data, labels, None, properties
 
     def at_phase(
         self, identifier: str, case: tuple[Any, Any, Any, dict[str, Any]], *, phase: int, use_true_lr: bool
@@ -186,6 +214,7 @@ class HRPatchLoader(nnUNetDataLoader):
         factor: r.
         lr_dataset: the cases as acquired, for `true_lr_probability`.
         true_lr_probability: share of the patches whose input is the true acquisition with its true label, at phase 0.
+        exact_pairs: see `PhasedCases`.
         **options: nnUNetDataLoader's further options (oversampling, transforms, ...).
 
     Raises:
@@ -203,6 +232,7 @@ class HRPatchLoader(nnUNetDataLoader):
         factor: int,
         lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
+        exact_pairs: ExactPairs | None = None,
         **options: Any,
     ):
         if len(patch_size) != 3:
@@ -212,7 +242,13 @@ class HRPatchLoader(nnUNetDataLoader):
                 f"patch_size must exceed final_patch_size by an even number of slices, got {tuple(patch_size)} and "
                 f"{tuple(final_patch_size)}"
             )
-        cases = PhasedCases(data, factor=factor, lr_dataset=lr_dataset, true_lr_probability=true_lr_probability)
+        cases = PhasedCases(
+            data,
+            factor=factor,
+            lr_dataset=lr_dataset,
+            true_lr_probability=true_lr_probability,
+            exact_pairs=exact_pairs,
+        )
         super().__init__(
             cases,  # pyright: ignore[reportArgumentType] # its base class is declared, `Cases` is enough
             batch_size,

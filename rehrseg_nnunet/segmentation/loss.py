@@ -23,7 +23,7 @@ class REHRSegLoss(nn.Module):
 
     Args:
         lr_loss: L_u of Eq. 7.
-        hr_loss: nnU-Net's loss of (HR logits, HR target).
+        hr_loss: nnU-Net's loss of (HR logits, HR target), or of the lists of both with deep supervision of thin slices.
         validation_loss: nnU-Net's stock loss of (outputs, targets), for everything that is not `TrainingOutputs`.
         distillation: gives the terms that lambda weighs, e.g. `rehrseg_nnunet.segmentation.distillation.Distillation`.
             None: no distillation.
@@ -58,7 +58,8 @@ class REHRSegLoss(nn.Module):
         Args:
             outputs: `TrainingOutputs` of the network with its HR head on, or the stock network's output.
             targets: for training outputs the LR target of each LR output, full resolution first, then the HR target
-                (B, 1 or regions, r * D, H, W) and the uncertainty (B, 1, D, H, W) in [0, 1]; else the stock target.
+                (B, 1 or regions, r * D, H, W) of each HR output likewise, and the uncertainty (B, 1, D, H, W) in
+                [0, 1]; else the stock target.
 
         Returns:
             Scalar.
@@ -68,17 +69,18 @@ class REHRSegLoss(nn.Module):
         """
         if not isinstance(outputs, TrainingOutputs):
             return self.validation_loss(outputs, targets)
-        lr_outputs = [outputs.lr] if isinstance(outputs.lr, Tensor) else outputs.lr
-        if len(targets) != len(lr_outputs) + 2:
+        lr_outputs, hr_outputs = ([o] if isinstance(o, Tensor) else o for o in (outputs.lr, outputs.hr))
+        if len(targets) != len(lr_outputs) + len(hr_outputs) + 1:
             raise ValueError(
-                f"targets must be {len(lr_outputs)} LR targets, the HR target and the uncertainty, "
+                f"targets must be {len(lr_outputs)} LR targets, {len(hr_outputs)} HR targets and the uncertainty, "
                 f"got {len(targets)} entries"
             )
-        *lr_targets, hr_target, uncertainty = targets
+        *label_targets, uncertainty = targets
+        lr_targets, hr_targets = label_targets[: len(lr_outputs)], label_targets[len(lr_outputs) :]
         weight = uncertainty_to_weight(uncertainty, strength=self.uncertainty_strength)
         terms = {
             "lr": self.lr_loss(lr_outputs, lr_targets, weight),
-            "hr": self.hr_loss(at_least_float32(outputs.hr), hr_target),
+            "hr": self._hr(outputs.hr, hr_targets),
         }
         loss = terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)
         if self.distillation is not None and self.distillation_weight != 0:
@@ -87,3 +89,8 @@ class REHRSegLoss(nn.Module):
             terms.update(distilled)
         self.components = {name: term.detach() for name, term in terms.items()}
         return loss
+
+    def _hr(self, outputs: Tensor | list[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return self.hr_loss(at_least_float32(outputs), targets[0])
+        return self.hr_loss([at_least_float32(output) for output in outputs], targets)

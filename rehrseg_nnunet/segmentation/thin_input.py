@@ -14,16 +14,16 @@ Convention:
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from rehrseg_nnunet.nnunet.extended_network import extend
+from rehrseg_nnunet.nnunet.extended_network import extend, unwrap
 from rehrseg_nnunet.segmentation.hr_head import as_unet, student_stage
 from rehrseg_nnunet.segmentation.hr_network import HRNetwork, OutputMode, TrainingOutputs, gives_hr_logits
-from rehrseg_nnunet.slices.slice_upsampling import SmoothInterpolation, centre_slices
+from rehrseg_nnunet.slices.slice_upsampling import SmoothInterpolation, centre_slices, repeat_last_slice
 
 
 class ThinInput(HRNetwork):
@@ -88,13 +88,9 @@ def padded_slices(slices: int, stride: int) -> int:
     return -(-slices // stride) * stride
 
 
-def repeat_last_slice(maps: torch.Tensor, slices: int) -> torch.Tensor:
-    """Maps (..., D, H, W) with their last slice repeated until there are `slices`."""
-    missing = slices - maps.shape[-3]
-    if missing == 0:
-        return maps
-    last = maps[..., -1:, :, :]
-    return torch.cat([maps, last.expand(*last.shape[:-3], missing, *last.shape[-2:])], dim=-3)
+def thin_slices_seen(network: nn.Module, slices: int) -> int:
+    """`padded_slices` of a network of thin slices, wrapped or not."""
+    return padded_slices(slices, cast("ThinInput", unwrap(network)).stride)
 
 
 def add_thin_input(network: nn.Module, *, factor: int, teacher_channels: int) -> nn.Module:

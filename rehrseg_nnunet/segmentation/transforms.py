@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
@@ -26,6 +26,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
+from rehrseg_nnunet.slices.slice_upsampling import repeat_last_slice
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
 Region = int | Sequence[int]
@@ -89,6 +90,29 @@ class DegradeTransform(BasicTransform):
         return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
 
 
+class KeepSparseLabels(BasicTransform):
+    """A spatial transform that takes the nearest label where hardly a voxel has one.
+
+    Labels on planes one voxel thick would be outvoted by what is around them, or get the label between two others.
+
+    Args:
+        transform: nnU-Net's; interpolates labels.
+        unlabelled: value of the voxels without label.
+    """
+
+    def __init__(self, transform: SpatialTransform, *, unlabelled: int):
+        super().__init__()
+        self.transform = transform
+        self.nearest = copy.copy(transform)
+        self.nearest.mode_seg = "nearest"
+        self.unlabelled = unlabelled
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """Transform a sample."""
+        sparse = (data_dict["segmentation"] == self.unlabelled).float().mean() > 0.5
+        return (self.nearest if sparse else self.transform)(**data_dict)
+
+
 class LRLabelTransform(BasicTransform):
     """Derive the LR labels from the HR labels as they are now, so that both agree after every augmentation.
 
@@ -113,6 +137,23 @@ class LRLabelTransform(BasicTransform):
         return {**data_dict, "segmentation": lr, "hr_segmentation": segmentation[:1].contiguous()}
 
 
+class ThinScales(NamedTuple):
+    """Scales of HR labels, for deep supervision of a network of thin slices.
+
+    Attributes:
+        scales: nnU-Net's, full resolution first.
+        slices: what the network sees, r*D and repetitions of the last slice (`thin_input.padded_slices`).
+    """
+
+    scales: list[list[float]]
+    slices: int
+
+    def coarser(self, labels: torch.Tensor) -> list[torch.Tensor]:
+        """All but the finest of HR labels (1 or regions, r*D, H, W)."""
+        downsample = DownsampleSegForDSTransform(self.scales[1:])
+        return downsample(segmentation=repeat_last_slice(labels, self.slices))["segmentation"]
+
+
 class PackHRTargets(BasicTransform):
     """Finish both label maps as nnU-Net does and put all targets into the list that its loader batches.
 
@@ -120,6 +161,7 @@ class PackHRTargets(BasicTransform):
         regions: foreground regions in the order of the heads, or None.
         ignore_label: becomes the last channel with regions, stays a value without.
         deep_supervision_scales: scales of the LR labels; None gives exactly one LR map.
+        thin: scales of the HR labels; None gives exactly one HR map.
         hr_dtype: dtype of the HR label map without regions (with regions both are bool, as in nnU-Net).
     """
 
@@ -129,6 +171,7 @@ class PackHRTargets(BasicTransform):
         regions: Sequence[Region] | None = None,
         ignore_label: int | None = None,
         deep_supervision_scales: list[list[float]] | None = None,
+        thin: ThinScales | None = None,
         hr_dtype: torch.dtype = torch.int16,
     ):
         super().__init__()
@@ -138,18 +181,20 @@ class PackHRTargets(BasicTransform):
             labels.append(ConvertSegmentationToRegionsTransform(regions=channels, channel_in_seg=0))
         scales = [] if deep_supervision_scales is None else [DownsampleSegForDSTransform(deep_supervision_scales)]
         self.finish_hr = ComposeTransforms(labels)
+        self.thin = thin
         self.finish_lr = ComposeTransforms([*labels, *scales])
         self.hr_dtype = None if regions is not None else hr_dtype
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, HR, U]."""
+        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, HR scale 0, .., HR scale M, U]."""
         # RemoveLabelTransform writes in place
         lr = self.finish_lr(segmentation=data_dict["segmentation"].clone())["segmentation"]
         hr = self.finish_hr(segmentation=data_dict["hr_segmentation"].clone())["segmentation"]
         if self.hr_dtype is not None:
             hr = hr.to(self.hr_dtype)
         uncertainty = data_dict["regression_target"].float().clamp(0, 1)
-        targets = [*(lr if isinstance(lr, list) else [lr]), hr, uncertainty]
+        coarser = [] if self.thin is None else self.thin.coarser(hr)
+        targets = [*(lr if isinstance(lr, list) else [lr]), hr, *coarser, uncertainty]
         return {"image": data_dict["image"].contiguous(), "segmentation": targets}
 
 
@@ -176,6 +221,8 @@ def build_training_transforms(
     regions: Sequence[Region] | None = None,
     ignore_label: int | None = None,
     deep_supervision_scales: list[list[float]] | None = None,
+    thin: ThinScales | None = None,
+    sparse_labels: bool = False,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
@@ -190,7 +237,9 @@ def build_training_transforms(
         highest_label: largest label that occurs, the ignore label included; up to 127 HR labels are int8.
         regions: foreground regions, or None.
         ignore_label: ignore label, or None.
-        deep_supervision_scales: nnU-Net's scales, or None.
+        deep_supervision_scales: nnU-Net's scales of the LR labels, or None.
+        thin: scales of the HR labels, or None.
+        sparse_labels: some samples have labels on planes of single voxels only, `ignore_label` elsewhere.
 
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
@@ -207,10 +256,15 @@ def build_training_transforms(
         spatial = [degradation, *spatial]
     else:  # without the conversions to 2D and back
         spatial = [*(_on_hr_grid(cast("SpatialTransform", t), factor) for t in spatial), degradation]
+    if sparse_labels and ignore_label is not None:
+        spatial = [
+            KeepSparseLabels(t, unlabelled=ignore_label) if isinstance(t, SpatialTransform) else t for t in spatial
+        ]
     pack = PackHRTargets(
         regions=regions,
         ignore_label=ignore_label,
         deep_supervision_scales=deep_supervision_scales,
+        thin=thin,
         hr_dtype=torch.int8 if highest_label <= torch.iinfo(torch.int8).max else torch.int16,
     )
     return ComposeTransforms(

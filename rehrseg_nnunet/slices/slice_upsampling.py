@@ -111,6 +111,15 @@ def centre_slices(maps: torch.Tensor, factor: int) -> torch.Tensor:
     return groups[:, :, :, factor // 2 - 1 : factor // 2 + 1].mean(dim=3)
 
 
+def repeat_last_slice(maps: torch.Tensor, slices: int) -> torch.Tensor:
+    """Maps (..., D, H, W) with their last slice repeated until there are `slices`."""
+    missing = slices - maps.shape[-3]
+    if missing == 0:
+        return maps
+    last = maps[..., -1:, :, :]
+    return torch.cat([maps, last.expand(*last.shape[:-3], missing, *last.shape[-2:])], dim=-3)
+
+
 def _by_taps(maps: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """Every thin slice of maps (B, C, D, H, W) as a weighted mean, by taps (r, 2 * REACH + 1); outer slices repeat."""
     # one convolution over z for all channels, with H and W as one axis: 2D kernels exist on every device
