@@ -111,7 +111,7 @@ def test_one_lr_output_without_deep_supervision():
     listed = outputs._replace(lr=[outputs.lr])
     module = build_loss(Distil(), factors=(1,))
     torch.testing.assert_close(module(outputs, targets), module(listed, targets))
-    with pytest.raises(ValueError, match="targets must be 1 LR targets, the HR target and the uncertainty, got 2"):
+    with pytest.raises(ValueError, match="targets must be 1 LR targets, 1 HR targets and the uncertainty, got 2"):
         module(outputs, targets[1:])
 
 
