@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
@@ -49,9 +49,12 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     Attributes:
         changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
             the plans'.
+        normalises_uncertainty: U is brought to [0, 1] by each case's own extremes, as in Eq. 7; False for a U that
+            means something as it is.
     """
 
     loss: REHRSegLoss
+    normalises_uncertainty: ClassVar[bool] = True
     changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
@@ -103,20 +106,36 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         )
         if self._do_i_compile():  # as nnU-Net does with its own
             hr_loss.dc = cast("Any", torch.compile(hr_loss.dc))  # still a module
-        lr_loss = UncertaintyWeightedLoss(
-            None if self.sees_thin_slices else scales,
-            regions=self.label_manager.has_regions,
-            ignore_label=self.unlabelled,
-            dice=hr_loss.dc if settings.lr_dice_weight > 0 else None,
+        lr_loss = self._weighted_loss(
+            hr_loss.dc if settings.lr_dice_weight > 0 else None,
+            weight_factors=None if self.sees_thin_slices else scales,
             dice_weight=settings.lr_dice_weight,
         )
+        hr_scales = scales if self.sees_thin_slices else None
         return REHRSegLoss(
             lr_loss,
-            DeepSupervisionWrapper(hr_loss, scales) if self.sees_thin_slices and scales is not None else hr_loss,
-            DeepSupervisionWrapper(stock.loss, [1.0]) if self.sees_thin_slices and scales is not None else stock,
+            hr_loss if hr_scales is None else DeepSupervisionWrapper(hr_loss, hr_scales),
+            stock if hr_scales is None else DeepSupervisionWrapper(stock.loss, [1.0]),
             distillation=None,  # comes with stage 1, when training starts
             distillation_weight=settings.distillation_weight,
-            uncertainty_strength=0.99 if settings.uncertainty_weighting else 0.0,
+            uncertainty_strength=settings.uncertainty_strength if settings.uncertainty_weighting else 0.0,
+            weighted_hr_loss=self._weighted_loss(hr_loss.dc, weight_factors=hr_scales) if self._weights_hr else None,
+        )
+
+    @property
+    def _weights_hr(self) -> bool:
+        settings = self.config.segmentation
+        return settings.uncertainty_weighting and settings.hr_uncertainty_weighting
+
+    def _weighted_loss(
+        self, dice: nn.Module | None, *, weight_factors: Sequence[float] | None = None, dice_weight: float = 1.0
+    ) -> UncertaintyWeightedLoss:
+        return UncertaintyWeightedLoss(
+            weight_factors,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.unlabelled,
+            dice=dice,
+            dice_weight=dice_weight,
         )
 
     def baseline_checkpoint(self) -> Path | None:
@@ -206,6 +225,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             lr_dataset=self.dataset_class(self.preprocessed_dataset_folder, keys),
             true_lr_probability=self.config.segmentation.true_lr_probability,
             exact_pairs=self._exact_pairs(keys),
+            normalise_uncertainty=self.normalises_uncertainty,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self._training_transforms(rotation, dummy_2d, mirror_axes),
@@ -281,6 +301,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             deep_supervision_scales=self._lr_scales,
             thin=self._thin_scales,
             sparse_labels=self.config.segmentation.exact_pair_probability > 0,
+            hr_uncertainty=self._weights_hr,
         )
 
     def on_train_epoch_start(self) -> None:

@@ -31,7 +31,8 @@ class HRHead(nn.Module):
     With `upsampling` "subpixel" the first convolution runs on the LR grid and gives r times as many channels, which are
     then arranged as slices. With "interpolate", the paper's, the features are interpolated along z before it. With
     `label_mode` "residual" the convolutions' result is added to the interpolated LR logits, and is 0 at first: the head
-    starts as a way to upsample what the network already knows, and learns what that lacks.
+    starts as a way to upsample what the network already knows, and learns what that lacks. The HR loss does not reach
+    the LR logits: where Eq. 7 says that a pseudo label teaches the LR head nothing, it must not do so through here.
 
     Args:
         in_channels: channels of the features.
@@ -68,7 +69,7 @@ class HRHead(nn.Module):
         else:
             hr = self.first(upsample_slices(features, self.factor))
         logits = self.second(functional.relu(hr))
-        return logits if self.interpolation is None else logits + self.interpolation(lr_logits)
+        return logits if self.interpolation is None else logits + self.interpolation(lr_logits.detach())
 
 
 class HRSegLayer(nn.Conv3d):
@@ -147,7 +148,6 @@ class HR(HRNetwork):
             hr=hr,
             student=student,
             adapted=layer.adaptor(student),
-            image=image,
         )
 
 

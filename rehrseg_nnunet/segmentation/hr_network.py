@@ -28,14 +28,12 @@ class TrainingOutputs(NamedTuple):
         hr: logits (B, K, r*D, H, W) of the thin slices; a list from fine to coarse where these are supervised deeply.
         student: (B, C, D, H', W') encoder features at in-plane stride 2.
         adapted: (B, Ct, D, H', W') the student after a 1x1x1 convolution to the teacher's channel count (Eq. 10).
-        image: (B, C_in, D, H, W) the network's input.
     """
 
     lr: torch.Tensor | list[torch.Tensor]
     hr: torch.Tensor | list[torch.Tensor]
     student: torch.Tensor
     adapted: torch.Tensor
-    image: torch.Tensor
 
 
 class HRNetwork(Extension):

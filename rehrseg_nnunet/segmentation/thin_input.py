@@ -72,7 +72,6 @@ class ThinInput(HRNetwork):
             hr=thin if coarser is None else [thin, *coarser],
             student=student,
             adapted=self.decoder.seg_layers[-1].adaptor(student),
-            image=image,
         )
 
     def _student(self, skip: torch.Tensor, slices: int) -> torch.Tensor:
