@@ -112,7 +112,7 @@ def holds(patch, expected):
     for extra in product((0, 1), repeat=3):
         starts = [(n + e) // 2 for n, e in zip(free, extra, strict=True)]
         part = patch[tuple(slice(s, s + m) for s, m in zip(starts, expected.shape, strict=True))]
-        if np.allclose(part[1:-1], expected[1:-1], atol=1e-4):
+        if np.allclose(part[1:-1], expected[1:-1], atol=2e-3):  # a phase does not see the pixels before it
             return True
     return False
 
