@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rehrseg_nnunet.config.presets import scale_width
 from rehrseg_nnunet.config.rehrseg import BLOCK, load_config
+
+LOADING_PROCESSES = "nnUNet_n_proc_DA"
 
 
 def plan_thin_input(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,12 +69,26 @@ def _ask(planner: Any, configuration: Mapping[str, Any], factor: int) -> dict[st
 
     finer = np.array([factor, 1.0, 1.0])
     shape = np.array(configuration["median_image_size_in_voxels"]) * finer
-    planned = planner.get_plans_for_configuration(
-        np.array(configuration["spacing"]) / finer,
-        shape,
-        configuration["data_identifier"],
-        float(np.prod(shape)) * planner.dataset_json["numTraining"],
-        {},
-    )
+    with _planning_threads():
+        planned = planner.get_plans_for_configuration(
+            np.array(configuration["spacing"]) / finer,
+            shape,
+            configuration["data_identifier"],
+            float(np.prod(shape)) * planner.dataset_json["numTraining"],
+            {},
+        )
     recursive_fix_for_json_export(planned)
     return planned
+
+
+@contextmanager
+def _planning_threads() -> Iterator[None]:
+    """nnU-Net's planners take the number of loading processes for one of threads, which must not be 0."""
+    before = os.environ.get(LOADING_PROCESSES)
+    if before == "0":
+        os.environ[LOADING_PROCESSES] = "1"
+    try:
+        yield
+    finally:
+        if before == "0":
+            os.environ[LOADING_PROCESSES] = before

@@ -67,8 +67,7 @@ def pretrained(trained):
 @pytest.fixture(scope="module")
 def thin(trained):
     """Quality mode: plans `thin` with exact pairs, stage 2 from scratch on the stage 1 of plans `tiny`."""
-    with environment(nnUNet_n_proc_DA="1"):  # nnU-Net's planners set as many threads
-        trained.rehrseg("plan", "-d", THICK, "--preset", "demo", "--input", "thin", "-o", "thin")
+    trained.rehrseg("plan", "-d", THICK, "--preset", "demo", "--input", "thin", "-o", "thin")
     file = trained.plans(THICK, "thin")
     plans = json.loads(file.read_text())
     plans["configurations"]["3d_fullres"]["rehrseg"]["segmentation"]["exact_pair_probability"] = 0.5
