@@ -300,6 +300,18 @@ def _is_staged(file: Path) -> bool:
     return file.parent.parent.name.startswith(STAGING_PREFIX)
 
 
+def beside(output: str, suffix: str) -> str:
+    """Another output beside one, staged if that is; its folder need not exist yet.
+
+    Args:
+        output: without file ending.
+        suffix: what is added to its name.
+    """
+    file = Path(output)
+    name = file.name + suffix
+    return str(file.parent.parent / name / name if _is_staged(file) else file.with_name(name))
+
+
 def _final(file: Path) -> Path:
     return file.parents[2] / file.name if _is_staged(file) else file
 
