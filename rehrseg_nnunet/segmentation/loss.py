@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rehrseg_nnunet.nnunet.precision import at_least_float32, connected_zero
 from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs
-from rehrseg_nnunet.segmentation.targets import PatchTargets
+from rehrseg_nnunet.segmentation.targets import FIELDS, PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss, uncertainty_to_weight
 
 # training outputs, their full-resolution LR target and the rest of the targets to the terms of a distillation, by name
@@ -76,11 +76,9 @@ class REHRSegLoss(nn.Module):
         lr_outputs = [outputs.lr] if isinstance(outputs.lr, Tensor) else outputs.lr
         coarser = 0 if isinstance(outputs.hr, Tensor) else len(outputs.hr) - 1
         first = len(lr_outputs) + coarser
-        if len(targets) != first + len(PatchTargets._fields):
+        if len(targets) != first + len(FIELDS):
             labels = f"{len(lr_outputs)} LR targets" + (f", {coarser} coarser HR targets" if coarser else "")
-            raise ValueError(
-                f"targets must be {labels} and {', '.join(PatchTargets._fields)}, got {len(targets)} entries"
-            )
+            raise ValueError(f"targets must be {labels} and {', '.join(FIELDS)}, got {len(targets)} entries")
         lr_targets, others = targets[: len(lr_outputs)], PatchTargets(*targets[first:])
         terms = {
             "lr": self.lr_loss(lr_outputs, lr_targets, self._weight(others.uncertainty)),
