@@ -66,6 +66,7 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
         "self_sr": RehrsegConfig().self_sr.model_copy(update=stage_1),
         "segmentation": RehrsegConfig().segmentation.model_copy(
             update={
+                "uncertainty_strength": 1,
                 "lr_dice_weight": 0,
                 "true_lr_probability": 0,
                 "hr_head": HRHeadConfig(label_mode="direct", upsampling="interpolate"),
