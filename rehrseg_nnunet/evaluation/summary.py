@@ -174,7 +174,7 @@ def mean_interval(values: np.ndarray) -> list[float]:
     if np.ptp(values) == 0:
         return [float(values[0])] * 2
     generator = np.random.default_rng(0)
-    interval = stats.bootstrap((np.sort(values),), np.mean, confidence_level=CONFIDENCE, random_state=generator)
+    interval = stats.bootstrap((np.sort(values),), np.mean, confidence_level=CONFIDENCE, random_state=generator)  # pyright: ignore[reportCallIssue] # `rng` from SciPy 1.15 on
     return [float(bound) for bound in interval.confidence_interval]
 
 
