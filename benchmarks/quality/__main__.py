@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         trained = _runs(benchmark, args.rows or [key for table in args.tables for key in TABLES[table][1]], args)
         if not args.report:
             _work_alone(benchmark, trained, args)
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     numbers = [n for n in TABLES if {*args.rows} & {*TABLES[n][1]}] if args.rows else args.tables
     folder = benchmark.work / "tables"
@@ -151,9 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline-epochs", type=int, default=10)
     parser.add_argument("--stage-2-epochs", type=int, nargs="+", default=[10], help="one or more lengths")
     parser.add_argument("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help=PATCH)
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trainings at the same time; more than 1: a thread for each"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, with one thread each if more than 1")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["2", "3", "4", "5", "6"])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
