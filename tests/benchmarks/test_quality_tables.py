@@ -352,7 +352,8 @@ def test_at_equal_time_a_rival_has_its_shortest_length_that_took_as_long(timed, 
 
 def test_times_of_single_trainings(timed, tmp_path):
     title = "Time of single trainings"
-    content = json.loads((write_tables(["3"], timed.runs, tmp_path) and tmp_path / "tables.json").read_text())[title]
+    write_tables(["3"], timed.runs, tmp_path)
+    content = json.loads((tmp_path / "tables.json").read_text())[title]
     assert content["nnU-Net continued, 10+20"]["cpu"]["mean"] == pytest.approx(30 * 4 * 1.5)
     assert content["self-SR, "]["cpu"]["n"] == 4
     unfinished = [run for run in timed.runs if run.row.key == "baseline"]
