@@ -139,15 +139,17 @@ def naive_cubic_logits(probabilities):
     return spline(position.clip(0, depth - 1)).argmax(axis=0)
 
 
+def repeat_slices(cases, factor, axis):
+    """Stands for Fill between slices, which not every machine has."""
+    return {case: labels.repeat(factor, axis=axis).astype(np.int16) for case, labels in cases.items()}
+
+
 @pytest.fixture
 def upsampled_run(make, monkeypatch):
     """The baseline, its predictions' probabilities by case, and its thin-slice predictions; nearest for filling."""
     run, write = make("baseline")
 
-    def fill(cases, factor, axis):
-        return {case: labels.repeat(factor, axis=axis).astype(np.int16) for case, labels in cases.items()}
-
-    monkeypatch.setattr(scores, "fill_cases", fill)
+    monkeypatch.setattr(scores, "fill_cases", repeat_slices)
     rng = np.random.default_rng(3)
     probabilities = {}
     for name, folders in folders_of(run).items():
@@ -216,7 +218,7 @@ def test_offsets_are_chosen_on_validation_cases_and_hold_for_the_test_set(make, 
     """Probabilities that say too little by one factor everywhere: the offsets give the validation cases' volumes."""
     run, write = make(key)
     monkeypatch.setattr(
-        scores, "fill_cases", lambda cases, factor, axis: {c: l.repeat(4, axis) for c, l in cases.items()}
+        scores, "fill_cases", repeat_slices
     )
     rng = np.random.default_rng(1)
     validation = run.folder / "validation" if key == "true_hr" else run.predictions / "validation_hr"

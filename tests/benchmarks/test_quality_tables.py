@@ -304,7 +304,7 @@ SECONDS = {"baseline": 100.0, "self_sr": 60.0, "rehrseg": 40.0, "continued": 30.
 
 @pytest.fixture
 def timed(make_run, write_json, finish):
-    """REHRSeg after 5 epochs and its rival after 5 to 40, with what their trainings took; seed 1 takes twice as long."""
+    """REHRSeg after 5 epochs, its rival after 5 to 40, and what their trainings took; seed 1 takes twice as long."""
     study = Study(make_run, write_json)
     study.add("baseline", mean=0.6).add("rehrseg", mean=0.8, epochs=5)
     for epochs in (5, 20, 40):
