@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rehrseg_nnunet.cli.surfaces import add_prediction_options, check_prediction_options, prediction_writers
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.cli.workers import end_workers
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of nnUNetv2_predict, `--grid` and `--no_hr_head`."""
+    """The options of nnUNetv2_predict, `--grid`, `--hr_from` and `--no_hr_head`."""
     _add_model_options(parser)
     _add_run_options(parser)
 
@@ -35,10 +36,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("-o", required=True, metavar="FOLDER", help="where to write; made if it does not exist")
     add(
         "--grid",
-        default="hr",
-        metavar="hr|native|FILE|FOLDER",
-        help="grid of the output: hr, r slices for every input slice; native, the input's own; or that of a file, or "
-        "of each case's file in a folder (default: hr)",
+        nargs="+",
+        metavar="hr|native|MM,MM,MM|FILE|FOLDER",
+        help="grid of the output: hr, r slices for every input slice (models with thick slices); native, the input's "
+        "own; voxels of a size in mm along the file's axes, such as 0.5,0.5,0.5; or that of a file, or of each case's "
+        "file in a folder; several, and their files end in _hr, _native, ... (default: hr with thick slices, native "
+        "without)",
     )
     add("-d", required=True, metavar="DATASET", help="number or name of the dataset the network was trained on")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans name (default: nnUNetPlans)")
@@ -61,7 +64,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "-prev_stage_predictions",
         metavar="FOLDER",
-        help="refused: only cascades have a previous stage, and REHRSeg does not support them",
+        help="segmentations of the previous stage, for cascades, as nnUNetv2_predict or --grid native writes them",
     )
 
 
@@ -73,11 +76,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not average over mirrored inputs (without an HR head, at several slice phases): faster, less accurate",
     )
-    add(
-        "--no_hr_head",
-        action="store_true",
-        help="leave out the HR head: interpolate what the network says on thick slices, at several slice phases",
+    add_source = parser.add_mutually_exclusive_group().add_argument
+    add_source(
+        "--hr_from",
+        choices=("head", "lr", "mean"),
+        help="where thin slices come from: head, REHRSegTrainer's HR head; lr, what the network says on thick slices, "
+        "interpolated, at several slice phases; mean, both (default: the model's hr_from, lr without an HR head)",
     )
+    add_source("--no_hr_head", dest="hr_from", action="store_const", const="lr", help="another name of --hr_from lr")
     add("--verbose", action="store_true", help="print more")
     add("--save_probabilities", action="store_true", help="write class probabilities as npz, e.g. for ensembling")
     add("--continue_prediction", action="store_true", help="keep the cases that are already there")
@@ -101,6 +107,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
     )
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
+    add_prediction_options(parser)
     add("--not_on_device", action="store_true", help="keep the results in CPU memory: for cases too large for the GPU")
 
 
@@ -108,15 +115,15 @@ def run(args: argparse.Namespace) -> None:
     """Predict every case of a folder.
 
     Raises:
-        ValueError: impossible options, images not named as nnU-Net wants them, planned slices that are not thick, or
+        ValueError: impossible options, images not named as nnU-Net wants them, a cascade without its previous stage, or
             a damaged checkpoint.
-        NotImplementedError: predictions of a previous stage; 2d configurations.
-        FileNotFoundError: missing model, checkpoint, input folder or reference grid.
+        FileNotFoundError: missing model, checkpoint, input folder, reference grid or segmentation of a previous stage.
         OSError: the output folder cannot be written to, or a result could not be; named.
     """
     _check(args)
     ensure_trainer_path()
     from rehrseg_nnunet.nnunet.raw_files import say_left_out
+    from rehrseg_nnunet.surfaces.viewers import describe_predictions
 
     model = _model_folder(args)
     folds = [fold if fold == "all" else int(fold) for fold in args.f]
@@ -130,6 +137,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(output, purpose="predictions are written there; choose another folder with -o")
     with end_workers(), _naming(output):
         _predict(predictor, args)
+        describe_predictions(predictor.dataset_json, output)
     print(f"the segmentations are in {output}")
 
 
@@ -174,7 +182,11 @@ def _check_checkpoints(model: Path, folds: Sequence[int | str], name: str) -> No
 
 
 def _predict(predictor: HRPredictor, args: argparse.Namespace) -> None:
-    options = {"save_probabilities": args.save_probabilities, "overwrite": not args.continue_prediction}
+    options = {
+        "save_probabilities": args.save_probabilities,
+        "overwrite": not args.continue_prediction,
+        "folder_with_segs_from_prev_stage": args.prev_stage_predictions,
+    }
     if args.npp == 0:
         predictor.predict_from_files_sequential(args.i, args.o, **options)
         return
@@ -190,11 +202,9 @@ def _predict(predictor: HRPredictor, args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.prev_stage_predictions is not None:
-        raise NotImplementedError(
-            "-prev_stage_predictions belongs to cascades, which REHRSeg does not support: the previous stage's "
-            "segmentation has thick slices; use a 3d_fullres configuration"
-        )
+    previous = args.prev_stage_predictions
+    if previous is not None and not Path(previous).is_dir():
+        raise FileNotFoundError(f"-prev_stage_predictions must be an existing folder, got {previous}")
     if Path(args.o).exists() and not Path(args.o).is_dir():
         raise ValueError(f"-o must be a folder, but {args.o} is a file; choose another name")
     if not Path(args.i).is_dir():
@@ -207,14 +217,15 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
     if args.npp == 0 and args.num_parts > 1:
         raise ValueError(f"-num_parts must be 1 with -npp 0 -nps 0, got {args.num_parts}")
+    check_prediction_options(args)
     for fold in args.f:
         if fold != "all" and not str(fold).isdigit():
             raise ValueError(f"-f must be numbers or all, got {fold}")
 
 
 def _predictor(args: argparse.Namespace) -> HRPredictor:
+    from rehrseg_nnunet.prediction.parse_grids import parse_grids
     from rehrseg_nnunet.prediction.predictor import HRPredictor
-    from rehrseg_nnunet.prediction.reference_grid import parse_grid
 
     return HRPredictor(
         tile_step_size=args.step_size,
@@ -224,8 +235,9 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
-        grid=parse_grid(args.grid),
-        hr_head=not args.no_hr_head,
+        grid=None if args.grid is None else parse_grids(args.grid),
+        hr_from=args.hr_from,
+        writers=prediction_writers(args),
     )
 
 

@@ -1,8 +1,14 @@
-"""What all blocks of settings share: strict models, and refusals in one line."""
+"""What all blocks of settings share: strict models, where defaults come from, and refusals in one line."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.config import JsonDict
+
+# Where a default comes from.
+PAPER: JsonDict = {"source": "paper"}
+RELEASE: JsonDict = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
+OURS: JsonDict = {"source": "this package"}
 
 
 class StrictModel(BaseModel):

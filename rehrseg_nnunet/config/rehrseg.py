@@ -15,251 +15,16 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
-from pydantic.config import JsonDict
+from pydantic import Field, ValidationError
 
-from rehrseg_nnunet.config.models import StrictModel, describe_errors
+from rehrseg_nnunet.config.models import OURS, StrictModel, describe_errors
 from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_defaults, drop_removed
+from rehrseg_nnunet.config.segmentation import SegmentationConfig
+from rehrseg_nnunet.config.self_sr import SelfSRConfig
+from rehrseg_nnunet.config.smore import SMOREConfig
 from rehrseg_nnunet.slices.geometry import check_thick_slices, sr_factor
 
 BLOCK = "rehrseg"
-# Where a default comes from.
-PAPER: JsonDict = {"source": "paper"}
-RELEASE: JsonDict = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
-OURS: JsonDict = {"source": "this package"}
-DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
-
-
-class ExportConfig(StrictModel):
-    """How pseudo-HR cases are made with the trained stage-1 network; none of it is in the paper."""
-
-    image: Literal["self_sr", "smore"] = Field(
-        default="self_sr",
-        description="where the image comes from; `smore` takes SMORE's and needs SMORETrainer of the same fold. "
-        "Labels and U are the self-SR network's either way",
-        json_schema_extra=OURS,
-    )
-    back_projection_steps: int = Field(
-        default=2,
-        ge=0,
-        description="steps that bring the image, made thick again, closer to the acquired one",
-        json_schema_extra=OURS,
-    )
-
-
-class SelfSRConfig(StrictModel):
-    """Stage 1, self-supervised super-resolution (paper sections 3.2 and 4.2)."""
-
-    base_features: PositiveInt = Field(
-        default=64,
-        description="width of FLAVR's first stage; 64 loads the published checkpoint (`rehrseg convert-flavr`)",
-        json_schema_extra=PAPER,
-    )
-    candidates: PositiveInt = Field(
-        default=16,
-        description="N of the uncertainty-aware head (Eq. 2)",
-        json_schema_extra=RELEASE,
-    )
-    image_mode: Literal["residual", "direct"] = Field(
-        default="residual",
-        description="`residual` predicts the residual to the linear interpolation of the two middle slices, `direct` "
-        "the image itself (Eq. 4)",
-        json_schema_extra=OURS,
-    )
-    label_mode: Literal["residual", "direct"] = Field(
-        default="residual",
-        description="`residual` predicts what is added to the interpolated shapes of the window's labels, `direct` "
-        "the labels themselves (Eq. 4)",
-        json_schema_extra=OURS,
-    )
-    batch_size: PositiveInt = Field(
-        default=64,
-        description="windows per step",
-        json_schema_extra=PAPER,
-    )
-    patch_size: tuple[PositiveInt, PositiveInt] = Field(
-        default=(64, 64),
-        description="in-plane size of a training window, HR pixels (the released code has 96 x 96)",
-        json_schema_extra=OURS,
-    )
-    epochs: PositiveInt = Field(
-        default=600,
-        description="epochs of both phases together; one epoch is 250 steps, as in nnU-Net (paper: 150,000 steps)",
-        json_schema_extra=PAPER,
-    )
-    uncertainty_epochs: int = Field(
-        default=80,
-        ge=0,
-        description="last epochs, in which Eq. 6 is added (paper: 20,000 steps); a training of another length keeps "
-        "the share",
-        json_schema_extra=PAPER,
-    )
-    learning_rate: PositiveFloat = Field(
-        default=2e-4,
-        description="peak of each phase's one-cycle schedule, Adam (the released code has 5e-4)",
-        json_schema_extra=OURS,
-    )
-    simulated_axes: tuple[Literal["y", "x"], ...] = Field(
-        default=("x", "y"),
-        min_length=1,
-        description="in-plane axes along which thick slices are simulated for training (paper: x); with one axis, "
-        "validation watches the other",
-        json_schema_extra=RELEASE,
-    )
-    scaling: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(0.8, 1.25),
-        description="range of in-plane zoom for augmentation",
-        json_schema_extra=OURS,
-    )
-    scaling_probability: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of windows that are zoomed",
-        json_schema_extra=OURS,
-    )
-    export: ExportConfig = Field(
-        default=ExportConfig(),
-        description="how pseudo-HR cases are made",
-    )
-
-    @model_validator(mode="after")
-    def _phases_fit(self) -> SelfSRConfig:
-        if self.uncertainty_epochs >= self.epochs:
-            raise ValueError(
-                f"uncertainty_epochs must be smaller than epochs, got {self.uncertainty_epochs} of {self.epochs}"
-            )
-        if self.scaling[0] > self.scaling[1]:
-            raise ValueError(f"scaling must be (smallest, largest), got {self.scaling}")
-        return self
-
-
-class HRHeadConfig(StrictModel):
-    """HR segmentation head (paper section 4.2): the last features, conv, ReLU, conv."""
-
-    label_mode: Literal["residual", "direct"] = Field(
-        default="residual",
-        description="`residual` predicts what is added to the LR logits, interpolated along z, `direct` the HR logits "
-        "themselves",
-        json_schema_extra=OURS,
-    )
-    upsampling: Literal["interpolate", "subpixel"] = Field(
-        default="subpixel",
-        description="`subpixel` lets the first convolution predict r slices for each LR slice, `interpolate` "
-        "interpolates the features along z before it",
-        json_schema_extra=OURS,
-    )
-    hidden_features: PositiveInt = Field(
-        default=16,
-        description="channels between the two convolutions",
-        json_schema_extra=RELEASE,
-    )
-    first_kernel: PositiveInt = Field(
-        default=3,
-        description="edge of the first kernel, odd",
-        json_schema_extra=RELEASE,
-    )
-    second_kernel: PositiveInt = Field(
-        default=5,
-        description="edge of the second kernel, odd",
-        json_schema_extra=RELEASE,
-    )
-
-    @model_validator(mode="after")
-    def _odd(self) -> HRHeadConfig:
-        for key in ("first_kernel", "second_kernel"):
-            if getattr(self, key) % 2 == 0:
-                raise ValueError(f"{key} must be odd, got {getattr(self, key)}")
-        return self
-
-
-class SegmentationConfig(StrictModel):
-    """Stage 2, segmentation (paper sections 3.3 to 3.6)."""
-
-    distillation: DistillationKind = Field(
-        default="correlation+spatial",
-        description="what is distilled from stage 1: Eq. 9 and 10, one of the two, or what the paper's Table 6 "
-        "compares with (`mimic`, mean squared difference of features; `ifvd`, how features vary inside a "
-        "class)",
-        json_schema_extra=PAPER,
-    )
-    distillation_weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="lambda of Eq. 11, the weight of the distillation loss (what stage 1's encoder teaches); 0 trains "
-        "without a teacher",
-        json_schema_extra=PAPER,
-    )
-    affinity_pool: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        default=(1, 2, 2),
-        description="voxels per node of the affinity graph (beta)",
-        json_schema_extra=PAPER,
-    )
-    uncertainty_weighting: bool = Field(
-        default=True,
-        description="weight the LR cross-entropy by 1 - 0.99 U (Eq. 7; 0.99 is the released code's)",
-        json_schema_extra=PAPER,
-    )
-    lr_dice_weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none)",
-        json_schema_extra=OURS,
-    )
-    true_lr_probability: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of the patches whose LR input is the true acquisition with its true label; the others are "
-        "pseudo-HR cases made thick again at a random phase (Eq. 1)",
-        json_schema_extra=OURS,
-    )
-    hr_head: HRHeadConfig = Field(
-        default=HRHeadConfig(),
-        description="the HR head",
-    )
-    learning_rate_from_trained: PositiveFloat = Field(
-        default=1e-3,
-        description="SGD's initial learning rate, in ContinuedBaselineTrainer too, when training starts from a "
-        "trained network; else it is nnU-Net's",
-        json_schema_extra=RELEASE,
-    )
-
-
-class SMOREConfig(StrictModel):
-    """SMORE, a learnt interpolation that stage 1 can be trained on (paper section 4.4.1); optional, before stage 1."""
-
-    blocks: PositiveInt = Field(
-        default=16,
-        description="residual blocks of the 2D network",
-        json_schema_extra=RELEASE,
-    )
-    features: PositiveInt = Field(
-        default=32,
-        description="its width",
-        json_schema_extra=RELEASE,
-    )
-    batch_size: PositiveInt = Field(
-        default=32,
-        description="slices per step",
-        json_schema_extra=RELEASE,
-    )
-    patch_size: tuple[PositiveInt, PositiveInt] = Field(
-        default=(64, 64),
-        description="HR pixels of a training slice, along the simulated axis (cut to a multiple of r) and across (the "
-        "released code has 96 x 96)",
-        json_schema_extra=OURS,
-    )
-    epochs: PositiveInt = Field(
-        default=100,
-        description="epochs of 250 steps (the released code takes 260,000 steps)",
-        json_schema_extra=OURS,
-    )
-    learning_rate: PositiveFloat = Field(
-        default=1e-3,
-        description="peak of the one-cycle schedule, Adam (the released code has 5e-4)",
-        json_schema_extra=OURS,
-    )
 
 
 class RehrsegConfig(StrictModel):
@@ -343,6 +108,22 @@ def upgraded_plans(plans: Mapping[str, Any]) -> dict[str, Any]:
     for configuration in result["configurations"].values():
         if BLOCK in configuration:
             configuration[BLOCK] = drop_old_defaults(configuration[BLOCK])
+    return result
+
+
+def with_thin_network(plans: Mapping[str, Any], name: str, config: ResolvedConfig) -> dict[str, Any]:
+    """Plans whose configuration `name` has the patch, batch and network of `segmentation.thin` in nnU-Net's own keys.
+
+    nnU-Net's commands then take this network like any other.
+
+    Args:
+        plans: nnU-Net plans, not changed.
+        name: configuration.
+        config: its block, which says `input: thin`; it becomes the configuration's.
+    """
+    result = copy.deepcopy(dict(plans))
+    thin = config.segmentation.thin.model_dump(mode="json")
+    result["configurations"][name].update(thin, **{BLOCK: config.model_dump(mode="json")})
     return result
 
 

@@ -31,6 +31,7 @@ _PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
 _LOADER = "nnunetv2.training.dataloading.data_loader:nnUNetDataLoader"
 _LABELS = "nnunetv2.utilities.label_handling.label_handling:LabelManager"
 _PLANS = "nnunetv2.utilities.plans_handling.plans_handler"
+_PLANNER = "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner"
 _DATASET = "nnunetv2.training.dataloading.nnunet_dataset"
 _TRANSFORMS = "batchgeneratorsv2.transforms"
 _BLOCKS = "dynamic_network_architectures.building_blocks"
@@ -221,6 +222,16 @@ DATA_PARTS = (
 PLANS_PARTS = (
     Part(_PLANS + ":PlansManager", "plans dataset_name transpose_forward transpose_backward", "plans"),
     Part(_PLANS + ":PlansManager", "get_configuration get_label_manager", "plans"),
+    Part(_PLANS + ":PlansManager", "experiment_planner_class", "planning networks of thin slices"),
+    Part(_PLANNER, "__init__", "planning networks of thin slices", first="dataset_name_or_id"),
+    Part(
+        _PLANNER,
+        "get_plans_for_configuration",
+        "planning networks of thin slices",
+        first="spacing median_shape data_identifier approximate_n_voxels_dataset _cache",
+    ),
+    Part(_PLANNER, "dataset_json UNet_base_num_features", "planning networks of thin slices"),
+    Part("nnunetv2.utilities.json_export", "recursive_fix_for_json_export", "planning networks of thin slices"),
     Part(_PLANS + ":PlansManager", "image_reader_writer_class", "reading and writing whole files only"),
     Part(_PLANS + ":ConfigurationManager", "configuration spacing patch_size", "plans"),
     Part(_PLANS + ":ConfigurationManager", "batch_dice use_mask_for_norm normalization_schemes", "plans"),
@@ -229,6 +240,7 @@ PLANS_PARTS = (
         "preprocessor_class resampling_fn_probabilities",
         "the configuration of thin-slice predictions",
     ),
+    Part(_PLANS + ":ConfigurationManager", "previous_stage_name", "predictions of cascades"),
     Part(
         _LABELS, "all_labels foreground_labels foreground_regions has_regions has_ignore_label ignore_label", "labels"
     ),
@@ -277,7 +289,24 @@ PREDICTION_PARTS = (
     Part(_PREDICTOR, "predict_sliding_window_return_logits", "HR logits", exact="input_image"),
     Part(_PREDICTOR, "_internal_predict_sliding_window_return_logits", "windows with the HR head's channels"),
     Part(_PREDICTOR, "_internal_maybe_mirror_and_predict", "mirrored HR predictions", exact="x"),
-    Part(_PREDICTOR, "_manage_input_and_output_lists", "results that appear when they are whole"),
+    Part(
+        _PREDICTOR,
+        "_manage_input_and_output_lists",
+        "results that appear when they are whole",
+        exact=(
+            "list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files "
+            "folder_with_segs_from_prev_stage overwrite part_id num_parts save_probabilities"
+        ),
+    ),
+    Part(
+        "nnunetv2.inference.predict_from_raw_data",
+        "export_prediction_from_logits",
+        "predictions on several grids",
+        exact=(
+            "predicted_array_or_file properties_dict configuration_manager plans_manager dataset_json_dict_or_file "
+            "output_file_truncated save_probabilities num_threads_torch"
+        ),
+    ),
     Part(_PREDICTOR, "_internal_get_data_iterator_from_lists_of_filenames", "naming images that cannot be predicted"),
     Part(
         _PREDICTOR,
@@ -286,7 +315,7 @@ PREDICTION_PARTS = (
         first="list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files",
         keywords=(
             "save_probabilities overwrite num_processes_preprocessing num_processes_segmentation_export "
-            "num_parts part_id"
+            "folder_with_segs_from_prev_stage num_parts part_id"
         ),
     ),
     Part(
@@ -294,7 +323,7 @@ PREDICTION_PARTS = (
         "predict_from_files_sequential",
         "rehrseg predict -npp 0 -nps 0",
         first="list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files",
-        keywords="save_probabilities overwrite",
+        keywords="save_probabilities overwrite folder_with_segs_from_prev_stage",
     ),
     Part(
         _PREDICTOR,

@@ -7,7 +7,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.config.rehrseg import SMOREConfig
+from rehrseg_nnunet.config.smore import SMOREConfig
 from rehrseg_nnunet.restoration.loader import RestorationLoader
 from rehrseg_nnunet.restoration.pairs import RestorationPair
 from rehrseg_nnunet.smore.pairs import make_slice_pair, sample_slice

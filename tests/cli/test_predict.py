@@ -9,8 +9,9 @@ import torch
 from rehrseg_nnunet.cli import predict
 from rehrseg_nnunet.cli.predict import add_arguments, run
 from rehrseg_nnunet.nnunet.raw_files import list_cases
-from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
+from rehrseg_nnunet.prediction.output_grid import NativeGrid
 from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
+from rehrseg_nnunet.prediction.spacing_grid import SpacingGrid
 
 REQUIRED = ["-d", "1", "-c", "3d_fullres"]
 
@@ -49,7 +50,7 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
     monkeypatch.delenv("nnUNet_npp", raising=False)
     monkeypatch.delenv("nnUNet_nps", raising=False)
     own, stock = options(own_parser()), options(nnunet_parser)
-    assert set(own) - set(stock) == {"--grid", "--no_hr_head"}
+    assert set(own) - set(stock) == {"--grid", "--hr_from", "--no_hr_head", "--surfaces", "--ras", "--seg_nrrd"}
     for flag, action in stock.items():
         mine = own[flag]
         assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
@@ -79,7 +80,7 @@ def call(tmp_path, monkeypatch):
     class Predictor:
         def __init__(self, **kwargs):
             asked["init"] = kwargs
-            self.dataset_json = {"file_ending": ".nii.gz"}
+            self.dataset_json = {"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
 
         def image_files(self, folder):
             return list_cases(folder, ".nii.gz", channels=1)
@@ -143,13 +144,14 @@ def test_passes_everything_on(call, tmp_path):
     assert asked["model"] == (str(call.model), [0, "all"], {"checkpoint_name": "checkpoint_best.pth"})
     init = asked["init"]
     assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
-    assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", HRGrid())
-    assert not init["hr_head"]
+    assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", None)
+    assert init["hr_from"] == "lr"
     args, kwargs = asked["workers"]
     assert args == (str(tmp_path / "in"), str(tmp_path / "out"))
     assert kwargs == {
         "save_probabilities": True,
         "overwrite": False,
+        "folder_with_segs_from_prev_stage": None,
         "num_processes_preprocessing": 1,
         "num_processes_segmentation_export": 2,
         "num_parts": 3,
@@ -161,16 +163,31 @@ def test_passes_everything_on(call, tmp_path):
 
 def test_without_workers(call):
     asked = call("-npp", "0", "-nps", "0")
-    assert asked["sequential"][1] == {"save_probabilities": False, "overwrite": True}
+    assert asked["sequential"][1] == {
+        "save_probabilities": False,
+        "overwrite": True,
+        "folder_with_segs_from_prev_stage": None,
+    }
     assert asked["model"][1] == [0, 1, 2, 3, 4]
     assert asked["init"]["use_mirroring"]
-    assert asked["init"]["hr_head"]
+    assert asked["init"]["hr_from"] is None  # the model's own setting
     assert "workers" not in asked
 
 
+@pytest.mark.parametrize("source", ["head", "lr", "mean"])
+def test_where_thin_slices_come_from(call, source):
+    assert call("--hr_from", source)["init"]["hr_from"] == source
+
+
+def test_the_older_option_and_the_newer_one_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        own_parser().parse_args(["-i", "a", "-o", "b", *REQUIRED, "--hr_from", "head", "--no_hr_head"])
+    assert "--no_hr_head: not allowed with argument --hr_from" in capsys.readouterr().err
+
+
 def test_grids(call, tmp_path):
-    assert call("--grid", "native")["init"]["grid"] == NativeGrid()
-    assert call("--grid", str(tmp_path / "in"))["init"]["grid"] == ReferenceGrid(tmp_path / "in")
+    grids = call("--grid", "native", str(tmp_path / "in"), "0.5,0.5,1")["init"]["grid"]
+    assert grids == (NativeGrid(), ReferenceGrid(tmp_path / "in"), SpacingGrid((0.5, 0.5, 1)))
     with pytest.raises(FileNotFoundError, match="--grid must be"):
         call("--grid", str(tmp_path / "nothing"))
 
@@ -178,7 +195,7 @@ def test_grids(call, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["-prev_stage_predictions", "x"], NotImplementedError, "cascades"),
+        (["-prev_stage_predictions", "x"], FileNotFoundError, "-prev_stage_predictions must be an existing folder"),
         (["-num_parts", "2", "-part_id", "2"], ValueError, "-part_id must be"),
         (["-step_size", "1.5"], ValueError, "-step_size must be"),
         (["-npp", "0"], ValueError, "both 0 or both positive"),

@@ -12,7 +12,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from workspace import assert_same_field_of_view, log_of, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig, load_config
+from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.evaluation.upsampling import upsample_folder
 
 pytestmark = pytest.mark.slow

@@ -5,13 +5,12 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig
-from rehrseg_nnunet.segmentation.hr_head import (
-    HRHead,
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
+from rehrseg_nnunet.segmentation.hr_head import HRHead, add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import (
     TrainingOutputs,
-    add_hr_head,
     get_output_mode,
-    has_hr_head,
+    gives_hr_logits,
     output_mode,
     set_output_mode,
 )
@@ -118,7 +117,6 @@ def test_training_mode_gives_everything_in_one_pass(kind, deep_supervision):
     assert out.hr.shape == (2, 3, FACTOR * 4, 16, 16)
     assert out.adapted.shape == (2, 5, 4, 8, 8)
     assert torch.equal(out.student, plain.encoder(image())[1])
-    assert torch.equal(out.image, image())
     with output_mode(network, "hr"):
         lr, hr = network(image())
         assert torch.equal(lr, as_list(out.lr)[0])
@@ -189,6 +187,20 @@ def test_a_new_residual_head_interpolates_the_lr_logits(kind, deep_supervision):
     assert out.hr.std() > 0.1 * lr.std() > 0
 
 
+@deep
+def test_the_hr_loss_does_not_teach_the_lr_head(deep_supervision):
+    """Eq. 7 takes the weight of wrong pseudo labels from the LR loss; they must not come back by the HR logits."""
+    network = give_residual(with_head(stock(deep_supervision=deep_supervision)))
+    set_output_mode(network, "training")
+    layer = network.decoder.seg_layers[-1]
+    network(image()).hr.square().mean().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+    for name in ("hr_head.first.weight", "hr_head.second.weight"):
+        assert layer.get_parameter(name).grad.abs().sum() > 0
+    assert network.encoder.stages[0][0].convs[0].conv.weight.grad.abs().sum() > 0  # the features still learn from it
+
+
 @pytest.mark.parametrize("upsampling", ["subpixel", "interpolate"])
 def test_a_residual_is_what_the_direct_head_predicts_added_to_the_interpolated_logits(upsampling):
     features, lr = (torch.randn(2, c, 4, 6, 7, generator=torch.Generator().manual_seed(c)) for c in (4, 3))
@@ -249,7 +261,7 @@ def test_reaches_through_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(with_head(stock(deep_supervision=True)))
-        assert has_hr_head(wrapped)
+        assert gives_hr_logits(wrapped)
         set_output_mode(wrapped, "training")
         out = wrapped(image())
         assert isinstance(out, TrainingOutputs)

@@ -9,7 +9,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_files import class_locations
-from rehrseg_nnunet.config.rehrseg import SMOREConfig
+from rehrseg_nnunet.config.smore import SMOREConfig
 from rehrseg_nnunet.smore.loader import SMORELoader
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)

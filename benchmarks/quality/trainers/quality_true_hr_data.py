@@ -114,6 +114,11 @@ class REHRSegTrainer_trueUncertainty(_WithTruth):
 
     uncertainty = True
 
+    def open_pseudo_hr(self) -> None:
+        """Find stage 1; U means something as it is."""
+        super().open_pseudo_hr()
+        self.normalises_uncertainty = False
+
 
 class REHRSegTrainer_trueLabels(_WithTruth, rehrseg_ablations.REHRSegTrainer_pseudoDataBSpline):
     """Interpolated images with the true labels, without U, distillation and stage 1."""

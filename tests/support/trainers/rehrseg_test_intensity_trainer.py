@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import HRHeadConfig, load_config
+from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
