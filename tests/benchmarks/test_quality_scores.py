@@ -217,9 +217,7 @@ def test_a_metric_that_an_earlier_version_did_not_know_is_scored_later(upsampled
 def test_offsets_are_chosen_on_validation_cases_and_hold_for_the_test_set(make, monkeypatch, key, best):
     """Probabilities that say too little by one factor everywhere: the offsets give the validation cases' volumes."""
     run, write = make(key)
-    monkeypatch.setattr(
-        scores, "fill_cases", repeat_slices
-    )
+    monkeypatch.setattr(scores, "fill_cases", repeat_slices)
     rng = np.random.default_rng(1)
     validation = run.folder / "validation" if key == "true_hr" else run.predictions / "validation_hr"
     for name, folder in (("validation", validation), ("test", run.predictions / "hr")):
