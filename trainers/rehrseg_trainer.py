@@ -44,8 +44,8 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     Attributes:
         changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
             the plans'.
-        normalises_uncertainty: U is brought to [0, 1] by each case's own extremes, as in Eq. 7; False for a U that
-            means something as it is.
+        normalises_uncertainty: U is brought to [0, 1] by each case's own extremes, as in Eq. 7, unless stage 1 has
+            calibrated it; False for a U that means something as it is.
     """
 
     loss: REHRSegLoss
@@ -187,6 +187,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             dummy_2d=dummy_2d,
             stock_initial_patch_size=initial_patch_size,
         )
+        spread = self.config.self_sr.export.uncertainty == "normalised"  # else U is a probability, which is kept
         return HRPatchLoader(
             self.pseudo_hr_cases(keys),
             self.batch_size,
@@ -196,7 +197,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             factor=self.config.factor,
             lr_dataset=self.dataset_class(self.preprocessed_dataset_folder, keys),
             true_lr_probability=self.config.segmentation.true_lr_probability,
-            normalise_uncertainty=self.normalises_uncertainty,
+            normalise_uncertainty=self.normalises_uncertainty and spread,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self._training_transforms(rotation, dummy_2d, mirror_axes),
