@@ -35,7 +35,8 @@ from benchmarks.gpu.data import (
     GPUData,
     set_environment,
 )
-from benchmarks.quality.datasets import copy_cases, interpolate_dataset, merged, whole
+from benchmarks.quality.datasets import copy_cases, interpolate_dataset, whole
+from benchmarks.quality.plans import merged
 from rehrseg_nnunet.cli.simulate import AXES, simulate
 from rehrseg_nnunet.config.presets import DEFAULTS, Preset, apply_preset, load_preset, scale_width
 from rehrseg_nnunet.config.rehrseg import BLOCK

@@ -26,11 +26,13 @@ class FrozenSelfSR:
         checkpoint: of the network that made the cases.
         network: in evaluation mode, without gradients, on the CPU.
         cases_folder: pseudo-HR cases, data (C + 1, r*D, H, W) with U in [0, 1] last, labels (1, r*D, H, W).
+        is_calibrated: U is the probability that a label is wrong; else it is between each case's own extremes.
     """
 
     checkpoint: Path
     network: SelfSRNetwork
     cases_folder: Path
+    is_calibrated: bool
 
 
 def open_self_sr(
@@ -81,7 +83,9 @@ def open_self_sr(
     store.verify(
         identifiers, expected, remedy=f"run: {named.command} --val", source_folder=None if chosen else source_folder
     )
-    return FrozenSelfSR(checkpoint, network, store.folder)
+    manifest = store.read_manifest()
+    is_calibrated = manifest is not None and "calibration" in manifest.made_with
+    return FrozenSelfSR(checkpoint, network, store.folder, is_calibrated)
 
 
 def check_version(checkpoint: Path, *, command: str) -> None:

@@ -50,7 +50,7 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
     monkeypatch.delenv("nnUNet_npp", raising=False)
     monkeypatch.delenv("nnUNet_nps", raising=False)
     own, stock = options(own_parser()), options(nnunet_parser)
-    assert set(own) - set(stock) == {"--grid", "--hr_from", "--no_hr_head"}
+    assert set(own) - set(stock) == {"--grid", "--hr_from", "--no_hr_head", "--surfaces", "--ras", "--seg_nrrd"}
     for flag, action in stock.items():
         mine = own[flag]
         assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
@@ -80,7 +80,7 @@ def call(tmp_path, monkeypatch):
     class Predictor:
         def __init__(self, **kwargs):
             asked["init"] = kwargs
-            self.dataset_json = {"file_ending": ".nii.gz"}
+            self.dataset_json = {"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
 
         def image_files(self, folder):
             return list_cases(folder, ".nii.gz", channels=1)

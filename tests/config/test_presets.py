@@ -59,6 +59,7 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
         "label_mode": "direct",
         "smooth_upsampling": False,
         "uncertainty_error": "image",
+        "simulated_axes": ("x",),
         "label_dropout": 0,
         "export": export,
     }
