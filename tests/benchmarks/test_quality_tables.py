@@ -304,7 +304,7 @@ SECONDS = {"baseline": 100.0, "self_sr": 60.0, "rehrseg": 40.0, "continued": 30.
 
 @pytest.fixture
 def timed(make_run, write_json, finish):
-    """REHRSeg after 5 epochs and its rival after 5 to 40, with what their trainings took; seed 1 takes twice as long."""
+    """REHRSeg after 5 epochs, its rival after 5 to 40, and what their trainings took; seed 1 takes twice as long."""
     study = Study(make_run, write_json)
     study.add("baseline", mean=0.6).add("rehrseg", mean=0.8, epochs=5)
     for epochs in (5, 20, 40):
@@ -352,7 +352,8 @@ def test_at_equal_time_a_rival_has_its_shortest_length_that_took_as_long(timed, 
 
 def test_times_of_single_trainings(timed, tmp_path):
     title = "Time of single trainings"
-    content = json.loads((write_tables(["3"], timed.runs, tmp_path) and tmp_path / "tables.json").read_text())[title]
+    write_tables(["3"], timed.runs, tmp_path)
+    content = json.loads((tmp_path / "tables.json").read_text())[title]
     assert content["nnU-Net continued, 10+20"]["cpu"]["mean"] == pytest.approx(30 * 4 * 1.5)
     assert content["self-SR, "]["cpu"]["n"] == 4
     unfinished = [run for run in timed.runs if run.row.key == "baseline"]
