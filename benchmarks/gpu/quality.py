@@ -22,7 +22,6 @@ from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.label_channels import head_labels
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.restoration.report import Comparison, mean_scores
-from rehrseg_nnunet.segmentation.hr_head import has_hr_head
 from rehrseg_nnunet.self_sr.export import super_resolve_case
 from rehrseg_nnunet.self_sr.report import restoration_scores
 from rehrseg_nnunet.slices.slice_profile import degrade_labels
@@ -175,7 +174,7 @@ def _ways(trainer: Any, data: GPUData, kind: str) -> Segment:
 
         return on_thin_slices
     at_hr = as_predictor(trainer, HRPredictor)
-    way = "HR head" if has_hr_head(trainer.network) else "interpolated logits"
+    way = "HR head" if hasattr(trainer, "open_pseudo_hr") else "interpolated logits"
 
     def on_thick_slices(_: str, image: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         thick = labels(plain, image)
