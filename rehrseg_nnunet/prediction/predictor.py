@@ -28,6 +28,7 @@ from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.image_checks import raise_failures
+from rehrseg_nnunet.prediction.inputs import Images, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
@@ -85,6 +86,8 @@ class HRPredictor(nnUNetPredictor):
         self.grid: OutputGrid = HRGrid() if grid is None else grid
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
+        # what passes on the cases that workers have preprocessed
+        self.preprocessed: Callable[[Iterator[dict]], Iterator[dict]] = raise_failures
 
     def initialize_from_trained_model_folder(self, model_training_output_dir: str, *args: Any, **kwargs: Any) -> None:
         """See nnUNetPredictor.
@@ -216,6 +219,19 @@ class HRPredictor(nnUNetPredictor):
             finally:
                 self._stage = None
 
+    @property
+    def images(self) -> Images:
+        """What files the model takes, and those it can also read and write."""
+        return Images(
+            channels=len(self.configuration_manager.normalization_schemes),
+            ending=self.dataset_json["file_ending"],
+            endings=endings_of(self.plans_manager.image_reader_writer_class),
+        )
+
+    def write_as(self, ending: str) -> None:
+        """Give segmentations another of the endings that the model's reader can write."""
+        self.dataset_json = {**self.dataset_json, "file_ending": ending}
+
     def image_files(self, folder: Path) -> list[list[str]]:
         """Files of every case of a folder: exactly the channels that the network was trained with.
 
@@ -246,4 +262,4 @@ class HRPredictor(nnUNetPredictor):
             cases = super()._internal_get_data_iterator_from_lists_of_filenames(*args, **kwargs)
         finally:
             self.configuration_manager = configuration_manager
-        return raise_failures(cases)
+        return self.preprocessed(cases)
