@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rehrseg_nnunet.config.presets import apply_preset, load_preset, preset_names
     from rehrseg_nnunet.evaluation.compare import evaluate_case, evaluate_folders
     from rehrseg_nnunet.evaluation.metrics import dice, hd95, psnr, ssim
+    from rehrseg_nnunet.prediction.api import Model, Prediction, load_model, predict
     from rehrseg_nnunet.prediction.predictor import HRPredictor
     from rehrseg_nnunet.slices.geometry import sr_factor
     from rehrseg_nnunet.slices.grids import Grid
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Grid",
     "HRPredictor",
+    "Model",
+    "Prediction",
     "__version__",
     "apply_preset",
     "degrade",
@@ -35,7 +38,9 @@ __all__ = [
     "interpolate",
     "interpolate_labels",
     "interpolate_logits",
+    "load_model",
     "load_preset",
+    "predict",
     "preset_names",
     "psnr",
     "sr_factor",
@@ -46,6 +51,7 @@ _MODULES = {
     "config.presets": ("apply_preset", "load_preset", "preset_names"),
     "evaluation.compare": ("evaluate_case", "evaluate_folders"),
     "evaluation.metrics": ("dice", "hd95", "psnr", "ssim"),
+    "prediction.api": ("Model", "Prediction", "load_model", "predict"),
     "prediction.predictor": ("HRPredictor",),
     "slices.geometry": ("sr_factor",),
     "slices.grids": ("Grid",),

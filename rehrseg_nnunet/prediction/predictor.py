@@ -228,6 +228,10 @@ class HRPredictor(nnUNetPredictor):
             endings=endings_of(self.plans_manager.image_reader_writer_class),
         )
 
+    def write_on(self, grid: OutputGrid) -> None:
+        """Choose another grid for what is predicted from now on."""
+        self.grid = self.configuration_manager.grid = grid
+
     def write_as(self, ending: str) -> None:
         """Give segmentations another of the endings that the model's reader can write."""
         self.dataset_json = {**self.dataset_json, "file_ending": ending}

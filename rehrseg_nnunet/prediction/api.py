@@ -1,0 +1,309 @@
+"""Predict from Python: load a model once, then segment images in memory or files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nibabel.spatialimages import SpatialImage
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
+from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
+from rehrseg_nnunet.prediction.inputs import image_ending
+from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, trained_model
+from rehrseg_nnunet.prediction.predictor import HRPredictor
+from rehrseg_nnunet.prediction.reference_grid import parse_grid
+
+PathLike: TypeAlias = str | os.PathLike[str]
+ImageT = TypeVar("ImageT", SpatialImage, sitk.Image, ArrayImage)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction(Generic[ResultT]):
+    """A segmentation with its probabilities.
+
+    Attributes:
+        segmentation: what `predict` returns without probabilities.
+        probabilities: (K, ...) float32, of the background and all labels, or of all regions; its further axes are
+            those of the segmentation's array: (x, y, z), or (z, y, x) as SimpleITK's `GetArrayFromImage` has them.
+    """
+
+    segmentation: ResultT
+    probabilities: np.ndarray
+
+
+class Model:
+    """A trained model in memory; made by `load_model`.
+
+    It works in this process alone and holds no files open. In a `with` statement, or by `close`, it gives its memory
+    back.
+
+    Attributes:
+        predictor: nnU-Net's kind of predictor, for what this module does not offer.
+    """
+
+    def __init__(self, predictor: HRPredictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Names of the labels with their values, of regions with the values that make them up."""
+        return dict(self.predictor.dataset_json["labels"])
+
+    @property
+    def channels(self) -> int:
+        """Number of images that make up a case."""
+        return self.predictor.images.channels
+
+    def close(self) -> None:
+        """Release the network, on a GPU also what PyTorch keeps for the next prediction."""
+        predictor = self.predictor
+        predictor.network, predictor.list_of_parameters = torch.nn.Identity(), []
+        self.release()
+
+    def release(self) -> None:
+        """Release what a prediction leaves on a GPU; the network stays."""
+        compute_gaussian.cache_clear()
+        if self.predictor.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load_model(
+    path: PathLike,
+    *,
+    folds: Sequence[int | str] | None = None,
+    device: str | None = None,
+    checkpoint: str = FINAL,
+    hr_head: bool = True,
+    mirroring: bool = True,
+    wanted: Wanted | None = None,
+) -> Model:
+    """Load a trained model of REHRSegTrainer, nnUNetTrainer or another trainer, once for many predictions.
+
+    Args:
+        path: folder of the model (`TRAINER__PLANS__CONFIGURATION`), or a zip file of nnUNetv2_export_model_to_zip. A
+            checkpoint can run code: load only those of people that you trust.
+        folds: whose networks are averaged; None for all that are there.
+        device: cuda, cpu or mps; None for a GPU if there is one.
+        checkpoint: file name in the folder of each fold.
+        hr_head: use the HR head of a network that has one.
+        mirroring: average over mirrored inputs, which takes up to eight times as long.
+        wanted: which model, if the path holds several.
+
+    Raises:
+        FileNotFoundError: no model there, or a fold that was not trained.
+        ValueError: several models, a damaged file, or no such device.
+
+    Example:
+        >>> with load_model("model.zip") as model:  # doctest: +SKIP
+        ...     for file in Path("scans").glob("*.nii.gz"):
+        ...         predict(model, file, output=Path("out", file.name))
+    """
+    ensure_trainer_path()
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for trainers
+        predictor = HRPredictor(
+            device=_device(device),
+            perform_everything_on_device=True,
+            use_mirroring=mirroring,
+            allow_tqdm=False,
+            hr_head=hr_head,
+        )
+        with open_model(Path(path), wanted or Wanted(), checkpoint=checkpoint) as folder:
+            trained_model(folder, folds=folds, checkpoint=checkpoint, source=str(path)).load_into(predictor)
+    return Model(predictor)
+
+
+def _device(name: str | None) -> torch.device:
+    available = torch.cuda.is_available()
+    if name is None:
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise ValueError(f"device must be available, got {name} without a CUDA GPU; use cpu")
+    return torch.device(name)
+
+
+@overload
+def predict(
+    model: Model,
+    image: PathLike | list[PathLike],
+    *,
+    output: PathLike,
+    grid: PathLike = ...,
+    probabilities: Literal[False] = ...,
+) -> Path: ...
+@overload
+def predict(
+    model: Model,
+    image: PathLike | list[PathLike],
+    *,
+    output: None = ...,
+    grid: PathLike = ...,
+    probabilities: Literal[False] = ...,
+) -> nibabel.Nifti1Image: ...
+@overload
+def predict(
+    model: Model,
+    image: PathLike | list[PathLike],
+    *,
+    output: None = ...,
+    grid: PathLike = ...,
+    probabilities: Literal[True],
+) -> Prediction[nibabel.Nifti1Image]: ...
+@overload
+def predict(
+    model: Model,
+    image: ImageT | list[ImageT],
+    *,
+    output: None = ...,
+    grid: PathLike = ...,
+    probabilities: Literal[False] = ...,
+) -> ImageT: ...
+@overload
+def predict(
+    model: Model,
+    image: ImageT | list[ImageT],
+    *,
+    output: None = ...,
+    grid: PathLike = ...,
+    probabilities: Literal[True],
+) -> Prediction[ImageT]: ...
+def predict(
+    model: Model,
+    image: Any,
+    *,
+    output: PathLike | None = None,
+    grid: PathLike = "hr",
+    probabilities: bool = False,
+) -> Any:
+    """Segment one scan.
+
+    Args:
+        model: from `load_model`.
+        image: a path; a nibabel image; a SimpleITK image; or (array, affine) with array axes (x, y, z) and a (4, 4)
+            affine from indices to RAS in mm, as nibabel has them. A list holds the channels of one case.
+        output: for paths: where to write the segmentation.
+        grid: hr, r slices for every one of the scan; native, the scan's own; or the path of a file with another.
+        probabilities: return them as well.
+
+    Returns:
+        The segmentation, with its geometry: of the same kind as the image, for a nibabel image a Nifti1Image. For a path
+        it is a Nifti1Image, or the path of `output`. With probabilities, a `Prediction`.
+
+    Raises:
+        UnusableImageError: an image that cannot be predicted; it is a ValueError.
+        ValueError: not as many images as the model has channels, or options that do not go together.
+        UnwrittenFileError: the output could not be written; it is an OSError.
+
+    Example:
+        >>> import nibabel
+        >>> thick = nibabel.load("scan.nii.gz")  # doctest: +SKIP
+        >>> thin = predict(model, thick)  # doctest: +SKIP
+        >>> thin.shape  # doctest: +SKIP
+        (35, 51, 32)
+    """
+    images = image if isinstance(image, list) else [image]
+    if len(images) != model.channels:
+        raise ValueError(f"image must be a list of the model's {model.channels} channels, got {len(images)}")
+    are_paths = all(isinstance(each, (str, os.PathLike)) for each in images)
+    if output is not None and (not are_paths or probabilities):
+        raise ValueError(
+            "output needs an image that is a path, and no probabilities; save what predict returns instead"
+        )
+    if are_paths:
+        return _predict_files(model, [Path(each) for each in images], output, grid, probabilities)
+    names = ["image"] if len(images) == 1 else [f"image[{index}]" for index in range(len(images))]
+    volumes = [to_volume(each, name) for each, name in zip(images, names, strict=True)]
+    case = to_case(volumes, model.predictor.plans_manager.image_reader_writer_class, names)
+    result = _predict_case(model, *case, source=", ".join(names), grid=grid, probabilities=probabilities)
+    return _as_kind(result, images[0])
+
+
+@dataclass(frozen=True)
+class _Result:
+    """In the array order of a model's reader.
+
+    Attributes:
+        labels: (D, H, W).
+        probabilities: (K, D, H, W), or None.
+        properties: of the file to be written.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None
+    properties: dict[str, Any]
+
+
+def _predict_files(
+    model: Model, files: list[Path], output: PathLike | None, grid: PathLike, probabilities: bool
+) -> Any:
+    reader = model.predictor.plans_manager.image_reader_writer_class()
+    if output is not None and image_ending(Path(output).name, model.predictor.images.endings) is None:
+        endings = " ".join(model.predictor.images.endings)
+        raise ValueError(f"output must end in one of {endings}, which the model writes, got {output}")
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"image must be an existing file, got {file}")
+    source = ", ".join(map(str, files))
+    case = reader.read_images([str(file) for file in files])
+    result = _predict_case(model, *case, source=source, grid=grid, probabilities=probabilities)
+    if output is None:
+        return _as_kind(result, None)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    reader.write_seg(result.labels, str(output), result.properties)
+    return Path(output)
+
+
+def _predict_case(
+    model: Model, data: np.ndarray, properties: dict[str, Any], *, source: str, grid: PathLike, probabilities: bool
+) -> _Result:
+    """Preprocess, predict and resample a case, with nnU-Net's own functions, in this process."""
+    predictor = model.predictor
+    predictor.write_on(parse_grid(os.fspath(grid)))
+    plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    preprocessor.source = source
+    data, _, properties = preprocessor.run_case_npy(
+        data, None, properties, plans, configuration, predictor.dataset_json
+    )
+    try:
+        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+        found = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, plans, configuration, predictor.label_manager, properties, return_probabilities=probabilities
+        )
+    finally:
+        model.release()
+    return _Result(*(found if probabilities else (found, None)), properties)
+
+
+def _as_kind(result: _Result, image: Any) -> Any:
+    """A result as the same kind as an image, as nibabel's for None."""
+    labels = from_case(result.labels, result.properties)
+    segmentation = to_nifti(labels) if image is None else like(labels, image)
+    if result.probabilities is None:
+        return segmentation
+    maps = [from_case(values, result.properties).values for values in result.probabilities]
+    stacked = np.stack(maps).astype(np.float32, copy=False)
+    if isinstance(image, sitk.Image):
+        stacked = stacked.transpose(0, 3, 2, 1)
+    return Prediction(segmentation, stacked)
