@@ -244,4 +244,4 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             self.network.require_forward_param_sync = False
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)
-        predict_hr_validation(self)
+        predict_hr_validation(self, hr_from=self.config.segmentation.hr_from)

@@ -5,8 +5,8 @@
 simulates thick slices, plans, preprocesses, trains and predicts through nnU-Net's own commands, for every fold and
 seed, and prints the tables of what is finished: Dice and HD95 of the validation cases, and of test cases that no
 training has seen, at LR and against the true HR labels. Run it again to go on: a finished row is never computed again,
-a training that was stopped goes on from its last checkpoint (the baseline, as nnU-Net has it, every 50 epochs). More
-folds, seeds, rows or epochs of stage 2 go to the same work folder.
+a training that was stopped goes on from its last checkpoint, a tenth of it back at most. More folds, seeds, rows or
+epochs of stage 2 go to the same work folder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import argparse
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
-from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
+from filelock import FileLock, Timeout
 
-from benchmarks.quality.datasets import Benchmark, prepare
+from benchmarks.quality.benchmark import Benchmark
+from benchmarks.quality.datasets import prepare
+from benchmarks.quality.jobs import Job, do_jobs
 from benchmarks.quality.launch import PRECISIONS
 from benchmarks.quality.rows import ROWS, TABLES, in_order
 from benchmarks.quality.runs import Run, execute, predict, set_environment, train
@@ -27,7 +30,8 @@ from benchmarks.quality.scores import score
 from benchmarks.quality.tables import write_tables
 from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.config.presets import preset_names
-from rehrseg_nnunet.nnunet.training_lengths import trainer_name
+
+PATCH = "patch size of thick slices, r times as many thin ones (default: nnU-Net's own)"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         benchmark = _benchmark(args)
         trained = _runs(benchmark, args.rows or [key for table in args.tables for key in TABLES[table][1]], args)
         if not args.report:
-            _work(benchmark, trained, device=args.device)
+            _work_alone(benchmark, trained, args)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     numbers = [n for n in TABLES if {*args.rows} & {*TABLES[n][1]}] if args.rows else args.tables
@@ -49,10 +53,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _benchmark(args: argparse.Namespace) -> Benchmark:
     """What the options mean, checked, and written down in the work folder unless it is only reported."""
-    if not hasattr(nnUNetTrainer_Xepochs, trainer_name("nnUNetTrainer", args.baseline_epochs)):
-        raise ValueError(f"--baseline-epochs must be a length nnU-Net has a trainer for, got {args.baseline_epochs}")
-    if args.stage_2_epochs < 1:
-        raise ValueError(f"--stage-2-epochs must be at least 1, got {args.stage_2_epochs}")
+    for option in ("baseline_epochs", "stage_2_epochs", "jobs"):
+        values = getattr(args, option)
+        if min(values if isinstance(values, list) else [values]) < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {values}")
     benchmark = Benchmark(
         work=args.work.resolve(),
         source=args.source.resolve(),
@@ -63,6 +67,7 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
         preset=args.preset,
         baseline_epochs=args.baseline_epochs,
         precision=args.precision,
+        patch=None if args.patch is None else tuple(args.patch),
     )
     in_order(args.rows or [])
     benchmark.check()
@@ -71,23 +76,47 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
 
 
 def _runs(benchmark: Benchmark, keys: list[str], args: argparse.Namespace) -> list[Run]:
-    """Runs of rows and of what they build on: row by row, every row on all folds and seeds."""
-    epochs = args.stage_2_epochs
-    return [
-        Run(benchmark, row, fold, seed, epochs) for row in in_order(keys) for seed in args.seeds for fold in args.folds
+    """Runs of rows and of what they build on, each once: all rows of a seed and fold before the next."""
+    runs = [
+        Run(benchmark, row, fold, seed, epochs)
+        for seed in args.seeds
+        for fold in args.folds
+        for row in in_order(keys)
+        for epochs in args.stage_2_epochs
     ]
+    return list({(run.seed, run.label): run for run in reversed(runs)}.values())[::-1]
 
 
-def _work(benchmark: Benchmark, runs: list[Run], *, device: str) -> None:
-    set_environment(benchmark)
+def _work_alone(benchmark: Benchmark, runs: list[Run], args: argparse.Namespace) -> None:
+    """Do what is missing, unless another process does in this folder.
+
+    Raises:
+        ValueError: another one does.
+    """
+    try:
+        with FileLock(benchmark.work / "work.lock", timeout=0):
+            _work(benchmark, runs, device=args.device, jobs=args.jobs)
+    except Timeout:
+        raise ValueError(f"--work {benchmark.work} is being worked in; wait for that, or add --report") from None
+
+
+def _work(benchmark: Benchmark, runs: list[Run], *, device: str, jobs: int) -> None:
+    set_environment(benchmark, jobs=jobs)
     rows = [run.row for run in runs]
     datasets = {row.data for row in rows} - {"thick"}
     prepare(benchmark, datasets, {row.plans for row in rows}, execute)
-    for run in runs:
+
+    def work(run: Run) -> None:
         train(run, device=device)
         if run.row.segments:
             predict(run, device=device)
             score(run)
+
+    do_jobs([Job(_name(run), frozenset(map(_name, run.before)), partial(work, run)) for run in runs], at_once=jobs)
+
+
+def _name(run: Run) -> tuple[int, str]:
+    return run.seed, run.label
 
 
 def _legend(args: argparse.Namespace) -> str:
@@ -113,8 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=preset_names(), default="cpu")
     parser.add_argument("--folds", type=int, nargs="+", choices=range(5), default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--baseline-epochs", type=int, default=10, help="a length that nnU-Net has a trainer for")
-    parser.add_argument("--stage-2-epochs", type=int, default=10)
+    parser.add_argument("--baseline-epochs", type=int, default=10)
+    parser.add_argument("--stage-2-epochs", type=int, nargs="+", default=[10], help="one or more lengths")
+    parser.add_argument("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help=PATCH)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at the same time; more than 1: a thread for each"
+    )
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["2", "3", "4", "5", "6"])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")

@@ -33,7 +33,7 @@ class Row:
         key: name of its files.
         title: as printed.
         trainer: class name without a length.
-        data: dataset that it is trained on: thick slices, these interpolated to thin ones, or the true thin slices.
+        data: dataset that it is trained on, see `datasets.write_thin_dataset`.
         start: "none": the baseline itself. "baseline": goes on from its checkpoint for stage 2's epochs. "scratch":
             for the epochs of both together. "own": a restoring network, trained for as long as its settings say.
         after: keys of rows that must be trained before.
@@ -46,7 +46,7 @@ class Row:
     key: str
     title: str
     trainer: str
-    data: Literal["thick", "interpolated", "true_hr"] = "thick"
+    data: Literal["thick", "interpolated", "interpolated_true_labels", "interpolated_sparse", "true_hr"] = "thick"
     start: Literal["none", "baseline", "scratch", "own"] = "baseline"
     after: Sequence[str] = ()
     plans: str = ""
@@ -57,6 +57,11 @@ class Row:
     def segments(self) -> bool:
         """Whether it is a segmentation and not a restoring network (stage 1, SMORE)."""
         return self.start != "own"
+
+    @property
+    def before(self) -> list[str]:
+        """Keys of the rows that it builds on itself."""
+        return [*(["baseline"] if self.start == "baseline" else []), *self.after, *filter(None, [self.stage_1])]
 
 
 def _variant(key: str, title: str, suffix: str, *, after: Sequence[str] = ("self_sr",), plans: str = "") -> Row:
@@ -80,13 +85,40 @@ def _stage_1_setting(plans: str, title: str, *, smore: bool = False) -> tuple[Ro
 ROWS = {
     row.key: row
     for row in (
-        Row("baseline", "nnU-Net", "nnUNetTrainer", start="none", hr="upsampled"),
+        Row("baseline", "nnU-Net", "SafeTrainer", start="none", hr="upsampled"),
         Row("continued", "nnU-Net continued", "ContinuedBaselineTrainer", hr="upsampled"),
         Row("self_sr", "self-SR", "SelfSRTrainer", start="own"),
         Row("rehrseg", "REHRSeg", "REHRSegTrainer", after=("self_sr",)),
         Row("interpolated", "nnU-Net on interpolated", "SafeTrainer", "interpolated", "scratch", hr="data"),
+        Row(
+            "interpolated_sparse",
+            "nnU-Net on interpolated, only the acquired slices labelled",
+            "SafeTrainer",
+            "interpolated_sparse",
+            "scratch",
+            hr="data",
+        ),
+        Row(
+            "interpolated_true_labels",
+            "nnU-Net on interpolated with the true HR labels (the room of thin input)",
+            "SafeTrainer",
+            "interpolated_true_labels",
+            "scratch",
+            hr="data",
+        ),
+        _variant(
+            "thick_true_labels",
+            "HR head on interpolated volumes with the true HR labels (the room of thick input)",
+            "trueLabels",
+            after=(),
+        ),
+        _variant("true_hr_only", "HR head on true HR volumes, no stage 1", "trueHRDataOnly", after=()),
         Row("true_hr", "nnU-Net on true HR images (upper bound)", "SafeTrainer", "true_hr", "scratch", hr="data"),
         _variant("true_hr_data", "REHRSeg on true HR data (upper bound for thick-slice input)", "trueHRData"),
+        _variant("truth_everywhere", "REHRSeg, pseudo labels replaced by the truth", "truthEverywhere"),
+        _variant("truth_between", "REHRSeg, the truth between slice centres only", "truthBetweenSlices"),
+        _variant("truth_at_boundaries", "REHRSeg, the truth at boundaries of pseudo labels only", "truthAtBoundaries"),
+        _variant("true_uncertainty", "REHRSeg, U = 1 where the pseudo label is wrong, else 0", "trueUncertainty"),
         _variant("pseudo_data", "pseudo-HR data of self-SR alone", "pseudoDataOnly"),
         _variant("uncertainty", "+ uncertainty", "withUncertainty"),
         _variant("distillation", "+ distillation, no uncertainty", "withDistillation"),
@@ -136,7 +168,10 @@ ROWS = {
 
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "2": ("super-resolution", ("self_sr", "smore", "self_sr_smore")),
-    "3": ("segmentation", ("rehrseg", "baseline", "continued", "interpolated", "true_hr_data", "true_hr")),
+    "3": (
+        "segmentation",
+        ("rehrseg", "baseline", "continued", "interpolated", "interpolated_sparse", "true_hr_data", "true_hr"),
+    ),
     "4": ("components", ("rehrseg", "continued", "pseudo_data", "uncertainty", "distillation")),
     "5": (
         "source of the pseudo-HR data",
@@ -155,6 +190,24 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "self_sr_directLabels",
             "self_sr_smoreImage",
             "self_sr_taught",
+        ),
+    ),
+    "oracles": (
+        "what there is to be had",
+        (
+            "rehrseg",
+            "continued",
+            "interpolated",
+            "interpolated_true_labels",
+            "thick_true_labels",
+            "true_hr_only",
+            "true_hr_data",
+            "true_hr",
+            "truth_everywhere",
+            "truth_between",
+            "truth_at_boundaries",
+            "true_uncertainty",
+            "rehrseg_taught",
         ),
     ),
     "settings": (
@@ -188,11 +241,9 @@ def in_order(keys: Sequence[str]) -> list[Row]:
     def add(key: str) -> None:
         if key not in ROWS:
             raise ValueError(f"--rows must be among {', '.join(ROWS)}, got {key}")
-        row = ROWS[key]
-        before = (["baseline"] if row.start == "baseline" else []) + list(row.after) + [row.stage_1]
-        for other in filter(None, before):
+        for other in ROWS[key].before:
             add(other)
-        ordered.setdefault(key, row)
+        ordered.setdefault(key, ROWS[key])
 
     for key in keys:
         add(key)

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality.datasets import CONFIGURATION, Benchmark, Execute
+from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark
+from benchmarks.quality.clock import Clock
+from benchmarks.quality.datasets import Execute
 from benchmarks.quality.rows import ROWS, Row
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
-from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
 from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
 
 OWN_TRAINERS = Path(__file__).resolve().parent / "trainers"
+REPOSITORY = Path(__file__).resolve().parents[2]  # its trainers import from `benchmarks`
 REPORTS = {
     "SMORETrainer": "smore_report.json",
     "SelfSRTrainer": "self_sr_report.json",
     "SelfSRTrainer_trueHRData": "self_sr_report.json",
 }
 DEFAULTS = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+# of trainings side by side: each in one thread of one process, so that one does not take the other's core
+SIDE_BY_SIDE = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,17 @@ class Run:
         """Another row of the same fold and seed."""
         return Run(self.benchmark, ROWS[key], self.fold, self.seed, self.stage_2_epochs)
 
+    @property
+    def before(self) -> list[Run]:
+        """The runs that it builds on itself."""
+        return [self.other(key) for key in self.row.before]
+
+    @property
+    def pipeline(self) -> list[Run]:
+        """All runs that must be trained for it, each once, itself last."""
+        runs = {run.label: run for before in self.before for run in before.pipeline}
+        return [*runs.values(), self]
+
     def environment(self) -> dict[str, str]:
         """Environment variables that its commands need."""
         variables = {
@@ -119,30 +131,50 @@ class Run:
         return variables
 
 
-def set_environment(benchmark: Benchmark) -> None:
-    """nnU-Net's variables for this process and its children, absolute paths; the user's own counts win."""
+def set_environment(benchmark: Benchmark, *, jobs: int = 1) -> None:
+    """nnU-Net's variables for this process and its children, absolute paths; the user's own counts win.
+
+    Args:
+        benchmark: whose folders they name.
+        jobs: trainings at the same time.
+    """
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         folder = benchmark.work / name
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder)
     os.environ["nnUNet_results"] = str(benchmark.work)
-    for name, value in DEFAULTS.items():
+    for name, value in (DEFAULTS | (SIDE_BY_SIDE if jobs > 1 else {})).items():
         os.environ.setdefault(name, value)
+    _put_first("PYTHONPATH", REPOSITORY)
     ensure_trainer_path()
     folders = os.environ["nnUNet_extTrainer"].split(os.pathsep)
     if str(OWN_TRAINERS) not in folders:
         os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, str(OWN_TRAINERS)])
 
 
-def execute(command: list[str], environment: dict[str, str] | None = None) -> None:
+def _put_first(variable: str, folder: Path) -> None:
+    """Put a folder in front of those that an environment variable lists, once."""
+    others = [entry for entry in os.environ.get(variable, "").split(os.pathsep) if entry not in ("", str(folder))]
+    os.environ[variable] = os.pathsep.join([str(folder), *others])
+
+
+def execute(command: list[str], environment: dict[str, str] | None = None) -> float:
     """Run one command of this Python's environment, print it first.
+
+    Returns:
+        CPU seconds of the command and its children.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     print("$", *command, flush=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, check=True, env={**os.environ, **(environment or {}), "PATH": path})
+    with subprocess.Popen(command, env={**os.environ, **(environment or {}), "PATH": path}) as process:
+        _, status, usage = os.wait4(process.pid, 0)  # other jobs have children at the same time
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return usage.ru_utime + usage.ru_stime
 
 
 def train(run: Run, *, device: str, execute: Execute = execute) -> None:
@@ -153,16 +185,22 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
     if run.row.start == "baseline":
         _show_baseline(run)
     command = [sys.executable, "-m", "benchmarks.quality.launch", str(run.seed), run.benchmark.precision]
-    command += [run.benchmark.dataset(run.row.data), CONFIGURATION, str(run.fold), "-tr", run.trainer]
+    command += [
+        str(seconds_file(run)),
+        run.benchmark.dataset(run.row.data),
+        CONFIGURATION,
+        str(run.fold),
+        "-tr",
+        run.trainer,
+    ]
     command += ["-p", run.benchmark.plans_name(run.row.plans), "-device", device]
-    if run.row.hr == "upsampled":
+    if run.row.hr in ("upsampled", "data"):
         command.append("--npz")
     if (run.folder / FINAL_CHECKPOINT).is_file():
         command.append("--val")
     elif list(run.folder.glob("checkpoint_*.pth")):
         command.append("--c")
-    with _measured(run, "train"):
-        execute(command, run.environment())
+    execute(command, run.environment())
 
 
 def scores_file(run: Run) -> Path:
@@ -182,59 +220,59 @@ def _show_baseline(run: Run) -> None:
     """Let trainings find the one baseline, whatever their length and plans: what differs does not concern it."""
     baseline = run.other("baseline").folder.parent
     name = f"nnUNetTrainer__{run.benchmark.plans_name(run.row.plans)}__{CONFIGURATION}"  # without length: for any
-    if not (baseline.parent / name).exists():
+    with contextlib.suppress(FileExistsError):  # of another training of the same plans
         (baseline.parent / name).symlink_to(baseline.name, target_is_directory=True)
 
 
 def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
-    """Predict the test set, at LR and, for a row on thick slices, at HR; what is finished is left alone."""
+    """Predict the test set, at LR and, for a row on thick slices, at HR; what is finished is left alone.
+
+    For a row on thick slices also the validation cases by `rehrseg predict`: what is chosen on validation cases then
+    holds for what is tested. HR predictions come with their probabilities.
+    """
     images = run.benchmark.folder("raw", run.benchmark.dataset(run.row.data)) / "imagesTs"
     if not images.is_dir():
         return
-    commands = {"hr" if run.row.hr == "data" else "lr": "nnUNetv2_predict"}
-    if run.row.hr != "data":
-        commands["hr"] = "rehrseg predict"
-    for resolution, command in commands.items():
-        target = run.predictions / resolution
-        if target.is_dir():
-            continue
-        partial = target.with_name(f"{resolution}_partial")
-        shutil.rmtree(partial, ignore_errors=True)  # nnU-Net would keep a file that a kill has cut off
-        arguments = ["-i", str(images), "-o", str(partial), "-d", run.benchmark.dataset(run.row.data)]
-        arguments += ["-c", CONFIGURATION, "-f", str(run.fold), "-tr", run.trainer, "-device", device]
-        arguments += ["-p", run.benchmark.plans_name(run.row.plans)]
-        if run.row.hr == "upsampled" and resolution == "lr":
-            arguments.append("--save_probabilities")
-        with _measured(run, f"predict_{resolution}"):
-            execute([*command.split(), *arguments], run.environment())
-        partial.rename(target)
+    if run.row.hr == "data":
+        _predict(run, "nnUNetv2_predict", images, "hr", device=device, execute=execute)
+        return
+    probabilities = run.row.hr == "upsampled"
+    _predict(run, "nnUNetv2_predict", images, "lr", device=device, execute=execute, probabilities=probabilities)
+    _predict(run, "rehrseg predict", images, "hr", device=device, execute=execute)
+    _predict(run, "rehrseg predict", validation_images(run), "validation_hr", device=device, execute=execute)
+
+
+def _predict(
+    run: Run, command: str, images: Path, name: str, *, device: str, execute: Execute, probabilities: bool = True
+) -> None:
+    target = run.predictions / name
+    if target.is_dir():
+        return
+    partial = target.with_name(f"{name}_partial")
+    shutil.rmtree(partial, ignore_errors=True)  # nnU-Net would keep a file that a kill has cut off
+    arguments = ["-i", str(images), "-o", str(partial), "-d", run.benchmark.dataset(run.row.data)]
+    arguments += ["-c", CONFIGURATION, "-f", str(run.fold), "-tr", run.trainer, "-device", device]
+    arguments += ["-p", run.benchmark.plans_name(run.row.plans)]
+    if probabilities:
+        arguments.append("--save_probabilities")
+    clock = Clock(seconds_file(run), f"predict_{name}")
+    clock.save(execute([*command.split(), *arguments], run.environment()))
+    partial.rename(target)
+
+
+def validation_images(run: Run) -> Path:
+    """Folder with the images of the fold's validation cases, as links."""
+    dataset = run.benchmark.dataset(run.row.data)
+    folder = run.benchmark.work / "validation_images" / dataset / f"fold_{run.fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = json.loads((run.benchmark.folder("preprocessed", dataset) / "splits_final.json").read_text())
+    for case in splits[run.fold]["val"]:
+        for image in (run.benchmark.folder("raw", dataset) / "imagesTr").glob(f"{case}_????{FILE_ENDING}"):
+            with contextlib.suppress(FileExistsError):
+                (folder / image.name).symlink_to(image)
+    return folder
 
 
 def seconds_file(run: Run) -> Path:
     """Where a run's durations are kept."""
     return run.benchmark.work / f"seed_{run.seed}" / "seconds" / f"{run.label}.json"
-
-
-@contextmanager
-def _measured(run: Run, step: str) -> Iterator[None]:
-    """Add a step's wall and CPU seconds, those of its children, to what interrupted attempts have taken.
-
-    What a killed attempt took is not known; the step is then marked `incomplete`.
-    """
-    file = seconds_file(run)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    seconds = json.loads(file.read_text()) if file.is_file() else {}
-    before = seconds.get(step, {"wall": 0.0, "cpu": 0.0})
-    write_atomically(file, json.dumps({**seconds, step: {**before, "incomplete": True}}, indent=2))
-    wall, cpu = time.perf_counter(), _children_cpu()
-    try:
-        yield
-    finally:
-        taken = {"wall": time.perf_counter() - wall, "cpu": _children_cpu() - cpu}
-        seconds[step] = {**before, **{clock: before[clock] + value for clock, value in taken.items()}}
-        write_atomically(file, json.dumps(seconds, indent=2))
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.datasets import Benchmark, decimate_folder, whole
+from benchmarks.quality.benchmark import Benchmark
+from benchmarks.quality.datasets import decimate_folder, whole
 from benchmarks.quality.runs import Run, scores_file
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_in_every_way

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
 from rehrseg_nnunet.cases.case_files import class_locations, save_case
-from rehrseg_nnunet.cases.source_files import SOURCE, is_current, source_state
+from rehrseg_nnunet.cases.source_files import derived_properties, is_current
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.safe_files import check_writable, exclusive
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
@@ -89,9 +89,6 @@ def _interpolate(
     image, labels, _, properties = dataset.load_case(identifier)
     image, labels = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:])
     fine = interpolate_labels(labels[0], planned.factor, 0, spacing_mm=planned.spacing_mm)[None]
-    added = {
-        "class_locations": class_locations(fine, planned.label_manager),
-        SOURCE: source_state(dataset.source_folder, identifier),
-    }
+    derived = derived_properties(dataset.source_folder, identifier, image, properties)
     data = interpolate(torch.from_numpy(image), planned.factor, 1, order=3).numpy()
-    return data, fine, {**properties, **added}
+    return data, fine, {**derived, "class_locations": class_locations(fine, planned.label_manager)}

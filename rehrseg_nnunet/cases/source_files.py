@@ -9,8 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from rehrseg_nnunet.cases.intensity_unit import INTENSITY_UNIT, IntensityUnit
 
 SOURCE = "rehrseg_source"  # key of `source_state` in a case's properties
 SUFFIXES = (".b2nd", "_seg.b2nd", ".npz", ".pkl")  # of nnU-Net's dataset classes
@@ -19,6 +24,21 @@ SUFFIXES = (".b2nd", "_seg.b2nd", ".npz", ".pkl")  # of nnU-Net's dataset classe
 def source_state(folder: str | os.PathLike[str], identifier: str) -> dict[str, tuple[int, int, str]]:
     """Size, time (ns) and SHA-256 of a preprocessed case's files, by name."""
     return {file.name: (*_size_and_time(file), _hash(file)) for file in _files(folder, identifier)}
+
+
+def derived_properties(
+    folder: str | os.PathLike[str], identifier: str, image: np.ndarray, properties: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Properties of a case that is derived from a preprocessed one: that one's, its intensity unit, its files' state.
+
+    Args:
+        folder: of the preprocessed case.
+        identifier: case.
+        image: (C, D, H, W), the preprocessed image.
+        properties: the preprocessed case's.
+    """
+    unit = IntensityUnit.of_case(image).as_property()
+    return {**properties, **unit, SOURCE: source_state(folder, identifier)}
 
 
 def is_current(properties_file: Path, folder: str | os.PathLike[str], identifier: str) -> bool:
@@ -30,7 +50,8 @@ def is_current(properties_file: Path, folder: str | os.PathLike[str], identifier
         identifier: case.
 
     Returns:
-        Also false where the properties are missing, cut off, or do not say what they were made from.
+        Also false where the properties are missing, cut off, do not say what they were made from, or have no intensity
+        unit (they are of an earlier version).
     """
     stored = _stored_state(properties_file) or {}
     files = _files(folder, identifier)
@@ -61,6 +82,7 @@ def _stored_state(properties_file: Path) -> dict[str, Any] | None:
         return None
     try:
         with properties_file.open("rb") as stream:
-            return pickle.load(stream).get(SOURCE)
+            properties = pickle.load(stream)
     except (EOFError, pickle.UnpicklingError):  # cut off by a crash of the machine
         return None
+    return properties.get(SOURCE) if INTENSITY_UNIT in properties else None

@@ -125,7 +125,7 @@ def _record(predictor: HRPredictor, model: TrainedModel, folder: Path, args: arg
             "grid": Path(args.grid).name,
             "mirroring": not args.disable_tta,
             "step_size": args.step_size,
-            "hr_head": not args.no_hr_head,
+            "hr_from": predictor.hr_from,
         },
     }
     return RunRecord(folder, part=(args.part_id, args.num_parts), about=about, keep=args.continue_prediction)
@@ -247,7 +247,7 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
         **settings,
         allow_tqdm=not args.disable_progress_bar,
         grid=parse_grid(args.grid),
-        hr_head=not args.no_hr_head,
+        hr_from=args.hr_from,
     )
 
 

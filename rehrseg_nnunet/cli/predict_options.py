@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-OWN = ("-m", "--grid", "--no_hr_head", "--keep_going")  # what nnUNetv2_predict does not have
+OWN = ("-m", "--grid", "--hr_from", "--no_hr_head", "--keep_going")  # what nnUNetv2_predict does not have
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,11 +82,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not average over mirrored inputs (without an HR head, at several slice phases): faster, less accurate",
     )
-    add(
-        "--no_hr_head",
-        action="store_true",
-        help="leave out the HR head: interpolate what the network says on thick slices, at several slice phases",
+    add_source = parser.add_mutually_exclusive_group().add_argument
+    add_source(
+        "--hr_from",
+        choices=("head", "lr", "mean"),
+        help="where thin slices come from: head, REHRSegTrainer's HR head; lr, what the network says on thick slices, "
+        "interpolated, at several slice phases; mean, both (default: the model's hr_from, lr without an HR head)",
     )
+    add_source("--no_hr_head", dest="hr_from", action="store_const", const="lr", help="another name of --hr_from lr")
     add("--verbose", action="store_true", help="print more")
     add("--save_probabilities", action="store_true", help="write class probabilities as npz, e.g. for ensembling")
     add("--continue_prediction", action="store_true", help="keep the cases that are already there")

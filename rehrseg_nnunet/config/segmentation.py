@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rehrseg_nnunet.config.models import OURS, PAPER, RELEASE, StrictModel
 
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
+HRSource = Literal["head", "lr", "mean"]
 
 
 class HRHeadConfig(StrictModel):
@@ -94,6 +95,13 @@ class SegmentationConfig(StrictModel):
     hr_head: HRHeadConfig = Field(
         default=HRHeadConfig(),
         description="the HR head",
+    )
+    # Stored models without the key must keep predicting the mean, whatever becomes the default of new trainings.
+    hr_from: HRSource = Field(
+        default="mean",
+        description="what `rehrseg predict` takes thin slices from, unless `--hr_from` says otherwise: the HR `head`, "
+        "the `lr` logits interpolated along z, or the `mean` of both",
+        json_schema_extra=OURS,
     )
     learning_rate_from_trained: PositiveFloat = Field(
         default=1e-3,

@@ -19,6 +19,7 @@ from nibabel.spatialimages import SpatialImage
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
+from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
 from rehrseg_nnunet.prediction.inputs import image_ending
@@ -27,6 +28,9 @@ from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.prediction.reference_grid import parse_grid
 
 PathLike: TypeAlias = str | os.PathLike[str]
+Paths: TypeAlias = PathLike | list[PathLike]
+No: TypeAlias = Literal[False]
+Yes: TypeAlias = Literal[True]
 ImageT = TypeVar("ImageT", SpatialImage, sitk.Image, ArrayImage)
 ResultT = TypeVar("ResultT")
 
@@ -95,7 +99,7 @@ def load_model(
     folds: Sequence[int | str] | None = None,
     device: str | None = None,
     checkpoint: str = FINAL,
-    hr_head: bool = True,
+    hr_from: HRSource | None = None,
     mirroring: bool = True,
     wanted: Wanted | None = None,
 ) -> Model:
@@ -107,7 +111,8 @@ def load_model(
         folds: whose networks are averaged; None for all that are there.
         device: cuda, cpu or mps; None for a GPU if there is one.
         checkpoint: file name in the folder of each fold.
-        hr_head: use the HR head of a network that has one.
+        hr_from: where thin slices come from: "head", the HR head; "lr", what the network says on thick slices,
+            interpolated; "mean", both; None for the model's own setting.
         mirroring: average over mirrored inputs, which takes up to eight times as long.
         wanted: which model, if the path holds several.
 
@@ -127,7 +132,7 @@ def load_model(
             perform_everything_on_device=True,
             use_mirroring=mirroring,
             allow_tqdm=False,
-            hr_head=hr_head,
+            hr_from=hr_from,
         )
         with open_model(Path(path), wanted or Wanted(), checkpoint=checkpoint) as folder:
             trained_model(folder, folds=folds, checkpoint=checkpoint, source=str(path)).load_into(predictor)
@@ -207,8 +212,8 @@ def predict(
         probabilities: return them as well.
 
     Returns:
-        The segmentation, with its geometry: of the same kind as the image, for a nibabel image a Nifti1Image. For a path
-        it is a Nifti1Image, or the path of `output`. With probabilities, a `Prediction`.
+        The segmentation, with its geometry: of the same kind as the image, for a nibabel image a Nifti1Image. For a
+        path it is a Nifti1Image, or the path of `output`. With probabilities, a `Prediction`.
 
     Raises:
         UnusableImageError: an image that cannot be predicted; it is a ValueError.
@@ -289,11 +294,17 @@ def _predict_case(
     try:
         logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
         found = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits, plans, configuration, predictor.label_manager, properties, return_probabilities=probabilities
+            logits,
+            plans,
+            configuration,
+            plans.get_label_manager(predictor.dataset_json),
+            properties,
+            return_probabilities=probabilities,
         )
     finally:
         model.release()
-    return _Result(*(found if probabilities else (found, None)), properties)
+    labels, maps = found if probabilities else (found, None)
+    return _Result(labels, maps, properties)
 
 
 def _as_kind(result: _Result, image: Any) -> Any:

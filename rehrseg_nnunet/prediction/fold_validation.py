@@ -15,22 +15,27 @@ from nnunetv2.utilities.file_path_utilities import check_workers_alive_and_busy
 from torch import distributed as dist
 
 from rehrseg_nnunet.cases.case_dataset import Cases
+from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.whole_files import staging
 from rehrseg_nnunet.prediction.output_grid import hr_properties
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 
 
-def predict_hr_validation(trainer: TrainerMixin) -> None:
+def predict_hr_validation(trainer: TrainerMixin, *, hr_from: HRSource) -> None:
     """Write `validation_hr/<case>` for every validation case of a trainer whose network has an HR head.
 
     As in nnU-Net's own validation: sliding window with mirroring, cases split over DDP ranks, files written by spawned
     workers.
 
+    Args:
+        trainer: in training, or of a finished training.
+        hr_from: see `HRPredictor`.
+
     Raises:
         OSError: a file could not be written; named, with the remedy.
     """
-    predictor = HRPredictor(device=trainer.device, allow_tqdm=False)
+    predictor = HRPredictor(device=trainer.device, allow_tqdm=False, hr_from=hr_from)
     trainer.set_deep_supervision_enabled(False)
     predictor.manual_initialization(
         trainer.network,

@@ -1,9 +1,9 @@
 """Images in memory, of several libraries, as nnU-Net's arrays and back.
 
 Convention:
-    A `Volume` has the array axes (x, y, z) and an affine from their indices to RAS in mm, as nibabel has them. SimpleITK's
-    images have LPS positions. nnU-Net's arrays have the axes (z, y, x), those of a model whose reader reorients them run
-    to R, A and S.
+    A `Volume` has the array axes (x, y, z) and an affine from their indices to RAS in mm, as nibabel has them.
+    SimpleITK's images have LPS positions. nnU-Net's arrays have the axes (z, y, x); those of a model whose reader
+    reorients them run to R, A and S.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -69,7 +70,7 @@ class TrainedModel:
 
     def load_into(self, predictor: nnUNetPredictor) -> None:
         """Let a predictor hold the model; its files are not needed any more then."""
-        folder, folds = str(self.folder), list(self.folds)
+        folder, folds = str(self.folder), cast("Any", self.folds)  # declared for one fold
         predictor.initialize_from_trained_model_folder(folder, folds, checkpoint_name=self.checkpoint)
 
 

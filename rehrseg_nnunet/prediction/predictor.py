@@ -4,7 +4,8 @@ Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
-    logits. Without an HR head it is the latter alone, at several phases (`slice_phases`).
+    logits, or one of the two (`hr_from`). LR logits alone, which are all that a network without an HR head has, are
+    taken at several phases (`slice_phases`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
@@ -59,12 +61,13 @@ class _ManyHeads:
 class HRPredictor(nnUNetPredictor):
     """`nnUNetPredictor` whose prediction methods all return or write HR results.
 
-    They come from both heads of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
+    They come from the heads of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
 
     Args:
         *args: of nnUNetPredictor.
         grid: where segmentations and probabilities are written; logits are always on the HR grid.
-        hr_head: use the HR head of a network that has one.
+        hr_from: where the logits of a network with an HR head come from: "head", the interpolated "lr" logits, or
+            the "mean" of both. None: what the model's settings say.
         **kwargs: of nnUNetPredictor.
 
     Raises:
@@ -78,11 +81,14 @@ class HRPredictor(nnUNetPredictor):
     label_manager: LabelManager | _ManyHeads
     dataset_json: dict[str, Any]
     factor: int
+    hr_from: HRSource
 
-    def __init__(self, *args: Any, grid: OutputGrid | None = None, hr_head: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, grid: OutputGrid | None = None, hr_from: HRSource | None = None, **kwargs: Any
+    ) -> None:
         require_compatible()
         super().__init__(*args, **kwargs)
-        self.hr_head = hr_head
+        self.wanted_hr_from: HRSource | None = hr_from
         self.grid: OutputGrid = HRGrid() if grid is None else grid
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
@@ -94,7 +100,8 @@ class HRPredictor(nnUNetPredictor):
 
         Raises:
             NotImplementedError: a 2d or cascaded configuration.
-            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
+            ValueError: the planned slices are not thick, the HR head is of another factor than the plans, or there is
+                none and `hr_from` asks for it.
         """
         super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
         self._switch_to_hr()
@@ -104,14 +111,23 @@ class HRPredictor(nnUNetPredictor):
 
         Raises:
             NotImplementedError: a 2d or cascaded configuration.
-            ValueError: the planned slices are not thick, or the HR head is of another factor than the plans.
+            ValueError: the planned slices are not thick, the HR head is of another factor than the plans, or there is
+                none and `hr_from` asks for it.
         """
         super().manual_initialization(*args, **kwargs)
         self._switch_to_hr()
 
     def _switch_to_hr(self) -> None:
-        factor = load_config(self.configuration_manager.configuration, purpose="prediction").factor
+        config = load_config(self.configuration_manager.configuration, purpose="prediction")
+        factor = config.factor
+        self.hr_from = self.wanted_hr_from or config.segmentation.hr_from
         if not has_hr_head(self.network):
+            if self.wanted_hr_from not in (None, "lr"):
+                raise ValueError(
+                    f"--hr_from {self.wanted_hr_from} needs a network with an HR head, which {self.trainer_name} has "
+                    "not; leave it out"
+                )
+            self.hr_from = "lr"
             logger.info(
                 "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
                 self.trainer_name,
@@ -137,7 +153,7 @@ class HRPredictor(nnUNetPredictor):
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
         # the HR head, which was trained on every phase, gains nothing from them
-        phases = 1 if self.uses_hr_head else self.factor
+        phases = self.factor if self.hr_from == "lr" else 1
         mean = PhaseMean(slices, self.factor)
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors
@@ -159,9 +175,11 @@ class HRPredictor(nnUNetPredictor):
 
     def _to_hr(self, logits: torch.Tensor) -> torch.Tensor:
         """HR logits (K, r*D, H, W), float32, from what the sliding window gives, on its device."""
+        if self.hr_from == "head":
+            return interleave_slices(logits[None], self.factor)[0].float()
         heads = self.label_manager.num_segmentation_heads
         hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
-        if self.uses_hr_head:  # in place: HR logits are large
+        if self.hr_from == "mean":  # in place: HR logits are large
             hr_logits.add_(interleave_slices(logits[None, heads:], self.factor)[0]).div_(2)
         return hr_logits
 
@@ -171,25 +189,22 @@ class HRPredictor(nnUNetPredictor):
         return total / len(self._mirrors)  # pyright: ignore[reportReturnType] # no float: there is always one
 
     def _predict_window(self, x: torch.Tensor, mirrored: list[int]) -> torch.Tensor:
-        """LR logits, with an HR head also folded HR logits, of a mirrored window (B, C, D, H, W), mirrored back."""
-        if not self.uses_hr_head:
+        """LR logits, folded HR logits, or both, of a mirrored window (B, C, D, H, W), mirrored back."""
+        if self.hr_from == "lr":
             return self.network(x).flip(mirrored)
         lr, hr = (logits.flip(mirrored) for logits in self.network(x))
-        return torch.cat([lr, fold_phases(hr, self.factor)], dim=1)
-
-    @property
-    def uses_hr_head(self) -> bool:
-        """Whether the network has an HR head that shall be used."""
-        return self.hr_head and has_hr_head(self.network)
+        folded = fold_phases(hr, self.factor)
+        return folded if self.hr_from == "head" else torch.cat([lr, folded], dim=1)
 
     @contextmanager
     def _all_channels(self) -> Iterator[None]:
         """The network gives all that `_predict_window` takes, and nnU-Net expects as many channels."""
-        if not self.uses_hr_head:
+        if self.hr_from == "lr":
             yield
             return
         label_manager = self.label_manager
-        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * (1 + self.factor))
+        per_head = self.factor if self.hr_from == "head" else 1 + self.factor
+        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * per_head)
         try:
             with output_mode(self.network, "hr"):
                 yield

@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import Cases, PreprocessedCases
-from rehrseg_nnunet.cases.source_files import SOURCE, source_state
+from rehrseg_nnunet.cases.source_files import derived_properties
 from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.self_sr import ExportConfig
 from rehrseg_nnunet.evaluation.metrics import dice
@@ -128,18 +128,16 @@ def export_pseudo_hr(
     agreement = {}
     for identifier in tqdm(missing, desc="pseudo-HR cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
-        labels = np.asarray(labels[:])
+        image, labels = np.asarray(image[:]), np.asarray(labels[:])
         smore_image = None if smore is None else np.asarray(smore.load_case(identifier)[0][:])
         label_manager = planned.label_manager
-        hr = super_resolve_case(
-            network, np.asarray(image[:]), labels, label_manager, config=config, smore_image=smore_image
-        )
+        hr = super_resolve_case(network, image, labels, label_manager, config=config, smore_image=smore_image)
         _check_finite(identifier, hr)
         store.write_case(
             identifier,
             np.concatenate([hr.image, robust_min_max(hr.uncertainty)]),
             hr.labels,
-            {**properties, SOURCE: source_state(dataset.source_folder, identifier)},
+            derived_properties(dataset.source_folder, identifier, image, properties),
             planned,
         )
         degraded = degrade_labels(torch.from_numpy(hr.labels[0]), network.factor, 0).numpy()

@@ -6,7 +6,8 @@ Convention:
     t_j = (floor(r/2) + j - (r - 1)/2) / r of the way from slice 1 (t = 0) to slice 2 (t = 1), because LR slice k is
     centred at HR coordinate r*k + (r - 1)/2. Even r: (j + 1/2)/r; odd r: j/r, so target 0 is slice 1's own centre.
     The plane may have any size; it is extended at its far ends by its edge pixels to the next multiple of 8 and cut
-    back, so pixel (0, 0) stays where it is.
+    back, so pixel (0, 0) stays where it is. Image channels are in the case's `IntensityUnit`, in and out: the network
+    itself knows no scale, so what it says of a tissue does not depend on the crop.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 
 from rehrseg_nnunet.config.rehrseg import ResolvedConfig
 from rehrseg_nnunet.nnunet.precision import without_autocast
-from rehrseg_nnunet.restoration.intensities import normalise
 from rehrseg_nnunet.self_sr.flavr import (
     IN_PLANE_STRIDE,
     NEGATIVE_SLOPE,
@@ -40,13 +40,17 @@ MIDDLE_SLICES = (1, 2)
 CHUNK_MAPS = 64
 # Gates start at sigmoid(2) = 0.88.
 OPEN_GATE = 2.0
+# Units of intensity that the direct mode reaches on either side of the case's mean: tissue fills one.
+DIRECT_REACH = 2.0
+# Of what the weights mean. 2: intensities in the case's unit, and which error U is (0.1.0 had neither).
+METHOD_VERSION = 2
 
 
 class SelfSROutput(NamedTuple):
     """What `SelfSRNetwork` predicts for the r HR slices of a window.
 
     Attributes:
-        image: (B, image_channels, r, H, W), in the window's intensities.
+        image: (B, image_channels, r, H, W), in the case's unit.
         labels: (B, label_channels, r, H, W), logits.
         uncertainty: U of Eq. 5, (B, 1, r, H, W), between 0 (certain) and 1.
     """
@@ -227,20 +231,17 @@ class SelfSRNetwork(nn.Module):
     `encoder` and `decoder` have FLAVR's parameter names, so that all of a published checkpoint but its stem and what
     follows the decoder can be loaded (`rehrseg_nnunet.self_sr.flavr_checkpoint`).
 
-    The head's image is bounded, the intensities of a window are not. Both modes multiply it by the range R of the
-    window's image (max - min, per sample and channel), the smallest factor with which a residual leads from any value
-    of the window to any other:
+    The head's mixture of images is bounded by 1, in the unit of the case:
 
-    - "residual": interpolation of the window + R * mixture. The interpolation starts as the linear one of the two
-      middle slices (`SliceInterpolation`); it lies about inside the range, so the whole range is reachable, and what
-      deblurring needs beyond it (R/2 from a mid-grey, R from the brightest value).
-    - "direct" (Eq. 4): middle of the range + R * mixture, reaching R/2 beyond the range on either side.
+    - "residual": interpolation of the window + mixture. The interpolation starts as the linear one of the two middle
+      slices (`SliceInterpolation`); a unit is the case's range of tissue, more than deblurring needs.
+    - "direct" (Eq. 4): `DIRECT_REACH` * mixture.
 
     Labels likewise, as logits: "residual" adds the mixture to the interpolated shapes of the window's labels
     (`ShapeInterpolation`), "direct" (Eq. 4) is the mixture alone.
 
-    An image a*I + b with a > 0 gives a*image + b, and the same labels and U. (Images whose range is below 1e-6 are
-    taken for constant.)
+    Attributes:
+        version: `METHOD_VERSION`, among the weights, so that those of another version do not load silently.
 
     Args:
         image_channels: image channels, which come first in a window.
@@ -281,6 +282,7 @@ class SelfSRNetwork(nn.Module):
         self.factor = factor
         self.base_features = base_features
         self.image_mode, self.label_mode = image_mode, label_mode
+        self.register_buffer("version", torch.tensor(METHOD_VERSION))
         if image_mode == "residual":
             self.interpolation = SliceInterpolation(factor)
         self.encoder = FLAVREncoder(image_channels + label_channels, base_features=base_features)
@@ -296,7 +298,8 @@ class SelfSRNetwork(nn.Module):
         """Predict the r HR slices between the two middle slices.
 
         Args:
-            window: (B, image_channels + label_channels, 4, H, W), floating point, H and W at least 1.
+            window: (B, image_channels + label_channels, 4, H, W), floating point, H and W at least 1, image channels
+                in the case's unit.
 
         Returns:
             Image, label logits and uncertainty, in the window's dtype.
@@ -306,20 +309,18 @@ class SelfSRNetwork(nn.Module):
         """
         height, width = self._check(window)
         image = window[:, : self.image_channels]
-        inputs, lowest, value_range = self._inputs(window)
         mixture, labels, uncertainty = (
-            t[..., :height, :width].to(window.dtype) for t in self.head(self.decoder(self.encoder(inputs)))
+            t[..., :height, :width].to(window.dtype) for t in self.head(self.decoder(self.encoder(_extend(window))))
         )
-        residual = self.image_mode == "residual"
-        offset = self.interpolation(image) if residual else lowest + value_range / 2
+        image = self.interpolation(image) + mixture if self.image_mode == "residual" else DIRECT_REACH * mixture
         if self.label_mode == "residual":
             labels = labels + self.shapes(window[:, self.image_channels :])
-        return SelfSROutput(offset + value_range * mixture, labels, uncertainty)
+        return SelfSROutput(image, labels, uncertainty)
 
     def layer1_features(self, window: torch.Tensor) -> torch.Tensor:
         """The encoder's layer-1 features, the teacher of the structural distillation (paper section 3.5).
 
-        The same normalisation and extension of the plane as in `forward`. Feature (y, x) is centred on pixel
+        The plane is extended as in `forward`. Feature (y, x) is centred on pixel
         (2y, 2x), as in any network that strides with odd kernels; features of the extension are cut off.
 
         Args:
@@ -332,8 +333,7 @@ class SelfSRNetwork(nn.Module):
             ValueError: a window of another shape.
         """
         height, width = self._check(window)
-        inputs, _, _ = self._inputs(window)
-        return self.encoder.layer1_features(inputs)[..., : (height + 1) // 2, : (width + 1) // 2]
+        return self.encoder.layer1_features(_extend(window))[..., : (height + 1) // 2, : (width + 1) // 2]
 
     def _check(self, window: torch.Tensor) -> tuple[int, int]:
         channels = self.image_channels + self.label_channels
@@ -341,13 +341,12 @@ class SelfSRNetwork(nn.Module):
             raise ValueError(f"window must be (B, {channels}, {SLICES}, H, W), got {tuple(window.shape)}")
         return window.shape[3], window.shape[4]
 
-    def _inputs(self, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The encoder's input, and the image's smallest value and range."""
-        image, labels = window.split((self.image_channels, self.label_channels), dim=1)
-        image, lowest, value_range = normalise(image)
-        height, width = window.shape[3:]
-        padding = (0, -width % IN_PLANE_STRIDE, 0, -height % IN_PLANE_STRIDE, 0, 0)
-        return functional.pad(torch.cat((image, labels), dim=1), padding, mode="replicate"), lowest, value_range
+
+def _extend(window: torch.Tensor) -> torch.Tensor:
+    """Edge pixels repeated at the plane's far ends, to a size that the encoder can stride."""
+    height, width = window.shape[3:]
+    padding = (0, -width % IN_PLANE_STRIDE, 0, -height % IN_PLANE_STRIDE, 0, 0)
+    return functional.pad(window, padding, mode="replicate")
 
 
 def build_self_sr_network(config: ResolvedConfig, image_channels: int, label_channels: int) -> SelfSRNetwork:

@@ -58,14 +58,27 @@ class WindowSpec:
         return list(range(first, first + self.factor))
 
     @property
+    def _thick_block(self) -> tuple[int, int]:
+        """Thick slices that window and target lie in, half-open."""
+        lr, hr = self.lr_indices, self.hr_indices
+        first = max(min(lr[0], hr[0] // self.factor), 0)
+        return first, min(max(lr[-1], hr[-1] // self.factor) + 1, self.thick_slices)
+
+    @property
     def block(self) -> tuple[int, int]:
-        """HR slices to read, half-open, in the (flipped) volume: whole thick slices with the profile's halo."""
-        r, lr = self.factor, self.lr_indices
-        halo = -(-half_support(r) // r)
-        last = max(lr[-1], self.hr_indices[-1] // r)
-        start = max(min(lr[0], self.hr_indices[0] // r) - halo, 0)
-        stop = min(last + 1 + halo, self.thick_slices)
-        return self.offset + r * start, self.offset + r * stop
+        """HR slices to read, half-open, in the (flipped) volume: whole thick slices and what their profiles reach.
+
+        That includes slices that the phase leaves out at the start, and those left over at the end.
+        """
+        halo = half_support(self.factor)
+        first, end = (self.offset + self.factor * k for k in self._thick_block)
+        return max(first - halo, 0), min(end + halo, self.slices)
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """HR slices of the block before and after its whole thick slices."""
+        first, end = (self.offset + self.factor * k for k in self._thick_block)
+        return first - self.block[0], self.block[1] - end
 
     @property
     def stored_block(self) -> tuple[int, int]:
@@ -109,14 +122,16 @@ def make_pair(image: torch.Tensor, labels: torch.Tensor, spec: WindowSpec) -> Re
     """
     if spec.flip:
         image, labels = image.flip(1), labels.flip(0)
-    r, start = spec.factor, spec.block[0] - spec.offset
+    r, (before, after) = spec.factor, spec.context
+    start = spec.block[0] + before - spec.offset  # of the whole thick slices, counted from the phase
     lr = [k - start // r for k in spec.lr_indices]
-    hr = torch.tensor(spec.hr_indices) - start
-    mask = ((hr + start >= 0) & (hr + start < r * spec.thick_slices)).float()
-    hr = hr.clamp(0, image.shape[1] - 1)
+    hr = torch.tensor(spec.hr_indices)
+    mask = ((hr >= 0) & (hr < r * spec.thick_slices)).float()
+    hr = (hr - start + before).clamp(0, image.shape[1] - 1)
+    acquired = labels[before : len(labels) - after]
     return RestorationPair(
-        lr_image=degrade(image, r, 1)[:, lr],
-        lr_labels=degrade_labels(labels, r, 0, upper_ties=spec.upper_ties)[lr],
+        lr_image=degrade(image, r, 1, context=spec.context)[:, lr],
+        lr_labels=degrade_labels(acquired, r, 0, upper_ties=spec.upper_ties)[lr],
         hr_image=image[:, hr],
         hr_labels=labels[hr],
         mask=mask[None, :, None, None].expand(1, -1, *image.shape[2:]).clone(),

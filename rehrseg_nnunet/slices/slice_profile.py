@@ -43,13 +43,16 @@ def slice_profile(factor: int) -> torch.Tensor:
     return weights / weights.sum()
 
 
-def degrade(volume: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
+def degrade(volume: torch.Tensor, factor: int, axis: int, *, context: tuple[int, int] = (0, 0)) -> torch.Tensor:
     """Blur with the slice profile and keep every r-th slice (Eq. 1, image).
 
     Args:
-        volume: float tensor of any number of dimensions; `volume.shape[axis]` must be a multiple of `factor`.
+        volume: float tensor of any number of dimensions; `volume.shape[axis]` without the context must be a multiple of
+            `factor`.
         factor: r.
         axis: the slice axis; negative values count from the end.
+        context: HR slices at the start and at the end that belong to no thick slice of the result, but were there when
+            it was acquired: the profiles of the outer thick slices reach into them. (A phase leaves such slices.)
 
     Returns:
         Tensor with r times fewer slices along `axis`, same dtype and device.
@@ -62,27 +65,32 @@ def degrade(volume: torch.Tensor, factor: int, axis: int) -> torch.Tensor:
 
         >>> degrade(torch.arange(32.0), 4, axis=0)[2:-2]
         tensor([ 9.5000, 13.5000, 17.5000, 21.5000])
+        >>> degrade(torch.arange(16.0), 4, axis=0, context=(6, 6))  # one thick slice, from slice 6 on
+        tensor([7.5000])
     """
     if not torch.is_floating_point(volume):
         raise ValueError(f"volume must be a floating point tensor, got {volume.dtype}")
-    slices = volume.shape[axis]
-    if slices == 0 or slices % factor:
+    slices = volume.shape[axis] - sum(context)
+    if slices <= 0 or slices % factor:
         raise ValueError(f"the number of slices must be a multiple of factor {factor}, got {slices}")
-    weights = slice_profile(factor)
-    thick = _blur_and_decimate(volume.movedim(axis, 0), weights, factor).movedim(0, axis)
-    inside = _blur_and_decimate(torch.ones(slices, dtype=torch.float64), weights, factor).to(volume)
+    weights, before, thick_slices = slice_profile(factor), context[0], slices // factor
+    thick = _blur_and_decimate(volume.movedim(axis, 0), weights, factor, before, thick_slices).movedim(0, axis)
+    ones = torch.ones(volume.shape[axis], dtype=torch.float64)
+    inside = _blur_and_decimate(ones, weights, factor, before, thick_slices).to(volume)
     return thick / inside.view(-1, *[1] * (volume.ndim - 1 - axis % volume.ndim))
 
 
-def _blur_and_decimate(volume: torch.Tensor, weights: torch.Tensor, factor: int) -> torch.Tensor:
+def _blur_and_decimate(
+    volume: torch.Tensor, weights: torch.Tensor, factor: int, before: int, thick_slices: int
+) -> torch.Tensor:
     """Strided convolution along axis 0 with zeros outside, tap by tap: no copy of the volume is made."""
-    slices, pad = volume.shape[0], (len(weights) - factor) // 2
-    thick = torch.zeros((slices // factor, *volume.shape[1:]), dtype=volume.dtype, device=volume.device)
+    shift = before - (len(weights) - factor) // 2  # where the first thick slice's first tap lies
+    thick = torch.zeros((thick_slices, *volume.shape[1:]), dtype=volume.dtype, device=volume.device)
     for tap, weight in enumerate(weights.tolist()):
-        first = max(0, -((tap - pad) // factor))  # first thick slice whose tap lies inside the volume
-        start = first * factor + tap - pad
-        if start < slices:
-            taken = volume[start::factor][: thick.shape[0] - first]
+        first = max(0, -((tap + shift) // factor))  # first thick slice whose tap lies inside the volume
+        start = first * factor + tap + shift
+        if start < volume.shape[0] and first < thick_slices:
+            taken = volume[start::factor][: thick_slices - first]
             thick[first : first + taken.shape[0]].add_(taken, alpha=weight)
     return thick
 

@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import PreprocessedCases
-from rehrseg_nnunet.cases.source_files import SOURCE, source_state
+from rehrseg_nnunet.cases.source_files import derived_properties
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
@@ -91,15 +91,15 @@ def export_smore(
     missing = [i for i in identifiers if not store.is_current(i, dataset.source_folder)]
     for identifier in tqdm(missing, desc="SMORE cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
-        fine = smore_case(network, np.asarray(image[:]), np.asarray(labels[:]), planned.label_manager)
+        acquired = np.asarray(image[:])
+        fine = smore_case(network, acquired, np.asarray(labels[:]), planned.label_manager)
         if not np.isfinite(fine[0]).all():
             raise ValueError(
                 f"{identifier}: SMORE's image must be finite, got nan or inf; if the log shows losses of nan, train "
                 "SMORE again with a smaller learning_rate"
             )
-        store.write_case(
-            identifier, *fine, {**properties, SOURCE: source_state(dataset.source_folder, identifier)}, planned
-        )
+        derived = derived_properties(dataset.source_folder, identifier, acquired, properties)
+        store.write_case(identifier, *fine, derived, planned)
 
 
 def smore_cases(

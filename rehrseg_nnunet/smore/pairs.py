@@ -3,7 +3,8 @@
 Convention:
     The pixels of an in-plane slice (H, W) are thin both ways. It is mirrored and turned by quarters, one of eight ways,
     so that either axis, in either direction, plays the slice axis, which is the rows of the result. Thick row k are the
-    thin rows offset + r*k .. offset + r*k + r - 1 and their neighbours, as the slice profile weights them.
+    thin rows offset + r*k .. offset + r*k + r - 1 and their neighbours, as the slice profile weights them; rows that
+    the phase leaves out are neighbours too.
 """
 
 from __future__ import annotations
@@ -113,12 +114,13 @@ def make_slice_pair(
     image, labels = (turn(plane, mirror=spec.mirror, turns=spec.turns) for plane in (image, labels))
     thick = (image.shape[-2] - spec.offset) // factor
     kept = slice(spec.offset, spec.offset + thick * factor)
+    lr_image = degrade(image, factor, 1, context=(kept.start, image.shape[-2] - kept.stop))
     image, labels = image[:, kept], labels[kept]
     lr_labels = degrade_labels(labels, factor, 0, upper_ties=spec.upper_ties)
     lr_box = (spec.rows, spec.columns)
     hr_box = (tuple(factor * edge for edge in spec.rows), spec.columns)
     return RestorationPair(
-        lr_image=_cut(degrade(image, factor, 1), lr_box, pad_mode="edge"),
+        lr_image=_cut(lr_image, lr_box, pad_mode="edge"),
         lr_labels=_cut(lr_labels[None], lr_box, value=outside)[0],
         hr_image=_cut(image, hr_box, pad_mode="edge"),
         hr_labels=_cut(labels[None], hr_box, value=outside)[0],

@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from planned import plan
 
 from rehrseg_nnunet.cases import case_files, interpolated
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.cases.interpolated import interpolated_folder, write_interpolated_cases
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import interpolate
@@ -89,6 +90,7 @@ def test_content(source, factor):
     np.testing.assert_array_equal(fine_labels[:][0], expected)
     assert set(np.unique(fine_labels[:])) == set(np.unique(labels[:]))
     assert properties["spacing"] == list(SPACING)
+    assert IntensityUnit.of_properties(properties) == IntensityUnit.of_case(image[:])
 
 
 def test_minus_one_and_the_ignore_label_survive(source):

@@ -4,9 +4,13 @@ import os
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 
-from rehrseg_nnunet.cases.source_files import SOURCE, is_current, source_state
+from rehrseg_nnunet.cases.intensity_unit import INTENSITY_UNIT, IntensityUnit
+from rehrseg_nnunet.cases.source_files import derived_properties, is_current, source_state
+
+IMAGE = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
 
 
 @pytest.fixture
@@ -22,8 +26,21 @@ def source(tmp_path):
 @pytest.fixture
 def derived(tmp_path, source):
     file = tmp_path / "a.pkl"
-    file.write_bytes(pickle.dumps({"spacing": [4, 1, 1], SOURCE: source_state(source, "a")}))
+    file.write_bytes(pickle.dumps(derived_properties(source, "a", IMAGE, {"spacing": [4, 1, 1]})))
     return file
+
+
+def test_properties_of_the_case_and_its_intensity_unit_are_kept(derived):
+    properties = pickle.loads(derived.read_bytes())
+    assert properties["spacing"] == [4, 1, 1]
+    assert IntensityUnit.of_properties(properties) == IntensityUnit.of_case(IMAGE)
+
+
+def test_a_case_of_before_intensity_units_is_not_current(source, derived):
+    properties = pickle.loads(derived.read_bytes())
+    del properties[INTENSITY_UNIT]
+    derived.write_bytes(pickle.dumps(properties))
+    assert not is_current(derived, source, "a")
 
 
 def test_untouched_files_are_current(source, derived):

@@ -88,7 +88,7 @@ def call(tmp_path, monkeypatch):
             self.images = Images(1, ".nii.gz", (".nii.gz", ".nii", ".nrrd"))
             self.plans_manager = SimpleNamespace(dataset_name="Dataset001_Tiny", plans_name="nnUNetPlans")
             self.list_of_parameters, self.device = [{}], torch.device("cpu")
-            self.preprocessed = None
+            self.preprocessed, self.hr_from = None, "mean"
 
         def write_as(self, ending):
             asked["ending"] = ending
@@ -145,11 +145,11 @@ def test_passes_everything_on(call, tmp_path):
         "--not_on_device",
     )
     assert asked["trainer path"]
-    assert asked["model"] == (str(call.model), [0, "all"], {"checkpoint_name": "checkpoint_best.pth"})
+    assert asked["model"] == (str(call.model), (0, "all"), {"checkpoint_name": "checkpoint_best.pth"})
     init = asked["init"]
     assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
     assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", HRGrid())
-    assert not init["hr_head"]
+    assert init["hr_from"] == "lr"
     args, kwargs = asked["workers"]
     assert args == ([[str(tmp_path / "in" / "a_0000.nii.gz")]], [str(tmp_path / "out" / "a")])
     assert kwargs == {
@@ -167,10 +167,21 @@ def test_without_workers(call):
     asked = call("-npp", "0", "-nps", "0")
     options = {"save_probabilities": False, "overwrite": True, "folder_with_segs_from_prev_stage": None}
     assert asked["sequential"][1] == options
-    assert asked["model"][1] == [0, 1, 2, 3, 4]
+    assert asked["model"][1] == (0, 1, 2, 3, 4)
     assert asked["init"]["use_mirroring"]
-    assert asked["init"]["hr_head"]
+    assert asked["init"]["hr_from"] is None  # the model's own setting
     assert "workers" not in asked
+
+
+@pytest.mark.parametrize("source", ["head", "lr", "mean"])
+def test_where_thin_slices_come_from(call, source):
+    assert call("--hr_from", source)["init"]["hr_from"] == source
+
+
+def test_the_older_option_and_the_newer_one_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        own_parser().parse_args(["-i", "a", "-o", "b", *REQUIRED, "--hr_from", "head", "--no_hr_head"])
+    assert "--no_hr_head: not allowed with argument --hr_from" in capsys.readouterr().err
 
 
 def test_grids(call, tmp_path):

@@ -63,7 +63,7 @@ def threshold_network(heads=2, factor=FACTOR):
     return network
 
 
-def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resample_data_or_seg_to_shape"):
+def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resample_data_or_seg_to_shape", block=None):
     """Plans of a thick-slice dataset whose slices lie along one axis of the array."""
     options = {"order": 1, "order_z": 0, "force_separate_z": None}
     if resampling == "resample_torch_fornnunet":
@@ -79,7 +79,7 @@ def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resamp
         "normalization_schemes": ["NoNormalization"],
         "use_mask_for_norm": [False],
         "architecture": {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []},
-        "rehrseg": {"factor": FACTOR},
+        "rehrseg": {"factor": FACTOR, **(block or {})},
     }
     for kind in ("data", "seg", "probabilities"):
         configuration[f"resampling_fn_{kind}"] = resampling
@@ -146,13 +146,13 @@ def oblique(seed=0):
 
 
 def predictor(
-    *, network=None, grid=None, mirror=True, gaussian=True, regions=False, parameters=None, hr_head=True, **plan_options
+    *, network=None, grid=None, mirror=True, gaussian=True, regions=False, parameters=None, hr_from=None, **plan_options
 ):
     manager = PlansManager(plans(**plan_options))
     network = threshold_network() if network is None else network
     result = HRPredictor(
         grid=grid,
-        hr_head=hr_head,
+        hr_from=hr_from,
         use_mirroring=mirror,
         use_gaussian=gaussian,
         device=torch.device("cpu"),

@@ -14,7 +14,7 @@ from torch import nn
 from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.prediction import predictor as module
 from rehrseg_nnunet.prediction.predictor import HRPredictor, fold_phases
-from rehrseg_nnunet.segmentation.hr_head import add_hr_head, get_output_mode
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head, get_output_mode, output_mode
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices, upsample_slices
@@ -153,10 +153,10 @@ def test_without_an_hr_head_mirrored_input_gives_mirrored_output(headless, slice
         assert not torch.allclose(alone, logits, atol=2e-2)
 
 
-@pytest.mark.parametrize("hr_head", [True, False])
-def test_hr_logits_without_room_on_the_device_are_made_on_the_cpu(tiny, monkeypatch, hr_head):
+@pytest.mark.parametrize("hr_from", ["mean", "lr"])
+def test_hr_logits_without_room_on_the_device_are_made_on_the_cpu(tiny, monkeypatch, hr_from):
     image = torch.randn(1, 5, 18, 17, generator=torch.Generator().manual_seed(0))
-    predictor = tiny.predictor(hr_head=hr_head)
+    predictor = tiny.predictor(hr_from=hr_from)
     predictor.network = predictor.network.eval()
     expected = predictor.predict_sliding_window_return_logits(image)
     calls = []
@@ -174,20 +174,61 @@ def test_hr_logits_without_room_on_the_device_are_made_on_the_cpu(tiny, monkeypa
     assert "emptied" in calls
 
 
-def test_the_hr_head_can_be_left_out(tiny):
-    """The network then gives what the same one without a head does."""
+@pytest.fixture
+def two_headed(tiny):
+    """A random network with an HR head of its own opinion, the same without one, and an image of one window."""
     torch.manual_seed(0)
     plain = tiny.ThresholdNetwork(2)
     network = add_hr_head(
         copy.deepcopy(plain), factor=FACTOR, teacher_channels=1, config=HRHeadConfig(label_mode="direct")
     )
-    image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    return network, plain, torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_hr_head_can_be_left_out(tiny, two_headed):
+    """The network then gives what the same one without a head does."""
+    network, plain, image = two_headed
     with_head, without, stock = (
         tiny.predictor(network=n, **options).predict_sliding_window_return_logits(image)
-        for n, options in ((network, {}), (network, {"hr_head": False}), (plain, {}))
+        for n, options in ((network, {}), (network, {"hr_from": "lr"}), (plain, {}))
     )
     assert torch.equal(without, stock)
     assert not torch.allclose(with_head, without, atol=0.1)
+
+
+def test_the_hr_head_alone_and_the_mean_of_both(tiny, two_headed):
+    network, _, image = two_headed
+    head, mean = (
+        tiny.predictor(network=network, hr_from=source, mirror=False, gaussian=False)
+        .predict_sliding_window_return_logits(image)
+        .float()
+        for source in ("head", "mean")
+    )
+    with torch.no_grad(), output_mode(network.eval(), "hr"):
+        lr, hr = (logits[0] for logits in network(image[None]))
+    torch.testing.assert_close(head, hr, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(mean, (hr + spline_of(lr)) / 2, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("stored", ["head", "lr", "mean", None])
+def test_the_model_says_where_its_thin_slices_come_from(tiny, two_headed, stored):
+    """A model of before the setting has the mean; whoever asks for something else gets it."""
+    network, _, image = two_headed
+    block = {} if stored is None else {"segmentation": {"hr_from": stored}}
+    by_model, by_wish, other = (
+        tiny.predictor(network=network, **options).predict_sliding_window_return_logits(image)
+        for options in ({"block": block}, {"hr_from": stored or "mean"}, {"block": block, "hr_from": "head"})
+    )
+    assert torch.equal(by_model, by_wish)
+    assert torch.equal(by_model, other) == (stored == "head")
+
+
+@pytest.mark.parametrize("wish", ["head", "mean"])
+def test_an_hr_head_that_is_not_there_is_refused(tiny, wish):
+    with pytest.raises(ValueError, match=f"--hr_from {wish} needs a network with an HR head, .*leave it out"):
+        tiny.predictor(network=tiny.ThresholdNetwork(2), hr_from=wish)
+    # what the settings of its plans say is REHRSegTrainer's affair
+    tiny.predictor(network=tiny.ThresholdNetwork(2), block={"segmentation": {"hr_from": wish}})
 
 
 def test_folds_are_averaged(tiny):

@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from planned import plan
 
-from rehrseg_nnunet.cases.source_files import SOURCE, source_state
+from rehrseg_nnunet.cases.source_files import derived_properties
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.config.rehrseg import parse_block
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
@@ -75,7 +75,7 @@ def export(run, source, *, seed=0, identifiers=CASES, factor=FACTOR):
     store.open_or_create(CaseManifest.of_run(run, weights_sha256=weights, made_with=made_with))
     data, labels = np.zeros((2, 6, 8, 8), np.float32), np.zeros((1, 6, 8, 8), np.int8)
     for identifier in identifiers:
-        properties = {SOURCE: source_state(source, identifier)}
+        properties = derived_properties(source, identifier, np.zeros((1, 2, 2, 2)), {})
         store.write_case(identifier, data, labels, properties, plan(LABELS, factor=FACTOR))
     return store
 

@@ -1,7 +1,7 @@
 """Windows and targets cut from a block must be those of the whole volume, wherever the window lies.
 
-`make_pair` sees a block only. LR slices equal those of the whole (flipped, cut at the phase) volume everywhere: inside
-because the block carries the profile's halo, at the ends because the profile is renormalised there in both cases.
+`make_pair` sees a block only. LR slices equal those of the whole (flipped) volume everywhere, the slices before the
+phase and after the last thick slice included: the block carries what the profiles reach.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rehrseg_nnunet.self_sr.network import interpolate_middle
 from rehrseg_nnunet.self_sr.pairs import WindowSpec, make_pair, resize_in_plane, sample_window
-from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, half_support
+from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, half_support, slice_profile
 
 FACTORS = (2, 3, 4, 5)
 
@@ -52,13 +52,29 @@ def seen(image, labels, spec):
     return image[:, used], labels[used]
 
 
+def acquired(image, spec):
+    """All thick slices of the phase from the whole (flipped) volume, by their definition: float64 sums."""
+    if spec.flip:
+        image = image.flip(1)
+    r = spec.factor
+    weights = slice_profile(r).numpy()
+    taps = np.arange(len(weights)) - (len(weights) - 1) / 2
+    thick = []
+    for k in range(spec.thick_slices):
+        positions = np.rint(spec.offset + r * k + (r - 1) / 2 + taps).astype(int)
+        inside = (positions >= 0) & (positions < spec.slices)
+        values = image[:, positions[inside]].numpy() * weights[inside, None, None]
+        thick.append(values.sum(axis=1) / weights[inside].sum())
+    return torch.from_numpy(np.stack(thick, axis=1))
+
+
 @settings(deadline=None, max_examples=150)
 @given(specs())
 def test_a_pair_is_cut_from_the_whole_degraded_volume(spec):
     image, labels = volume(spec.slices)
     pair = cut(image, labels, spec)
     whole, whole_labels = seen(image, labels, spec)
-    lr = degrade(whole, spec.factor, 1)
+    lr = acquired(image, spec)
     lr_labels = degrade_labels(whole_labels, spec.factor, 0, upper_ties=spec.upper_ties)
     window = [min(max(k, 0), spec.thick_slices - 1) for k in range(spec.window - 1, spec.window + 3)]
     torch.testing.assert_close(pair.lr_image, lr[:, window], rtol=0, atol=1e-12)
@@ -76,8 +92,9 @@ def test_a_pair_is_cut_from_the_whole_degraded_volume(spec):
 @given(specs())
 def test_shapes_and_blocks(spec):
     start, stop = spec.block
-    assert spec.offset <= start < stop <= spec.slices
-    assert (start - spec.offset) % spec.factor == (stop - spec.offset) % spec.factor == 0
+    assert 0 <= start < stop <= spec.slices
+    before, after = spec.context
+    assert (start + before - spec.offset) % spec.factor == (stop - after - spec.offset) % spec.factor == 0
     assert stop - start <= 8 * spec.factor  # four slices and their halo, however long the volume is
     stored = spec.stored_block
     marked = torch.zeros(spec.slices, dtype=torch.bool)
@@ -99,6 +116,19 @@ def test_inner_blocks_hold_the_profiles_halo(factor):
     start, stop = spec.block
     assert start <= 1 + factor * 4 - half_support(factor)
     assert stop >= 1 + factor * 8 + half_support(factor)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_first_thick_slice_of_a_phase_sees_the_data_before_it(factor, flip):
+    """On a ramp it lies at its centre where a phase leaves enough slices before it."""
+    slices, offset = 8 * factor + factor - 1, factor - 1
+    ramp = torch.arange(slices, dtype=torch.float64).view(1, -1, 1, 1)
+    spec = WindowSpec(slices, factor, offset, 0, flip)
+    first = cut(ramp.flip(1) if flip else ramp, torch.zeros(slices, 1, 1, dtype=torch.int16), spec).lr_image[0, 1, 0, 0]
+    centre = offset + (factor - 1) / 2
+    at_phase_0 = degrade(ramp, factor, 1, context=(0, factor - 1))[0, 0, 0, 0] + offset
+    assert abs(first - centre) < 0.4 * abs(at_phase_0 - centre)
 
 
 @pytest.mark.parametrize("factor", FACTORS)

@@ -400,3 +400,26 @@ def test_phases_keep_ramps_and_commute_with_flips(factor, slices):
         torch.testing.assert_close(at_phase(ramp, phase, factor, 0), ramp + phase / factor)
         there_and_back = at_phase(volume.flip(1), -phase, factor, 1).flip(1)
         torch.testing.assert_close(there_and_back, at_phase(volume, phase, factor, 1))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5])
+@pytest.mark.parametrize("context", [(0, 0), (1, 0), (0, 2), (9, 11)])
+def test_context_counts_and_belongs_to_no_slice(factor, context):
+    volume = random_volume(0, 2, context[0] + 3 * factor + context[1])
+    thick = degrade(volume, factor, 1, context=context)
+    expected = [thick_slice(volume, factor, context[0] + factor * k) for k in range(3)]
+    torch.testing.assert_close(thick, torch.stack(expected, dim=1))
+
+
+def thick_slice(volume, factor, first):
+    """The thick slice of the r slices from `first` on, by its definition: (C, slices) to (C,)."""
+    weights = slice_profile(factor)
+    positions = first + (factor - 1) / 2 + torch.arange(len(weights)) - (len(weights) - 1) / 2
+    inside = (positions >= 0) & (positions < volume.shape[1])
+    taken = volume[:, positions[inside].long()]
+    return (taken * weights[inside]).sum(dim=1) / weights[inside].sum()
+
+
+def test_context_leaves_whole_thick_slices():
+    with pytest.raises(ValueError, match="multiple of factor 4, got 6"):
+        degrade(torch.zeros(8), 4, 0, context=(1, 1))

@@ -1,27 +1,20 @@
-"""What stage 1 and stage 2 can give at best: both trained on the true HR volumes that `rehrseg simulate` kept."""
+"""What stage 1 and stage 2 can give at best, taught by the true HR volumes that `rehrseg simulate` kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, ClassVar
 
-import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pydantic import JsonValue
 
-from rehrseg_nnunet.cases.source_files import SOURCE, source_state
-from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
-from rehrseg_nnunet.nnunet.fold_run import FoldRun
-from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from benchmarks.quality.truth import CasesWithTruth, TrueHRCases, Where, at_boundaries, between_slices, everywhere
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
-from rehrseg_nnunet.restoration.report import true_hr_case
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases
-from rehrseg_nnunet.trainers import rehrseg_self_sr_trainer, rehrseg_trainer  # nnU-Net must find those elsewhere
 
-STORE_NAME = "true_hr"
+# nnU-Net must find those elsewhere
+from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_self_sr_trainer, rehrseg_trainer
 
 
 class SelfSRTrainer_trueHRData(rehrseg_self_sr_trainer.SelfSRTrainer):
@@ -55,58 +48,92 @@ class REHRSegTrainer_trueHRData(rehrseg_trainer.REHRSegTrainer):
         return CertainCases(super().pseudo_hr_cases(identifiers))
 
 
-@dataclass(frozen=True)
-class TrueHRCases:
-    """The true HR volumes of a fold's cases in the frame of the preprocessed ones, stored in the fold folder.
+class REHRSegTrainer_trueHRDataOnly(rehrseg_ablations.REHRSegTrainer_pseudoDataOnly):
+    """The true HR volumes in place of pseudo-HR cases, without U, distillation and stage 1."""
 
-    Attributes:
-        trainer: of the fold.
-    """
-
-    trainer: nnUNetTrainer
-    title: ClassVar[str] = "true HR volumes"
-
-    def check(self, identifiers: Sequence[str]) -> None:
-        """Writing them is the check."""
-        self.cases(identifiers)
-
-    def fingerprint(self) -> dict[str, JsonValue]:
-        """What they are."""
-        return {"source": self.title}
-
-    def cases(self, identifiers: Sequence[str]) -> nnUNetDatasetBlosc2:
-        """The cases, written if missing.
+    def open_pseudo_hr(self) -> None:
+        """Write the true HR cases that are missing.
 
         Raises:
             ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
         """
-        trainer, planned = self.trainer, PlannedDataset.of_trainer(self.trainer)
-        store = CaseStore(trainer.output_folder, STORE_NAME)
-        manifest = CaseManifest.of_run(FoldRun.of_trainer(trainer), weights_sha256="", made_with=self.fingerprint())
-        store.open_or_create(manifest)
-        lr = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
-        for identifier in identifiers:
-            if not store.is_current(identifier, trainer.preprocessed_dataset_folder):
-                _write_case(store, lr, identifier, planned)
-        return nnUNetDatasetBlosc2(str(store.folder), identifiers)
+        self.pseudo_hr_folder = TrueHRCases(self).cases(self.do_split()[0]).source_folder
+
+    def pseudo_hr_cases(self, identifiers: list[str]) -> CertainCases:
+        """The true HR cases, with U = 0."""
+        return CertainCases(super().pseudo_hr_cases(identifiers))
 
 
-def _write_case(store: CaseStore, lr: nnUNetBaseDataset, identifier: str, planned: PlannedDataset) -> None:
-    data, labels, _, properties = lr.load_case(identifier)
-    truth = true_hr_case(planned, identifier, np.asarray(data[:], dtype=np.float32), properties)
-    if truth is None:
-        raise ValueError(f"{identifier} must have its true HR volumes in the raw dataset (imagesTrHR, labelsTrHR)")
-    outside = np.repeat(np.asarray(labels[:]) == -1, planned.factor, axis=1)
-    store.write_case(
-        identifier,
-        truth[0],
-        np.where(outside, np.int16(-1), truth[1]),
-        {**properties, SOURCE: source_state(lr.source_folder, identifier)},
-        planned,
+class _WithTruth(rehrseg_trainer.REHRSegTrainer):
+    """Stage 2 on pseudo-HR cases with something of the truth.
+
+    Attributes:
+        replaced: where the true labels stand in for the pseudo labels; None: nowhere.
+        uncertainty: U is 1 where the pseudo label is wrong and else 0.
+    """
+
+    replaced: ClassVar[Where | None] = None
+    uncertainty: ClassVar[bool] = False
+
+    def pseudo_hr_cases(self, identifiers: list[str]) -> Cases:
+        """The cases, with the truth in them.
+
+        Raises:
+            ValueError: a case has no true HR volumes in the frame of its preprocessed LR image.
+        """
+        truth = TrueHRCases(self).cases(identifiers)
+        return CasesWithTruth(
+            super().pseudo_hr_cases(identifiers),
+            truth,
+            self.config.factor,
+            replaced=type(self).replaced,
+            uncertainty=self.uncertainty,
+        )
+
+
+class REHRSegTrainer_truthEverywhere(_WithTruth):
+    """REHRSeg with stage 1's images and U and the true labels."""
+
+    replaced = staticmethod(everywhere)
+
+
+class REHRSegTrainer_truthBetweenSlices(_WithTruth):
+    """REHRSeg with the true labels on all HR slices but those at a slice's centre."""
+
+    replaced = staticmethod(between_slices)
+
+
+class REHRSegTrainer_truthAtBoundaries(_WithTruth):
+    """REHRSeg with the true labels at the boundaries of the pseudo labels."""
+
+    replaced = staticmethod(at_boundaries)
+
+
+class REHRSegTrainer_trueUncertainty(_WithTruth):
+    """REHRSeg with w = [the pseudo label is right] in Eq. 7, but for its floor."""
+
+    uncertainty = True
+
+
+class REHRSegTrainer_trueLabels(_WithTruth, rehrseg_ablations.REHRSegTrainer_pseudoDataBSpline):
+    """Interpolated images with the true labels, without U, distillation and stage 1."""
+
+    replaced = staticmethod(everywhere)
+
+
+TRAINERS = {
+    trainer.__name__: trainer
+    for trainer in (
+        SelfSRTrainer_trueHRData,
+        REHRSegTrainer_trueHRData,
+        REHRSegTrainer_trueHRDataOnly,
+        REHRSegTrainer_truthEverywhere,
+        REHRSegTrainer_truthBetweenSlices,
+        REHRSegTrainer_truthAtBoundaries,
+        REHRSegTrainer_trueUncertainty,
+        REHRSegTrainer_trueLabels,
     )
-
-
-TRAINERS = {trainer.__name__: trainer for trainer in (SelfSRTrainer_trueHRData, REHRSegTrainer_trueHRData)}
+}
 
 
 @cache
