@@ -303,6 +303,7 @@ def _predict_case(
         )
     finally:
         model.release()
+    found: Any  # labels, with probabilities a pair
     labels, maps = found if probabilities else (found, None)
     return _Result(labels, maps, properties)
 

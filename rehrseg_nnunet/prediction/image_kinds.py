@@ -34,7 +34,7 @@ ArrayImage: TypeAlias = tuple[np.ndarray, np.ndarray]  # (x, y, z) array and (4,
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REORIENTING = (NibabelIOWithReorient, SimpleITKIOWithReorient)
-_WITH_GEOMETRY = (NibabelIO, SimpleITKIO)
+_WITH_GEOMETRY = (NibabelIO, NibabelIOWithReorient, SimpleITKIO)
 
 
 @dataclass(frozen=True, eq=False)

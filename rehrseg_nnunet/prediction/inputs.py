@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from rehrseg_nnunet.nnunet.raw_files import (
@@ -73,7 +73,7 @@ def endings_of(reader: type[BaseReaderWriter]) -> tuple[str, ...]:
     """Endings of files that one of nnU-Net's readers can read and write, also those that it does not mention."""
     if issubclass(reader, SimpleITKIO):
         return _SIMPLE_ITK_ENDINGS
-    if issubclass(reader, NibabelIO):
+    if issubclass(reader, (NibabelIO, NibabelIOWithReorient)):
         return _NIBABEL_ENDINGS
     return tuple(reader.supported_file_endings)  # pyright: ignore[reportAttributeAccessIssue] # every reader has them
 
