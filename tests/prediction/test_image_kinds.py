@@ -84,7 +84,7 @@ def test_refuses_channels_on_different_grids():
 
 
 def test_refuses_models_without_geometry():
-    with pytest.raises(NotImplementedError, match="models? of 3D files with geometry, got one of Tiff3DIO"):
+    with pytest.raises(NotImplementedError, match="a model of 3D files with geometry, got one of Tiff3DIO"):
         to_case([volume()], Tiff3DIO, ["image"])
 
 

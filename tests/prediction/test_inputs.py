@@ -159,7 +159,7 @@ def test_a_missing_file_of_a_csv_file_costs_its_case_when_going_on(folder):
 def test_sources_exist_and_are_one_kind(folder):
     touch(folder, "a.nii.gz", "cases.csv")
     check_sources([folder / "a.nii.gz", folder / "a.nii.gz"])
-    with pytest.raises(FileNotFoundError, match="-i must be an existing file or folder, got .*none"):
+    with pytest.raises(FileNotFoundError, match=r"-i must be an existing file or folder, got .*none"):
         check_sources([folder / "a.nii.gz", folder / "none"])
     for other in (folder, folder / "cases.csv"):
         with pytest.raises(ValueError, match=f"or one folder or csv file, got {re.escape(str(other))} among several"):

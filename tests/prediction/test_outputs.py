@@ -54,7 +54,7 @@ def test_many_cases_give_a_folder_and_the_models_ending(places, source):
         (
             "seg.png",
             ["scan.nii.gz"],
-            r"-o must end in one of \.nii\.gz \.nii \.nrrd, which the model writes, got seg.png",
+            r"-o must end in one of \.nii\.gz \.nii \.nrrd, which the model writes, got",
         ),
         ("out", ["t1.nii.gz", "t2.nii.gz"], r"for the case whose channels -i names, such as out.seg\.nii\.gz, got"),
         ("seg.nii.gz", ["in"], r"-o must be a folder for the cases of in, got the file seg\.nii\.gz"),
