@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
@@ -44,9 +44,12 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     Attributes:
         changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
             the plans'.
+        normalises_uncertainty: U is brought to [0, 1] by each case's own extremes, as in Eq. 7; False for a U that
+            means something as it is.
     """
 
     loss: REHRSegLoss
+    normalises_uncertainty: ClassVar[bool] = True
     changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
@@ -88,11 +91,9 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         )
         if self._do_i_compile():  # as nnU-Net does with its own
             hr_loss.dc = cast("Any", torch.compile(hr_loss.dc))  # still a module
-        lr_loss = UncertaintyWeightedLoss(
-            getattr(stock, "weight_factors", None),
-            regions=self.label_manager.has_regions,
-            ignore_label=self.label_manager.ignore_label,
-            dice=hr_loss.dc if settings.lr_dice_weight > 0 else None,
+        lr_loss = self._weighted_loss(
+            hr_loss.dc if settings.lr_dice_weight > 0 else None,
+            weight_factors=getattr(stock, "weight_factors", None),
             dice_weight=settings.lr_dice_weight,
         )
         return REHRSegLoss(
@@ -101,7 +102,24 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             stock,
             distillation=None,  # comes with stage 1, when training starts
             distillation_weight=settings.distillation_weight,
-            uncertainty_strength=0.99 if settings.uncertainty_weighting else 0.0,
+            uncertainty_strength=settings.uncertainty_strength if settings.uncertainty_weighting else 0.0,
+            weighted_hr_loss=self._weighted_loss(hr_loss.dc) if self._weights_hr else None,
+        )
+
+    @property
+    def _weights_hr(self) -> bool:
+        settings = self.config.segmentation
+        return settings.uncertainty_weighting and settings.hr_uncertainty_weighting
+
+    def _weighted_loss(
+        self, dice: nn.Module | None, *, weight_factors: Sequence[float] | None = None, dice_weight: float = 1.0
+    ) -> UncertaintyWeightedLoss:
+        return UncertaintyWeightedLoss(
+            weight_factors,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            dice=dice,
+            dice_weight=dice_weight,
         )
 
     def baseline_checkpoint(self) -> Path | None:
@@ -178,6 +196,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             factor=self.config.factor,
             lr_dataset=self.dataset_class(self.preprocessed_dataset_folder, keys),
             true_lr_probability=self.config.segmentation.true_lr_probability,
+            normalise_uncertainty=self.normalises_uncertainty,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self._training_transforms(rotation, dummy_2d, mirror_axes),
@@ -219,6 +238,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             regions=self._regions,
             ignore_label=self.label_manager.ignore_label,
             deep_supervision_scales=self._get_deep_supervision_scales(),
+            hr_uncertainty=self._weights_hr,
         )
 
     def on_train_epoch_start(self) -> None:

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from scipy import ndimage
 
 from rehrseg_nnunet.cases.case_dataset import Cases
-from rehrseg_nnunet.cases.source_files import SOURCE, source_state
+from rehrseg_nnunet.cases.source_files import derived_properties
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -61,7 +61,8 @@ class TrueHRCases:
 
 def _write_case(store: CaseStore, lr: nnUNetBaseDataset, identifier: str, planned: PlannedDataset) -> None:
     data, labels, _, properties = lr.load_case(identifier)
-    truth = true_hr_case(planned, identifier, np.asarray(data[:], dtype=np.float32), properties)
+    image = np.asarray(data[:], dtype=np.float32)
+    truth = true_hr_case(planned, identifier, image, properties)
     if truth is None:
         raise ValueError(f"{identifier} must have its true HR volumes in the raw dataset (imagesTrHR, labelsTrHR)")
     outside = np.repeat(np.asarray(labels[:]) == -1, planned.factor, axis=1)
@@ -69,7 +70,7 @@ def _write_case(store: CaseStore, lr: nnUNetBaseDataset, identifier: str, planne
         identifier,
         truth[0],
         np.where(outside, np.int16(-1), truth[1]),
-        {**properties, SOURCE: source_state(lr.source_folder, identifier)},
+        derived_properties(lr.source_folder, identifier, image, properties),
         planned,
     )
 

@@ -75,8 +75,20 @@ class SegmentationConfig(StrictModel):
     )
     uncertainty_weighting: bool = Field(
         default=True,
-        description="weight the LR cross-entropy by 1 - 0.99 U (Eq. 7; 0.99 is the released code's)",
+        description="weight the LR cross-entropy by 1 - `uncertainty_strength` U (Eq. 7)",
         json_schema_extra=PAPER,
+    )
+    uncertainty_strength: float = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="how much less the most uncertain voxel counts (paper: 1, not at all)",
+        json_schema_extra=RELEASE,
+    )
+    hr_uncertainty_weighting: bool = Field(
+        default=False,
+        description="weight the HR cross-entropy likewise, by U of the thin slices (Eq. 11 does not)",
+        json_schema_extra=OURS,
     )
     lr_dice_weight: float = Field(
         default=1.0,

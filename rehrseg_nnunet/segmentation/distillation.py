@@ -16,13 +16,15 @@ from torch.nn import functional
 from rehrseg_nnunet.config.segmentation import DistillationKind
 from rehrseg_nnunet.nnunet.precision import at_least_float32, without_autocast
 from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import regions_and_valid
 
 # Below this length a feature vector has no usable direction: it counts as zero and gets no gradient, which would
 # otherwise grow like 1 / length.
 _MIN_LENGTH = 1e-6
 
-Teacher = Callable[[Tensor, Tensor], Tensor]
+# (image, LR target, inside) to features
+Teacher = Callable[[Tensor, Tensor, Tensor], Tensor]
 # the setting, and the terms of the loss that it means
 DISTILLATION_TERMS: dict[DistillationKind, tuple[str, ...]] = {
     "correlation+spatial": ("affinity", "spatial"),
@@ -36,9 +38,11 @@ DISTILLATION_TERMS: dict[DistillationKind, tuple[str, ...]] = {
 class Distillation:
     """What stage 1 teaches the segmentation encoder, as terms of the total loss (Eq. 11).
 
+    Slices that are padding alone teach nothing.
+
     Args:
-        teacher: maps the LR image (B, Ci, D, H, W) and its full-resolution LR target to features (B, Ct, ...) of any
-            spatial size; called without gradient.
+        teacher: maps the LR image in the cases' units (B, Ci, D, H, W), the full-resolution LR target and which slices
+            are no padding to features (B, Ct, ...) of any spatial size; called without gradient.
         kind: the setting: L_corr and L_spatial, one of them, or another method's loss.
         pool: see `affinity_loss`.
         label_manager: nnU-Net's: which classes `ifvd` tells apart.
@@ -56,31 +60,34 @@ class Distillation:
         self.heads = label_manager.num_segmentation_heads
         self.regions, self.has_ignore = label_manager.has_regions, label_manager.has_ignore_label
 
-    def __call__(self, outputs: TrainingOutputs, lr_target: Tensor) -> dict[str, Tensor]:
+    def __call__(self, outputs: TrainingOutputs, lr_target: Tensor, targets: PatchTargets) -> dict[str, Tensor]:
         """Scalars by name: ``affinity`` and ``spatial``, or ``mimic``, or ``ifvd``.
 
         Args:
             outputs: of the network in mode "training".
             lr_target: the full-resolution LR target.
+            targets: the rest of the batch's targets.
         """
         size = outputs.student.shape[2:]
         with torch.no_grad():
-            features = resize_to(self.teacher(outputs.image, lr_target), size)
-        return {name: self._term(name, outputs, features, lr_target) for name in self.terms}
+            features = resize_to(self.teacher(targets.image, lr_target, targets.inside), size)
+        inside = nearest_to(targets.inside, (size[0], 1, 1))
+        if self.terms == ("ifvd",):
+            target = nearest_to(lr_target, size)
+            classes = class_maps(target, self.heads, regions=self.regions, has_ignore=self.has_ignore)
+            return {"ifvd": ifvd_loss(outputs.student, features, classes & inside)}
+        return {name: self._term(name, outputs, features, inside) for name in self.terms}
 
-    def _term(self, name: str, outputs: TrainingOutputs, features: Tensor, lr_target: Tensor) -> Tensor:
+    def _term(self, name: str, outputs: TrainingOutputs, features: Tensor, inside: Tensor) -> Tensor:
         if name == "affinity":
-            return affinity_loss(outputs.student, features, self.pool)
-        if name == "spatial":
-            return spatial_loss(outputs.adapted, features)
-        if name == "mimic":
-            return mimic_loss(outputs.adapted, features)
-        target = nearest_to(lr_target, outputs.student.shape[2:])
-        classes = class_maps(target, self.heads, regions=self.regions, has_ignore=self.has_ignore)
-        return ifvd_loss(outputs.student, features, classes)
+            return affinity_loss(outputs.student, features, self.pool, inside=inside)
+        loss = spatial_loss if name == "spatial" else mimic_loss
+        return loss(outputs.adapted, features, inside=inside)
 
 
-def affinity_loss(student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2, 2)) -> Tensor:
+def affinity_loss(
+    student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2, 2), *, inside: Tensor | None = None
+) -> Tensor:
     """Compare two feature maps by the cosine similarities of all their pairs of nodes (Eq. 8-9).
 
     With the unit node vectors as the columns of S and T, the sum over all pairs is
@@ -95,6 +102,7 @@ def affinity_loss(student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2,
         student: (B, C1, D, H, W), any floating dtype.
         teacher: (B, C2, D, H, W), the same B, D, H and W.
         pool: voxels per node along (D, H, W), the paper's granularity beta.
+        inside: (B, 1, D, 1, 1) bool, slices whose nodes count; a node counts if any of its slices does. None: all.
 
     Returns:
         Scalar >= 0, the mean over the pairs of nodes and the batch; float32, or float64 for a float64 student.
@@ -106,23 +114,28 @@ def affinity_loss(student: Tensor, teacher: Tensor, pool: Sequence[int] = (1, 2,
     if len(pool) != 3 or any(size < 1 for size in pool):
         raise ValueError(f"pool must be three integers of at least 1, got {tuple(pool)}")
     with without_autocast(student.device.type):
-        student_nodes = _unit_nodes(at_least_float32(student), pool)
-        teacher_nodes = _unit_nodes(teacher.to(student_nodes.dtype), pool)
+        student = at_least_float32(student)
+        inside = _all_inside(student, inside).to(student.dtype)
+        counts = (_pooled(inside.expand(-1, 1, *student.shape[2:]), pool) > 0).to(student.dtype)  # (B, 1, nodes)
+        student_nodes = _unit_nodes(student * inside, pool)
+        teacher_nodes = _unit_nodes(teacher.to(student.dtype) * inside, pool)
+        number = counts.sum(dim=2, keepdim=True).clamp_min(1)
         loss = (
-            _mean_squared_gram(student_nodes, student_nodes)
-            + _mean_squared_gram(teacher_nodes, teacher_nodes)
-            - 2 * _mean_squared_gram(student_nodes, teacher_nodes)
+            _mean_squared_gram(student_nodes, student_nodes, number)
+            + _mean_squared_gram(teacher_nodes, teacher_nodes, number)
+            - 2 * _mean_squared_gram(student_nodes, teacher_nodes, number)
         )
         # Rounding may leave a difference just under 0. Only the value is lifted: a clamp would drop the gradient.
         return (loss - loss.detach().clamp_max(0)).mean()
 
 
-def spatial_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def spatial_loss(student: Tensor, teacher: Tensor, *, inside: Tensor | None = None) -> Tensor:
     """Cosine distance over the channels at each location (Eq. 10).
 
     Args:
         student: (B, C, D, H, W), the student's features after the adaptor h.
         teacher: (B, C, D, H, W).
+        inside: (B, 1, D, 1, 1) bool, slices that count. None: all.
 
     Returns:
         Scalar in [0, 2], the mean over locations and batch; float32, or float64 for a float64 student. A location
@@ -135,15 +148,16 @@ def spatial_loss(student: Tensor, teacher: Tensor) -> Tensor:
     _check_channels(student, teacher)
     student = at_least_float32(student)
     cosine = (_unit(student) * _unit(teacher.to(student.dtype))).sum(dim=1)
-    return 1 - cosine.mean()
+    return _mean_inside(1 - cosine, _all_inside(student, inside))
 
 
-def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def mimic_loss(student: Tensor, teacher: Tensor, *, inside: Tensor | None = None) -> Tensor:
     """Compare two feature maps value by value, as MIMIC does: the mean of (h(F_seg) - F_sr)^2.
 
     Args:
         student: (B, C, D, H, W), the student's features after the adaptor h.
         teacher: (B, C, D, H, W).
+        inside: (B, 1, D, 1, 1) bool, slices that count. None: all.
 
     Returns:
         Scalar >= 0, the mean over channels, locations and batch; float32, or float64 for a float64 student.
@@ -154,7 +168,8 @@ def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
     _check_features(student, teacher)
     _check_channels(student, teacher)
     student = at_least_float32(student)
-    return functional.mse_loss(student, teacher.to(student.dtype))
+    squared = (student - teacher.to(student.dtype)).square().mean(dim=1)
+    return _mean_inside(squared, _all_inside(student, inside))
 
 
 def ifvd_loss(student: Tensor, teacher: Tensor, classes: Tensor) -> Tensor:
@@ -282,12 +297,31 @@ def _class_similarity(features: Tensor, members: Tensor) -> Tensor:
 
 def _unit_nodes(features: Tensor, pool: Sequence[int]) -> Tensor:
     """Pool (B, C, D, H, W) into unit node vectors, (B, C, nodes)."""
+    return _unit(_pooled(features, pool))
+
+
+def _pooled(features: Tensor, pool: Sequence[int]) -> Tensor:
+    """Means (B, C, nodes) over the blocks of (B, C, D, H, W)."""
     kernel = [min(wanted, size) for wanted, size in zip(pool, features.shape[2:], strict=True)]
     # In plane first, then along z: older PyTorch versions have no 3D pooling on MPS.
     planes = functional.avg_pool2d(features.flatten(1, 2), kernel[1:], ceil_mode=True)
     planes = planes.unflatten(1, features.shape[1:3])
     nodes = functional.avg_pool2d(planes.flatten(3), (kernel[0], 1), ceil_mode=True)
-    return _unit(nodes.flatten(2))
+    return nodes.flatten(2)
+
+
+def _all_inside(features: Tensor, inside: Tensor | None) -> Tensor:
+    """`inside`, or all slices (B, 1, D, 1, 1) of features (B, C, D, H, W)."""
+    if inside is not None:
+        return inside
+    return torch.ones((features.shape[0], 1, features.shape[2], 1, 1), dtype=torch.bool, device=features.device)
+
+
+def _mean_inside(values: Tensor, inside: Tensor) -> Tensor:
+    """Mean of values (B, D, H, W) over the slices (B, 1, D, 1, 1) that count; 0, in the graph, if none does."""
+    kept = torch.where(inside[:, 0], values, 0)
+    number = inside.sum() * values[0, 0].numel()
+    return kept.sum() / number.clamp_min(1)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -296,7 +330,7 @@ def _unit(vectors: Tensor) -> Tensor:
     return torch.where(length > _MIN_LENGTH, vectors / length.clamp_min(_MIN_LENGTH), 0)
 
 
-def _mean_squared_gram(first: Tensor, second: Tensor) -> Tensor:
-    """||first second'||^2 / N^2 for each graph of (B, C, N)."""
+def _mean_squared_gram(first: Tensor, second: Tensor, number: Tensor) -> Tensor:
+    """||first second'||^2 / N^2 for each graph of (B, C, nodes), N (B, 1, 1) being the nodes that count."""
     # Dividing before squaring keeps the numbers near 1, where float32 loses least in the difference above.
-    return (first @ second.mT / first.shape[-1]).square().sum(dim=(1, 2))
+    return (first @ second.mT / number).square().sum(dim=(1, 2))

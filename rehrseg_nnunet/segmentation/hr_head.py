@@ -36,14 +36,12 @@ class TrainingOutputs(NamedTuple):
         hr: logits (B, K, r*D, H, W) of the HR head.
         student: (B, C, D', H', W') encoder skip at in-plane stride 2.
         adapted: (B, Ct, D', H', W') the student after a 1x1x1 convolution to the teacher's channel count (Eq. 10).
-        image: (B, C_in, D, H, W) the network's input.
     """
 
     lr: torch.Tensor | list[torch.Tensor]
     hr: torch.Tensor
     student: torch.Tensor
     adapted: torch.Tensor
-    image: torch.Tensor
 
 
 class HRHead(nn.Module):
@@ -52,7 +50,8 @@ class HRHead(nn.Module):
     With `upsampling` "subpixel" the first convolution runs on the LR grid and gives r times as many channels, which are
     then arranged as slices. With "interpolate", the paper's, the features are interpolated along z before it. With
     `label_mode` "residual" the convolutions' result is added to the interpolated LR logits, and is 0 at first: the head
-    starts as a way to upsample what the network already knows, and learns what that lacks.
+    starts as a way to upsample what the network already knows, and learns what that lacks. The HR loss does not reach
+    the LR logits: where Eq. 7 says that a pseudo label teaches the LR head nothing, it must not do so through here.
 
     Args:
         in_channels: channels of the features.
@@ -89,7 +88,7 @@ class HRHead(nn.Module):
         else:
             hr = self.first(upsample_slices(features, self.factor))
         logits = self.second(functional.relu(hr))
-        return logits if self.interpolation is None else logits + self.interpolation(lr_logits)
+        return logits if self.interpolation is None else logits + self.interpolation(lr_logits.detach())
 
 
 class HRSegLayer(nn.Conv3d):
@@ -154,7 +153,6 @@ class HR(Extension):
             hr=hr,
             student=student,
             adapted=layer.adaptor(student),
-            image=image,
         )
 
 

@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_dataset import Cases
+from rehrseg_nnunet.segmentation.case_scale import CaseScale
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
 
 PatchSize = list[int] | tuple[int, ...]
@@ -97,6 +100,10 @@ class PhasedCases:
         lr_dataset: the same cases as acquired, (C, D, H, W) and (1, D, H, W), or None.
         true_lr_probability: share of the cases that show the true acquisition and its labels, at phase 0; the others
             are at phases drawn uniformly.
+        normalise_uncertainty: see `CaseScale.of_case`.
+
+    Attributes:
+        scales: of the cases that were loaded, by identifier.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class PhasedCases:
         factor: int,
         lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
+        normalise_uncertainty: bool = True,
     ):
         if true_lr_probability > 0 and lr_dataset is None:
             raise ValueError(f"lr_dataset must be given for true_lr_probability > 0, got {true_lr_probability}")
@@ -114,6 +122,8 @@ class PhasedCases:
         self.factor = factor
         self.lr_dataset = lr_dataset
         self.true_lr_probability = true_lr_probability
+        self.normalise_uncertainty = normalise_uncertainty
+        self.scales: dict[str, CaseScale] = {}
 
     def load_case(self, identifier: str) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
         """Draw whether to show the true acquisition, else a phase, then load."""
@@ -139,6 +149,10 @@ class PhasedCases:
         data, labels, _, properties = case
         if data.shape[1] % self.factor:
             raise ValueError(f"slices of case {identifier} must be a multiple of {self.factor}, got {data.shape[1]}")
+        if identifier not in self.scales:
+            self.scales[identifier] = CaseScale.of_case(
+                data, properties, factor=self.factor, normalise_uncertainty=self.normalise_uncertainty
+            )
         slices = (data.shape[1] - phase) // self.factor * self.factor
         hr_data = SliceWindow(data, start=phase, slices=slices)
         hr_labels = SliceWindow(labels, start=phase, slices=slices)
@@ -174,8 +188,7 @@ class HRPatchLoader(nnUNetDataLoader):
     """nnU-Net's loader for pseudo-HR cases: draws positions on the LR grid of a random phase and crops HR slices.
 
     Without transforms a batch is the raw crop with halo; with `build_training_transforms` it is `data` (B, C, p_z, p_y,
-    p_x) float32, `target` = [LR labels per deep supervision scale .., HR labels (B, 1 or regions, r*p_z, p_y, p_x),
-    U (B, 1, p_z, p_y, p_x) float32 in [0, 1]] and `keys`.
+    p_x) float32, `target` = [LR labels per deep supervision scale .., *PatchTargets] and `keys`.
 
     Args:
         data: pseudo-HR cases.
@@ -186,6 +199,7 @@ class HRPatchLoader(nnUNetDataLoader):
         factor: r.
         lr_dataset: the cases as acquired, for `true_lr_probability`.
         true_lr_probability: share of the patches whose input is the true acquisition with its true label, at phase 0.
+        normalise_uncertainty: see `CaseScale.of_case`.
         **options: nnUNetDataLoader's further options (oversampling, transforms, ...).
 
     Raises:
@@ -203,6 +217,7 @@ class HRPatchLoader(nnUNetDataLoader):
         factor: int,
         lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
+        normalise_uncertainty: bool = True,
         **options: Any,
     ):
         if len(patch_size) != 3:
@@ -212,7 +227,13 @@ class HRPatchLoader(nnUNetDataLoader):
                 f"patch_size must exceed final_patch_size by an even number of slices, got {tuple(patch_size)} and "
                 f"{tuple(final_patch_size)}"
             )
-        cases = PhasedCases(data, factor=factor, lr_dataset=lr_dataset, true_lr_probability=true_lr_probability)
+        cases = PhasedCases(
+            data,
+            factor=factor,
+            lr_dataset=lr_dataset,
+            true_lr_probability=true_lr_probability,
+            normalise_uncertainty=normalise_uncertainty,
+        )
         super().__init__(
             cases,  # pyright: ignore[reportArgumentType] # its base class is declared, `Cases` is enough
             batch_size,
@@ -222,6 +243,17 @@ class HRPatchLoader(nnUNetDataLoader):
             **options,
         )
         self.factor = factor
+        self.scales = cases.scales
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """nnU-Net's batch, its targets in the scales of their cases."""
+        batch = super().generate_train_batch()
+        if self.transforms is not None:
+            first = len(batch["target"]) - len(PatchTargets._fields)
+            samples = zip(batch["keys"], zip(*batch["target"][first:], strict=True), strict=True)
+            scaled = [self.scales[key].apply(PatchTargets(*targets)) for key, targets in samples]
+            batch["target"][first:] = [torch.stack(field) for field in zip(*scaled, strict=True)]
+        return batch
 
     def get_bbox(
         self, data_shape: Sequence[int], force_fg: bool, class_locations: Mapping[Any, Any] | None, **options: Any

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from rehrseg_nnunet.nnunet.precision import at_least_float32, connected_zero
 from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss, uncertainty_to_weight
 
-# training outputs and their full-resolution LR target to the terms of a distillation, by name
-Distil = Callable[[TrainingOutputs, Tensor], Mapping[str, Tensor]]
+# training outputs, their full-resolution LR target and the rest of the targets to the terms of a distillation, by name
+Distil = Callable[[TrainingOutputs, Tensor, PatchTargets], Mapping[str, Tensor]]
 
 
 class REHRSegLoss(nn.Module):
@@ -29,6 +30,8 @@ class REHRSegLoss(nn.Module):
             None: no distillation.
         distillation_weight: lambda. 0: no distillation, it is not called.
         uncertainty_strength: see `uncertainty_to_weight`; 0 weights all voxels alike.
+        weighted_hr_loss: in place of ``hr_loss``, one that is weighted by U at HR, which the targets must have. None:
+            the HR loss is not weighted.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class REHRSegLoss(nn.Module):
         distillation: Distil | None = None,
         distillation_weight: float = 1.0,
         uncertainty_strength: float = 0.99,
+        weighted_hr_loss: UncertaintyWeightedLoss | None = None,
     ) -> None:
         super().__init__()
         self.lr_loss = lr_loss
@@ -48,6 +52,7 @@ class REHRSegLoss(nn.Module):
         self.distillation = distillation
         self.distillation_weight = distillation_weight
         self.uncertainty_strength = uncertainty_strength
+        self.weighted_hr_loss = weighted_hr_loss
         self.components: dict[str, Tensor] = {}
 
     def forward(
@@ -57,8 +62,8 @@ class REHRSegLoss(nn.Module):
 
         Args:
             outputs: `TrainingOutputs` of the network with its HR head on, or the stock network's output.
-            targets: for training outputs the LR target of each LR output, full resolution first, then the HR target
-                (B, 1 or regions, r * D, H, W) and the uncertainty (B, 1, D, H, W) in [0, 1]; else the stock target.
+            targets: for training outputs the LR target of each LR output, full resolution first, then `PatchTargets`;
+                else the stock target.
 
         Returns:
             Scalar.
@@ -69,21 +74,28 @@ class REHRSegLoss(nn.Module):
         if not isinstance(outputs, TrainingOutputs):
             return self.validation_loss(outputs, targets)
         lr_outputs = [outputs.lr] if isinstance(outputs.lr, Tensor) else outputs.lr
-        if len(targets) != len(lr_outputs) + 2:
+        if len(targets) != len(lr_outputs) + len(PatchTargets._fields):
             raise ValueError(
-                f"targets must be {len(lr_outputs)} LR targets, the HR target and the uncertainty, "
+                f"targets must be {len(lr_outputs)} LR targets and {', '.join(PatchTargets._fields)}, "
                 f"got {len(targets)} entries"
             )
-        *lr_targets, hr_target, uncertainty = targets
-        weight = uncertainty_to_weight(uncertainty, strength=self.uncertainty_strength)
+        lr_targets, others = targets[: len(lr_outputs)], PatchTargets(*targets[len(lr_outputs) :])
         terms = {
-            "lr": self.lr_loss(lr_outputs, lr_targets, weight),
-            "hr": self.hr_loss(at_least_float32(outputs.hr), hr_target),
+            "lr": self.lr_loss(lr_outputs, lr_targets, self._weight(others.uncertainty)),
+            "hr": self._hr(at_least_float32(outputs.hr), others),
         }
         loss = terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)
         if self.distillation is not None and self.distillation_weight != 0:
-            distilled = self.distillation(outputs, lr_targets[0])
+            distilled = self.distillation(outputs, lr_targets[0], others)
             loss = loss + self.distillation_weight * sum(distilled.values())
             terms.update(distilled)
         self.components = {name: term.detach() for name, term in terms.items()}
         return loss
+
+    def _weight(self, uncertainty: Tensor) -> Tensor:
+        return uncertainty_to_weight(uncertainty, strength=self.uncertainty_strength)
+
+    def _hr(self, logits: Tensor, targets: PatchTargets) -> Tensor:
+        if self.weighted_hr_loss is None:
+            return self.hr_loss(logits, targets.hr)
+        return self.weighted_hr_loss(logits, targets.hr, self._weight(targets.hr_uncertainty))

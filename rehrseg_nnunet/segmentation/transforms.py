@@ -25,6 +25,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
@@ -51,22 +52,25 @@ class DegradeTransform(BasicTransform):
     """Thicken the slices of image and U, and drop the halo (Eq. 1).
 
     The image goes through the slice profile, renormalised by the equally blurred inside mask: exactly what `degrade` of
-    the whole volume gives, whatever the crop. U is the plain mean over the r slices of an LR slice. LR voxels with less
-    than half of their profile inside the volume are padding: image 0, U 0.
+    the whole volume gives, whatever the crop. U is the plain mean over the r slices of an LR slice, unless it is wanted
+    at HR; then only the halo is dropped. LR voxels with less than half of their profile inside the volume are padding:
+    image 0, U 0.
 
     A second segmentation channel says that the image is the true acquisition, every slice repeated r times; its slices
     are averaged, which returns them unchanged where they were not moved along z.
 
     Args:
         factor: r.
+        hr_uncertainty: keep U at HR.
     """
 
-    def __init__(self, factor: int):
+    def __init__(self, factor: int, *, hr_uncertainty: bool = False):
         super().__init__()
         self.factor = factor
+        self.hr_uncertainty = hr_uncertainty
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Replace `image` (C, ...) and `regression_target` (1, U) by LR ones."""
+        """Replace `image` (C, ...) by the LR one, and `regression_target` (U, inside) by U (1, ...) alone."""
         image, segmentation = data_dict["image"], data_dict["segmentation"]
         uncertainty, inside = data_dict["regression_target"].split(1)
         share = self._degrade(inside)
@@ -75,10 +79,12 @@ class DegradeTransform(BasicTransform):
         else:
             lr = self._degrade(image) / share
         padding = share <= 0.5
+        uncertainty = strip_halo(uncertainty, HALO_LR_SLICES * self.factor)
+        uncertainty = uncertainty.masked_fill(padding.repeat_interleave(self.factor, dim=1), 0)
         return {
             **data_dict,
             "image": lr.masked_fill(padding, 0),
-            "regression_target": self._mean(uncertainty).masked_fill(padding, 0),
+            "regression_target": uncertainty if self.hr_uncertainty else slice_mean(uncertainty, self.factor),
             "segmentation": strip_halo(segmentation, HALO_LR_SLICES * self.factor),
         }
 
@@ -87,6 +93,38 @@ class DegradeTransform(BasicTransform):
 
     def _mean(self, volume: torch.Tensor) -> torch.Tensor:
         return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
+
+
+class SetTargetsAside(BasicTransform):
+    """Put what must not be changed any more under keys that no transform knows.
+
+    It comes behind everything that moves voxels and before everything that changes intensities. U is 0 on true
+    acquisitions: their LR labels are right.
+
+    Args:
+        factor: r.
+        hr_uncertainty: U is at HR and wanted there too.
+    """
+
+    def __init__(self, factor: int, *, hr_uncertainty: bool = False):
+        super().__init__()
+        self.factor = factor
+        self.hr_uncertainty = hr_uncertainty
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Make the fields of `PatchTargets` that are not labels, without batch, of image, U and segmentation."""
+        others = {key: value for key, value in data_dict.items() if key != "regression_target"}
+        image, segmentation = data_dict["image"], data_dict["segmentation"]
+        uncertainty = data_dict["regression_target"].float().clamp(0, 1)
+        lr = slice_mean(uncertainty, self.factor) if self.hr_uncertainty else uncertainty
+        has_data = (segmentation[:1] >= 0).amax((2, 3), keepdim=True)  # the loader pads labels with -1
+        return {
+            **others,
+            "uncertainty": torch.zeros_like(lr) if is_true_acquisition(segmentation) else lr,
+            "unaugmented_image": image.clone(),
+            "inside": has_data.unflatten(1, (-1, self.factor)).any(2),
+            "hr_uncertainty": uncertainty if self.hr_uncertainty else uncertainty.new_empty((1, 0, 0, 0)),
+        }
 
 
 class LRLabelTransform(BasicTransform):
@@ -142,15 +180,21 @@ class PackHRTargets(BasicTransform):
         self.hr_dtype = None if regions is not None else hr_dtype
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, HR, U]."""
+        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, *PatchTargets]."""
         # RemoveLabelTransform writes in place
         lr = self.finish_lr(segmentation=data_dict["segmentation"].clone())["segmentation"]
         hr = self.finish_hr(segmentation=data_dict["hr_segmentation"].clone())["segmentation"]
         if self.hr_dtype is not None:
             hr = hr.to(self.hr_dtype)
-        uncertainty = data_dict["regression_target"].float().clamp(0, 1)
-        targets = [*(lr if isinstance(lr, list) else [lr]), hr, uncertainty]
-        return {"image": data_dict["image"].contiguous(), "segmentation": targets}
+        targets = PatchTargets(
+            hr=hr,
+            uncertainty=data_dict["uncertainty"],
+            image=data_dict["unaugmented_image"],
+            inside=data_dict["inside"],
+            hr_uncertainty=data_dict["hr_uncertainty"],
+        )
+        lr_scales = lr if isinstance(lr, list) else [lr]
+        return {"image": data_dict["image"].contiguous(), "segmentation": [*lr_scales, *targets]}
 
 
 def is_true_acquisition(segmentation: torch.Tensor) -> bool:
@@ -176,12 +220,14 @@ def build_training_transforms(
     regions: Sequence[Region] | None = None,
     ignore_label: int | None = None,
     deep_supervision_scales: list[list[float]] | None = None,
+    hr_uncertainty: bool = False,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
     Order: take U out; where augmentation is in plane (dummy 2D) or absent: degrade, which commutes with it exactly,
-    then the spatial transform; otherwise the spatial transform on HR slices, then degrade; intensity on the LR image;
-    mirror LR image, U and HR labels; LR labels; everything from masking on with the LR labels; pack.
+    then the spatial transform; otherwise the spatial transform on HR slices, then degrade; mirror LR image, U and HR
+    labels (nnU-Net does it behind the intensities; the two commute); set U and the image for the teacher aside;
+    intensity on the LR image; LR labels; everything from masking on with the LR labels; pack.
 
     Args:
         stock: `nnUNetTrainer.get_training_transforms(...)` for the LR final patch size, with `regions=None` and
@@ -191,6 +237,7 @@ def build_training_transforms(
         regions: foreground regions, or None.
         ignore_label: ignore label, or None.
         deep_supervision_scales: nnU-Net's scales, or None.
+        hr_uncertainty: give U at HR too.
 
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
@@ -201,8 +248,9 @@ def build_training_transforms(
     in_plane = any(isinstance(t, Convert3DTo2DTransform) for t in transforms)
     labels_at = next((i for i, t in enumerate(transforms) if isinstance(t, _ON_LR_LABELS)), len(transforms))
     spatial = [t for t in transforms[:labels_at] if isinstance(t, _IN_SPACE)]
-    others = [t for t in transforms[:labels_at] if not isinstance(t, _IN_SPACE)]
-    degradation = DegradeTransform(factor)
+    mirrors = [t for t in transforms[:labels_at] if isinstance(t, MirrorTransform)]
+    intensity = [t for t in transforms[:labels_at] if not isinstance(t, (*_IN_SPACE, MirrorTransform))]
+    degradation = DegradeTransform(factor, hr_uncertainty=hr_uncertainty)
     if in_plane:
         spatial = [degradation, *spatial]
     else:  # without the conversions to 2D and back
@@ -214,7 +262,16 @@ def build_training_transforms(
         hr_dtype=torch.int8 if highest_label <= torch.iinfo(torch.int8).max else torch.int16,
     )
     return ComposeTransforms(
-        [TakeUncertaintyOut(), *spatial, *others, LRLabelTransform(factor), *transforms[labels_at:], pack]
+        [
+            TakeUncertaintyOut(),
+            *spatial,
+            *mirrors,
+            SetTargetsAside(factor, hr_uncertainty=hr_uncertainty),
+            *intensity,
+            LRLabelTransform(factor),
+            *transforms[labels_at:],
+            pack,
+        ]
     )
 
 

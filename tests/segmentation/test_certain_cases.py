@@ -9,6 +9,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_files import class_locations
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases, CertainImage
 from rehrseg_nnunet.segmentation.loader import HRPatchLoader
 
@@ -33,7 +34,8 @@ def test_patches_are_those_of_the_same_cases_with_u_0():
     rng = np.random.default_rng(1)
     image = rng.random((1, 12, 6, 7), dtype=np.float32) + 1
     labels = rng.integers(0, 2, size=(1, 12, 6, 7)).astype(np.int8)
-    properties = {"class_locations": class_locations(labels, LABELS)}
+    unit = IntensityUnit(zero=(0.0,), length=(1.0,)).as_property()
+    properties = {"class_locations": class_locations(labels, LABELS), **unit}
     with_u = np.concatenate([image, np.zeros_like(image)])
     batches = []
     for data, wrap in ((image, CertainCases), (with_u, lambda cases: cases)):

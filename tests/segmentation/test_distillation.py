@@ -17,6 +17,7 @@ from rehrseg_nnunet.segmentation.distillation import (
     spatial_loss,
 )
 from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 
 IGNORE = 3
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": IGNORE}, None)
@@ -382,28 +383,31 @@ class Teacher:
         self.kernel = torch.randn(channels, 2, 1, 2, 2, generator=generator, requires_grad=True)
         self.calls = []
 
-    def __call__(self, image, labels):
-        self.calls.append((image, labels, torch.is_grad_enabled()))
+    def __call__(self, image, labels, inside):
+        self.calls.append((image, labels, inside, torch.is_grad_enabled()))
         stacked = torch.cat([image, labels.float()], dim=1)
         return nn.functional.conv3d(stacked, self.kernel, stride=(1, 2, 2))
 
 
 def training_batch():
-    """Outputs of which a distillation uses the image and both students; a target with ignored voxels."""
+    """Outputs of which a distillation uses both students, an LR target with ignored voxels, and the other targets."""
     generator = torch.Generator().manual_seed(5)
     student = torch.randn(2, 6, 4, 4, 2, generator=generator, requires_grad=True)
     adapted = torch.randn(2, 4, 4, 4, 2, generator=generator, requires_grad=True)
     image = torch.randn(2, 1, 4, 8, 8, generator=generator)
     logits = torch.zeros(2, 3, 4, 8, 8)
-    outputs = TrainingOutputs(lr=logits, hr=logits, student=student, adapted=adapted, image=image)
-    return outputs, [torch.randint(0, 4, (2, 1, 4, 8, 8), generator=generator)]
+    outputs = TrainingOutputs(lr=logits, hr=logits, student=student, adapted=adapted)
+    inside = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool)
+    none = torch.empty(0)
+    others = PatchTargets(hr=none, uncertainty=none, image=image, inside=inside, hr_uncertainty=none)
+    return outputs, torch.randint(0, 4, (2, 1, 4, 8, 8), generator=generator), others
 
 
 def test_the_papers_distillation_is_equations_9_and_10():
-    outputs, targets = training_batch()
+    outputs, target, others = training_batch()
     kind = "correlation+spatial"
-    terms = Distillation(Teacher(), kind=kind, pool=(2, 1, 1), label_manager=PLAIN)(outputs, targets[0])
-    features = resize_to(Teacher()(outputs.image, targets[0]).detach(), (4, 4, 2))
+    terms = Distillation(Teacher(), kind=kind, pool=(2, 1, 1), label_manager=PLAIN)(outputs, target, others)
+    features = resize_to(Teacher()(others.image, target, others.inside).detach(), (4, 4, 2))
     assert list(terms) == ["affinity", "spatial"]
     torch.testing.assert_close(terms["affinity"], affinity_loss(outputs.student, features, (2, 1, 1)))
     torch.testing.assert_close(terms["spatial"], spatial_loss(outputs.adapted, features))
@@ -411,10 +415,10 @@ def test_the_papers_distillation_is_equations_9_and_10():
 
 @pytest.mark.parametrize("method", ["correlation", "spatial", "mimic", "ifvd"])
 def test_other_distillations_take_the_place_of_the_papers(method):
-    outputs, targets = training_batch()
-    terms = Distillation(Teacher(), kind=method, pool=(1, 2, 2), label_manager=PLAIN)(outputs, targets[0])
-    features = resize_to(Teacher()(outputs.image, targets[0]).detach(), (4, 4, 2))
-    labels = targets[0][:, :, :, 1::2, 2::4]  # of 8 x 8 voxels those nearest to the centres of 4 x 2
+    outputs, target, others = training_batch()
+    terms = Distillation(Teacher(), kind=method, pool=(1, 2, 2), label_manager=PLAIN)(outputs, target, others)
+    features = resize_to(Teacher()(others.image, target, others.inside).detach(), (4, 4, 2))
+    labels = target[:, :, :, 1::2, 2::4]  # of 8 x 8 voxels those nearest to the centres of 4 x 2
     name, expected = {
         "correlation": ("affinity", affinity_loss(outputs.student, features)),
         "spatial": ("spatial", spatial_loss(outputs.adapted, features)),
@@ -427,6 +431,29 @@ def test_other_distillations_take_the_place_of_the_papers(method):
     gradients = torch.autograd.grad(terms[name], inputs, allow_unused=True, materialize_grads=True)
     references = torch.autograd.grad(expected, inputs, allow_unused=True, materialize_grads=True)
     torch.testing.assert_close(gradients, references)
+
+
+@pytest.mark.parametrize("kind", ["correlation+spatial", "mimic", "ifvd"])
+def test_slices_of_padding_teach_nothing(kind):
+    """A patch that ends in padding has the terms, and gradients, of the patch without it."""
+    outputs, target, others = training_batch()
+    distillation = Distillation(Teacher(), kind=kind, pool=(1, 2, 2), label_manager=PLAIN)
+    padded = others._replace(
+        inside=torch.tensor([False, True, True, False]).view(1, 1, 4, 1, 1).expand(2, -1, -1, 1, 1)
+    )
+    cut = slice(1, 3)
+    shorter = outputs._replace(student=outputs.student[:, :, cut], adapted=outputs.adapted[:, :, cut])
+    alone = others._replace(image=others.image[:, :, cut], inside=others.inside[:, :, cut])
+    terms, expected = distillation(outputs, target, padded), distillation(shorter, target[:, :, cut], alone)
+    inputs = [outputs.student, outputs.adapted]
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[name])
+        assert not torch.allclose(term, distillation(outputs, target, others)[name])
+        gradients, references = (
+            torch.autograd.grad(t, inputs, allow_unused=True, materialize_grads=True, retain_graph=True)
+            for t in (term, expected[name])
+        )
+        torch.testing.assert_close(gradients, references)
 
 
 def test_an_unknown_distillation_is_refused():
@@ -451,25 +478,26 @@ def test_classes_of_regions_overlap_and_have_a_background():
 
 
 def test_teacher_is_called_without_gradient_on_image_and_full_resolution_target():
-    outputs, targets = training_batch()
+    outputs, target, others = training_batch()
     teacher = Teacher()
     sum(
         Distillation(teacher, kind="correlation+spatial", pool=(1, 2, 2), label_manager=PLAIN)(
-            outputs, targets[0]
+            outputs, target, others
         ).values()
     ).backward()
-    [(image, labels, grad_enabled)] = teacher.calls
-    assert image is outputs.image
-    assert labels is targets[0]
+    [(image, labels, inside, grad_enabled)] = teacher.calls
+    assert image is others.image
+    assert labels is target
+    assert inside is others.inside
     assert not grad_enabled
     assert teacher.kernel.grad is None
 
 
 def test_half_precision_students_give_finite_float32_terms():
-    outputs, targets = training_batch()
+    outputs, target, others = training_batch()
     half = outputs._replace(student=outputs.student.half(), adapted=outputs.adapted.half())
     distillation = Distillation(Teacher(), kind="correlation+spatial", pool=(1, 2, 2), label_manager=PLAIN)
-    terms, references = distillation(half, targets[0]), distillation(outputs, targets[0])
+    terms, references = distillation(half, target, others), distillation(outputs, target, others)
     for name, term in terms.items():
         assert term.dtype == torch.float32
         assert term.item() == pytest.approx(references[name].item(), rel=1e-2)

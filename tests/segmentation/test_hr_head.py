@@ -118,7 +118,6 @@ def test_training_mode_gives_everything_in_one_pass(kind, deep_supervision):
     assert out.hr.shape == (2, 3, FACTOR * 4, 16, 16)
     assert out.adapted.shape == (2, 5, 4, 8, 8)
     assert torch.equal(out.student, plain.encoder(image())[1])
-    assert torch.equal(out.image, image())
     with output_mode(network, "hr"):
         lr, hr = network(image())
         assert torch.equal(lr, as_list(out.lr)[0])
@@ -187,6 +186,20 @@ def test_a_new_residual_head_interpolates_the_lr_logits(kind, deep_supervision):
     lr = as_list(out.lr)[0]
     torch.testing.assert_close(out.hr, LogitInterpolation(FACTOR)(lr))
     assert out.hr.std() > 0.1 * lr.std() > 0
+
+
+@deep
+def test_the_hr_loss_does_not_teach_the_lr_head(deep_supervision):
+    """Eq. 7 takes the weight of wrong pseudo labels from the LR loss; they must not come back by the HR logits."""
+    network = give_residual(with_head(stock(deep_supervision=deep_supervision)))
+    set_output_mode(network, "training")
+    layer = network.decoder.seg_layers[-1]
+    network(image()).hr.square().mean().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+    for name in ("hr_head.first.weight", "hr_head.second.weight"):
+        assert layer.get_parameter(name).grad.abs().sum() > 0
+    assert network.encoder.stages[0][0].convs[0].conv.weight.grad.abs().sum() > 0  # the features still learn from it
 
 
 @pytest.mark.parametrize("upsampling", ["subpixel", "interpolate"])

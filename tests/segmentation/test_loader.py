@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from planned import plan
 
 from rehrseg_nnunet.cases.case_files import class_locations
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.segmentation.loader import (
     HRPatchLoader,
@@ -28,7 +29,8 @@ LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 
 def memory_dataset(image, labels, label_manager=LABELS, identifiers=("case",)):
     """Cases whose data hold what is given; the U of a pseudo-HR case is its last channel."""
-    properties = {"class_locations": class_locations(labels, label_manager)}
+    unit = IntensityUnit(zero=(0.0,), length=(1.0,)).as_property()
+    properties = {"class_locations": class_locations(labels, label_manager), **unit}
     return SimpleNamespace(identifiers=list(identifiers), load_case=lambda _: (image, labels, None, properties))
 
 
@@ -172,7 +174,7 @@ def test_the_true_acquisition_covers_the_same_region():
     )
     loader = raw_loader(data, labels, patch=(3, 4, 5), batch_size=40)
     loader._data = SimpleNamespace(
-        load_case=lambda i: cases.at_phase(i, (data, labels, None, {"class_locations": {}}), phase=0, use_true_lr=True)
+        load_case=lambda i: cases.at_phase(i, cases.dataset.load_case(i), phase=0, use_true_lr=True)
     )
     batch = next(loader)
     assert batch["target"].shape[1] == 2
@@ -196,7 +198,8 @@ def test_cases_on_disk_and_pickling(tmp_path):
     store.open_or_create(
         CaseManifest(dataset_name="d", plans_name="p", configuration="c", fold=0, trainer="t", weights_sha256="0")
     )
-    store.write_case("case", data, labels, {}, plan(LABELS, factor=4, patch_size=(3, 6, 7)))
+    unit = IntensityUnit(zero=(0.0,), length=(1.0,)).as_property()
+    store.write_case("case", data, labels, unit, plan(LABELS, factor=4, patch_size=(3, 6, 7)))
     loader = HRPatchLoader(nnUNetDatasetBlosc2(str(store.folder)), 3, (3, 6, 7), (3, 6, 7), LABELS, factor=4)
     copied = pickle.loads(pickle.dumps(loader))
     batches = []

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
 
+from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs, add_hr_head, output_mode
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
@@ -41,11 +45,16 @@ def training_batch(*, deep_supervision=True):
     generator = torch.Generator().manual_seed(5)
     student = torch.randn(2, 6, 4, 4, 2, generator=generator, requires_grad=True)
     adapted = torch.randn(2, 4, 4, 4, 2, generator=generator, requires_grad=True)
-    image = torch.randn(2, 1, 4, 8, 8, generator=generator)
     lr = [scale[0] for scale in scales] if deep_supervision else scales[0][0]
-    outputs = TrainingOutputs(lr=lr, hr=hr_logits, student=student, adapted=adapted, image=image)
-    uncertainty = torch.rand(2, 1, 4, 8, 8, generator=generator)
-    return outputs, [*(scale[1] for scale in scales), hr_target, uncertainty]
+    outputs = TrainingOutputs(lr=lr, hr=hr_logits, student=student, adapted=adapted)
+    targets = PatchTargets(
+        hr=hr_target,
+        uncertainty=torch.rand(2, 1, 4, 8, 8, generator=generator),
+        image=torch.randn(2, 1, 4, 8, 8, generator=generator),
+        inside=torch.ones(2, 1, 4, 1, 1, dtype=torch.bool),
+        hr_uncertainty=torch.empty(2, 1, 0, 0, 0),
+    )
+    return outputs, [scale[1] for scale in scales], targets
 
 
 class Distil:
@@ -54,10 +63,11 @@ class Distil:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, outputs, lr_target):
+    def __call__(self, outputs, lr_target, targets):
         self.calls += 1
         first = outputs.student.float().tanh().mean()
-        return {"first": first, "second": (outputs.adapted.float() * lr_target.float().mean()).mean()}
+        scale = lr_target.float().mean() + targets.image.mean()
+        return {"first": first, "second": (outputs.adapted.float() * scale).mean()}
 
 
 def build_loss(distillation, factors=(0.6, 0.4), **kwargs):
@@ -72,15 +82,15 @@ def build_loss(distillation, factors=(0.6, 0.4), **kwargs):
 
 
 def test_total_is_equation_11():
-    outputs, targets = training_batch()
+    outputs, lr_targets, others = training_batch()
     module = build_loss(Distil(), distillation_weight=0.3)
-    loss = module(outputs, targets)
-    weight = 1 - 0.99 * targets[3]
+    loss = module(outputs, [*lr_targets, *others])
+    weight = 1 - 0.99 * others.uncertainty
     pooled = weight.reshape(2, 1, 4, 4, 2, 4, 2).mean(dim=(4, 6))
-    lr = 0.6 * naive_cross_entropy(outputs.lr[0], targets[0], weight, IGNORE)
-    lr = lr + 0.4 * naive_cross_entropy(outputs.lr[1], targets[1], pooled, IGNORE)
-    hr = build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=IGNORE)(outputs.hr, targets[2])
-    first, second = Distil()(outputs, targets[0]).values()
+    lr = 0.6 * naive_cross_entropy(outputs.lr[0], lr_targets[0], weight, IGNORE)
+    lr = lr + 0.4 * naive_cross_entropy(outputs.lr[1], lr_targets[1], pooled, IGNORE)
+    hr = build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=IGNORE)(outputs.hr, others.hr)
+    first, second = Distil()(outputs, lr_targets[0], others).values()
     expected = lr + hr + 0.3 * (first + second)
     torch.testing.assert_close(loss, expected)
     inputs = [*outputs.lr, outputs.hr, outputs.student, outputs.adapted]
@@ -94,12 +104,12 @@ def test_total_is_equation_11():
 
 @pytest.mark.parametrize("disable", ["no distillation", "weight 0"])
 def test_without_distillation_the_adaptor_keeps_a_zero_gradient(disable):
-    outputs, targets = training_batch()
+    outputs, lr_targets, others = training_batch()
     with torch.no_grad():
         outputs.adapted[0, 0, 0, 0, 0] = float("inf")
     distillation = Distil()
     module = build_loss(None) if disable == "no distillation" else build_loss(distillation, distillation_weight=0)
-    loss = module(outputs, targets)
+    loss = module(outputs, [*lr_targets, *others])
     torch.testing.assert_close(loss, module.components["lr"] + module.components["hr"])
     assert (torch.autograd.grad(loss, outputs.adapted)[0] == 0).all()
     assert module.components.keys() == {"lr", "hr"}
@@ -107,54 +117,85 @@ def test_without_distillation_the_adaptor_keeps_a_zero_gradient(disable):
 
 
 def test_one_lr_output_without_deep_supervision():
-    outputs, targets = training_batch(deep_supervision=False)
+    outputs, lr_targets, others = training_batch(deep_supervision=False)
     listed = outputs._replace(lr=[outputs.lr])
     module = build_loss(Distil(), factors=(1,))
-    torch.testing.assert_close(module(outputs, targets), module(listed, targets))
-    with pytest.raises(ValueError, match="targets must be 1 LR targets, the HR target and the uncertainty, got 2"):
-        module(outputs, targets[1:])
+    torch.testing.assert_close(module(outputs, [*lr_targets, *others]), module(listed, [*lr_targets, *others]))
+    with pytest.raises(ValueError, match=r"targets must be 1 LR targets and hr, uncertainty, .*, got 5 entries"):
+        module(outputs, others)
 
 
 def test_more_uncertain_voxels_weigh_less_in_lr_only():
-    outputs, targets = training_batch()
+    outputs, lr_targets, others = training_batch()
     module = build_loss(None)
     components = []
     for value in (0.0, 1.0):
-        module(outputs, [*targets[:3], torch.full_like(targets[3], value)])
+        module(outputs, [*lr_targets, *others._replace(uncertainty=torch.full_like(others.uncertainty, value))])
         components.append(module.components)
     torch.testing.assert_close(components[1]["lr"], 0.01 * components[0]["lr"])
     torch.testing.assert_close(components[1]["hr"], components[0]["hr"])
 
 
 def test_validation_uses_the_stock_loss():
-    outputs, targets = training_batch()
+    outputs, lr_targets, _ = training_batch()
     distillation = Distil()
     module = build_loss(distillation)
-    torch.testing.assert_close(module(outputs.lr, targets[:2]), module.validation_loss(outputs.lr, targets[:2]))
+    torch.testing.assert_close(module(outputs.lr, lr_targets), module.validation_loss(outputs.lr, lr_targets))
     assert not distillation.calls
     assert module.components == {}
 
 
 def test_half_precision_outputs_give_a_finite_float32_loss():
-    outputs, targets = training_batch()
+    outputs, lr_targets, others = training_batch()
     half = TrainingOutputs(
         lr=[logits.half() for logits in outputs.lr],
         hr=outputs.hr.half(),
         student=outputs.student.half(),
         adapted=outputs.adapted.half(),
-        image=outputs.image,
     )
     module = build_loss(Distil())
-    loss = module(half, targets)
+    loss = module(half, [*lr_targets, *others])
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(module(outputs, targets).item(), rel=1e-2)
+    assert loss.item() == pytest.approx(module(outputs, [*lr_targets, *others]).item(), rel=1e-2)
     gradients = torch.autograd.grad(65536 * loss, [half.hr, half.student, half.adapted])
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_strength_0_weights_all_voxels_alike():
-    outputs, targets = training_batch()
+    outputs, lr_targets, others = training_batch()
+    targets = [*lr_targets, *others]
     loss = build_loss(Distil(), uncertainty_strength=0.0)(outputs, targets)
-    certain = [*targets[:-1], torch.zeros_like(targets[-1])]
+    certain = [*lr_targets, *others._replace(uncertainty=torch.zeros_like(others.uncertainty))]
     torch.testing.assert_close(loss, build_loss(Distil())(outputs, certain))
     assert not torch.allclose(loss, build_loss(Distil())(outputs, targets))
+
+
+def test_the_hr_loss_can_be_weighted_by_the_uncertainty_of_thin_slices():
+    outputs, lr_targets, others = training_batch()
+    uncertainty = torch.rand(others.hr.shape, generator=torch.Generator().manual_seed(3))
+    weighted = UncertaintyWeightedLoss(ignore_label=IGNORE)
+    module = build_loss(None, weighted_hr_loss=weighted, uncertainty_strength=0.7)
+    module(outputs, [*lr_targets, *others._replace(hr_uncertainty=uncertainty)])
+    expected = naive_cross_entropy(outputs.hr, others.hr, 1 - 0.7 * uncertainty, IGNORE)
+    torch.testing.assert_close(module.components["hr"], expected.detach())
+    plain = build_loss(None)
+    plain(outputs, [*lr_targets, *others])
+    assert not torch.allclose(module.components["hr"], plain.components["hr"])
+
+
+def test_where_u_is_1_nothing_teaches_the_lr_head_but_eq_7():
+    """The network's own LR head, with its HR head as a residual to it; the weight of Eq. 7 is 0 there."""
+    network = PlainConvUNet(1, 2, [2, 3], nn.Conv3d, 3, [1, [1, 2, 2]], 1, 3, 1, conv_bias=True, deep_supervision=False)
+    add_hr_head(network, factor=FACTOR, teacher_channels=4, config=HRHeadConfig(hidden_features=2))
+    head = network.decoder.seg_layers[-1]
+    nn.init.normal_(head.hr_head.second.weight)
+    _, _, others = training_batch(deep_supervision=False)
+    module = build_loss(None, factors=(1,), uncertainty_strength=1.0)
+    with output_mode(network, "training"):
+        outputs = network(others.image)
+    lr_target = torch.zeros(2, 1, 4, 8, 8, dtype=torch.long)
+    uncertain = others._replace(uncertainty=torch.ones_like(others.uncertainty))
+    module(outputs, [lr_target, *uncertain]).backward()
+    assert (head.weight.grad == 0).all()
+    assert (head.bias.grad == 0).all()
+    assert head.hr_head.first.weight.grad.abs().sum() > 0

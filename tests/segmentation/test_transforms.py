@@ -20,7 +20,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_files import class_locations
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.segmentation.loader import HRPatchLoader
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.transforms import (
     HALO_LR_SLICES,
     LRLabelTransform,
@@ -32,6 +34,7 @@ from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, half_su
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "c": 3}, None)
 SCALES = [[1, 1, 1], [1, 0.5, 0.5], [0.5, 0.25, 0.25]]
+UNIT = IntensityUnit(zero=(0.5, -1.0), length=(3.0, 2.0))
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ class AlwaysMirror(MirrorTransform):
 
 
 def memory_dataset(data, labels, label_manager=LABELS):
-    properties = {"class_locations": class_locations(labels, label_manager)}
+    properties = {"class_locations": class_locations(labels, label_manager), **UNIT.as_property()}
     return SimpleNamespace(identifiers=["case"], load_case=lambda _: (data, labels, None, properties))
 
 
@@ -96,9 +99,18 @@ def volume(factor, lr_slices=6, in_plane=(9, 8), channels=2, seed=0):
     return np.concatenate([data, rng.random((1, *shape))]).astype(np.float32), labels[..., :9, :8].astype(np.int8)
 
 
-def sample_at(data, labels, first_lr_slice, *, factor, phase, patch, transforms, lr=None):
-    """One transformed sample at a known place, cropped by the loader's own code."""
-    loader = HRPatchLoader(memory_dataset(data, labels), 1, patch, patch, LABELS, factor=factor, transforms=transforms)
+def sample_at(data, labels, first_lr_slice, *, factor, phase, patch, transforms, lr=None, normalise_uncertainty=False):
+    """One sample at a known place, cropped by the loader's own code: image, LR labels, the other targets."""
+    loader = HRPatchLoader(
+        memory_dataset(data, labels),
+        1,
+        patch,
+        patch,
+        LABELS,
+        factor=factor,
+        transforms=transforms,
+        normalise_uncertainty=normalise_uncertainty,
+    )
     cases = copy.copy(loader._data)
     cases.lr_dataset = None if lr is None else memory_dataset(*lr)
     case = cases.dataset.load_case("case")
@@ -106,7 +118,14 @@ def sample_at(data, labels, first_lr_slice, *, factor, phase, patch, transforms,
     start, stop = (k * factor for k in (first_lr_slice - HALO_LR_SLICES, first_lr_slice + patch[0] + HALO_LR_SLICES))
     loader.get_bbox = lambda *_: ([start, 0, 0], [stop, *patch[1:]])
     batch = next(loader)
-    return batch["data"][0], [t[0] for t in batch["target"]]
+    lr_labels, others = split(batch["target"])
+    return batch["data"][0], [t[0] for t in lr_labels], PatchTargets(*(t[0] for t in others))
+
+
+def split(targets):
+    """LR labels per scale, and the rest."""
+    count = len(PatchTargets._fields)
+    return targets[:-count], PatchTargets(*targets[-count:])
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -122,7 +141,7 @@ def test_patch_equals_a_crop_of_the_degraded_volume_at_every_phase(factor, first
     patch = (3, 9, 8)
     transforms = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3)
     for phase in range(factor):
-        image, (lr_labels, hr_labels, uncertainty) = sample_at(
+        image, [lr_labels], (hr_labels, uncertainty, unaugmented, inside, _) = sample_at(
             data, labels, first, factor=factor, phase=phase, patch=patch, transforms=transforms
         )
         slices = (data.shape[1] - phase) // factor
@@ -138,6 +157,8 @@ def test_patch_equals_a_crop_of_the_degraded_volume_at_every_phase(factor, first
         assert torch.equal(hr_labels.unflatten(1, (-1, factor))[:, at], hr.clamp(min=0))
         expected = degrade_labels(whole_labels, factor, 1)[:, real].clamp(min=0)
         assert torch.equal(lr_labels[:, at], expected.to(lr_labels.dtype))
+        torch.testing.assert_close(UNIT.undo(unaugmented), image)
+        assert inside.flatten().tolist() == [k in at for k in range(3)]
         assert (image[:, padding] == 0).all()
         assert (uncertainty[:, padding] == 0).all()
         assert (lr_labels[:, padding] == 0).all()
@@ -150,24 +171,24 @@ def test_patch_equals_a_crop_of_the_degraded_volume_at_every_phase(factor, first
 def test_flips_move_every_part_alike(factor, axes, dummy_2d):
     data, labels = volume(factor)
     patch = (4, 9, 8)
-    options = {"factor": factor, "highest_label": 3}
+    options = {"factor": factor, "highest_label": 3, "hr_uncertainty": True}
     common = {"factor": factor, "phase": 1, "patch": patch}
     plain = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), **options)
     mirrored = build_training_transforms(fixed(patch, dummy_2d=dummy_2d, mirror_axes=axes), **options)
     dims = [a + 1 for a in axes]
-    image, targets = sample_at(data, labels, 2, transforms=plain, **common)
-    flipped, flipped_targets = sample_at(data, labels, 2, transforms=mirrored, **common)
+    image, lr, others = sample_at(data, labels, 2, transforms=plain, **common)
+    flipped, flipped_lr, flipped_others = sample_at(data, labels, 2, transforms=mirrored, **common)
     torch.testing.assert_close(flipped, image.flip(dims))
-    for one, other in zip(flipped_targets, targets, strict=True):
+    for one, other in zip([*flipped_lr, *flipped_others], [*lr, *others], strict=True):
         torch.testing.assert_close(one, other.flip(dims))
     # flipping along z commutes with the degradation: the flipped patch is a degraded flipped volume
     slices = (data.shape[1] - 1) // factor
     shifted = slice(1, 1 + slices * factor)
     turned = [np.ascontiguousarray(np.flip(a[:, shifted], dims)) for a in (data, labels)]
     first = slices - 6 if 0 in axes else 2
-    again, again_targets = sample_at(*turned, first, transforms=plain, **{**common, "phase": 0})
+    again, again_lr, again_others = sample_at(*turned, first, transforms=plain, **{**common, "phase": 0})
     torch.testing.assert_close(again, flipped)
-    for one, other in zip(again_targets, flipped_targets, strict=True):
+    for one, other in zip([*again_lr, *again_others], [*flipped_lr, *flipped_others], strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -184,10 +205,13 @@ def test_all_targets_agree_under_nnunets_full_augmentation(factor, dummy_2d):
         memory_dataset(data, labels), 16, initial, patch, LABELS, factor=factor, transforms=transforms
     )
     batch = next(loader)
-    _, hr_labels, uncertainty = batch["target"]
+    _, (hr_labels, uncertainty, unaugmented, inside, hr_uncertainty) = split(batch["target"])
     assert batch["data"].shape == (16, 2, 4, 8, 6)
     assert hr_labels.shape == (16, 1, 4 * factor, 8, 6)
     assert uncertainty.shape == (16, 1, 4, 8, 6)
+    assert unaugmented.shape == batch["data"].shape
+    assert (inside.shape, inside.dtype) == ((16, 1, 4, 1, 1), torch.bool)
+    assert hr_uncertainty.numel() == 0
     assert (batch["data"].dtype, hr_labels.dtype, uncertainty.dtype) == (torch.float32, torch.int8, torch.float32)
     assert torch.isfinite(batch["data"]).all()
     assert uncertainty.min() >= 0
@@ -216,7 +240,7 @@ def test_lr_labels_are_the_degraded_hr_labels_after_rotation_and_flips(dummy_2d,
     patch = (6, 9, 8)
     stock = fixed(patch, dummy_2d=dummy_2d, mirror_axes=(0, 2), rotation=0.3)
     transforms = build_training_transforms(stock, factor=4, highest_label=3)
-    _, (lr_labels, hr_labels, _) = sample_at(data, labels, 0, factor=4, phase=0, patch=patch, transforms=transforms)
+    _, [lr_labels], (hr_labels, *_) = sample_at(data, labels, 0, factor=4, phase=0, patch=patch, transforms=transforms)
     with_padding = torch.where(hr_labels == 0, -1, hr_labels)
     expected = degrade_labels(with_padding, 4, 1, upper_ties=upper_ties)
     assert torch.equal(lr_labels, expected.where(expected > 0, 0).to(lr_labels.dtype))
@@ -226,13 +250,13 @@ def test_lr_labels_are_the_degraded_hr_labels_after_rotation_and_flips(dummy_2d,
 @pytest.mark.parametrize("rotation", [None, 0.35])
 def test_uncertainty_stays_on_its_structure(dummy_2d, rotation):
     factor, shape = 4, (24, 16, 16)
-    data = np.zeros((2, *shape), dtype=np.float32)
+    data = np.zeros((3, *shape), dtype=np.float32)
     data[:, 9:15, 9:12, 3:6] = 1  # the same marker in image and U, away from the centre
     labels = (data[:1] > 0).astype(np.int8)
     patch = (6, 16, 16)
     stock = fixed(patch, dummy_2d=dummy_2d, mirror_axes=(0, 1), rotation=rotation)
     transforms = build_training_transforms(stock, factor=factor, highest_label=1)
-    image, (_, hr_labels, uncertainty) = sample_at(
+    image, _, (hr_labels, uncertainty, *_) = sample_at(
         data, labels, 0, factor=factor, phase=0, patch=patch, transforms=transforms
     )
 
@@ -246,12 +270,56 @@ def test_uncertainty_stays_on_its_structure(dummy_2d, rotation):
     assert (centroid(image[0], factor) - centroid(hr_labels[0].float(), 1)).abs().max() < 0.4
 
 
+@pytest.mark.parametrize("dummy_2d", [True, False])
+@pytest.mark.parametrize("true_lr", [True, False])
+def test_uncertainty_of_thin_slices_is_that_of_the_case(dummy_2d, true_lr):
+    """Also on true acquisitions, whose HR labels are pseudo labels."""
+    factor, patch = 4, (3, 9, 8)
+    data, labels = volume(factor)
+    lr = (data[:-1, ::factor], labels[:, ::factor]) if true_lr else None
+    transforms = build_training_transforms(
+        fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3, hr_uncertainty=True
+    )
+    _, _, targets = sample_at(data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms, lr=lr)
+    whole = torch.from_numpy(data[-1:, 8:20])
+    torch.testing.assert_close(targets.hr_uncertainty, whole)
+    torch.testing.assert_close(targets.uncertainty, torch.zeros(1, *patch) if true_lr else slice_mean(whole, factor))
+
+
+@pytest.mark.parametrize("dummy_2d", [True, False])
+@pytest.mark.parametrize("phase", [0, 3])
+def test_uncertainty_is_downsampled_first_and_brought_to_0_and_1_then(dummy_2d, phase):
+    """Eq. 7: an average of r thin slices is never as extreme as one, so the other order keeps the weights high."""
+    factor, patch = 4, (5, 9, 8)
+    data, labels = volume(factor, lr_slices=40)
+    transforms = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3)
+    found = [
+        sample_at(
+            data,
+            labels,
+            first,
+            factor=factor,
+            phase=phase,
+            patch=patch,
+            transforms=transforms,
+            normalise_uncertainty=True,
+        )[2].uncertainty
+        for first in range(0, 35, 5)
+    ]
+    means = np.stack([data[-1, k : k + factor].mean(0) for k in range(data.shape[1] - factor + 1)])  # of all phases
+    low, high = np.percentile(means, (0.5, 99.5))
+    expected = (means[phase::factor][:35] - low) / (high - low)
+    np.testing.assert_allclose(torch.cat(found, dim=1)[0], expected.clip(0, 1), atol=1e-5)
+    assert expected.min() < 0.05 < 0.95 < expected.max()
+
+
 def test_padding_is_certain_background_after_rotation():
     patch = (6, 9, 8)
     data, labels = volume(4)
     data[-1] = 1
     transforms = build_training_transforms(fixed(patch, dummy_2d=False, rotation=0.4), factor=4, highest_label=3)
-    image, (*_, uncertainty) = sample_at(data, labels, 0, factor=4, phase=0, patch=patch, transforms=transforms)
+    image, _, targets = sample_at(data, labels, 0, factor=4, phase=0, patch=patch, transforms=transforms)
+    uncertainty = targets.uncertainty
     padding = (image == 0).all(0)
     assert padding.any()
     assert (uncertainty[0][padding] == 0).all()
@@ -263,7 +331,7 @@ def test_in_plane_augmentation_commutes_with_the_degradation():
     data, labels = volume(factor)
     stock = fixed(patch, dummy_2d=True, rotation=0.5)
     transforms = build_training_transforms(stock, factor=factor, highest_label=3)
-    image, _ = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
+    image, *_ = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
     on_hr = stock(image=torch.from_numpy(data[:-1]))["image"]
     torch.testing.assert_close(image, degrade(on_hr, factor, 1)[:, 1:4])
 
@@ -279,11 +347,12 @@ def test_transforms_on_intensities_leave_targets_alone():
     plain = build_training_transforms(fixed(patch, dummy_2d=True), factor=factor, highest_label=3)
     common = {"factor": factor, "phase": 0, "patch": patch}
     intense = build_training_transforms(stock, factor=factor, highest_label=3)
-    image, targets = sample_at(data, labels, 1, transforms=plain, **common)
-    changed, same_targets = sample_at(data, labels, 1, transforms=intense, **common)
+    image, lr, others = sample_at(data, labels, 1, transforms=plain, **common)
+    changed, same_lr, same_others = sample_at(data, labels, 1, transforms=intense, **common)
     assert not torch.allclose(image, changed)
-    for one, other in zip(targets, same_targets, strict=True):
+    for one, other in zip([*lr, *others], [*same_lr, *same_others], strict=True):
         assert torch.equal(one, other)
+    torch.testing.assert_close(UNIT.undo(others.image), image)  # what the teacher sees
 
 
 @pytest.mark.parametrize("dummy_2d", [True, False])
@@ -293,9 +362,11 @@ def test_the_true_acquisition_arrives_unchanged_with_its_label(dummy_2d):
     rng = np.random.default_rng(9)
     lr = rng.normal(size=(2, 6, 9, 8)).astype(np.float32), rng.integers(0, 4, size=(1, 6, 9, 8)).astype(np.int8)
     transforms = build_training_transforms(fixed(patch, dummy_2d=dummy_2d), factor=factor, highest_label=3)
-    image, (lr_labels, hr_labels, _) = sample_at(
+    image, [lr_labels], (hr_labels, uncertainty, unaugmented, *_) = sample_at(
         data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms, lr=lr
     )
+    assert (uncertainty == 0).all()  # nothing is uncertain about it
+    torch.testing.assert_close(unaugmented, UNIT.apply(image))
     torch.testing.assert_close(image, torch.from_numpy(lr[0][:, 2:5]))
     assert torch.equal(lr_labels, torch.from_numpy(lr[1][:, 2:5]).to(lr_labels.dtype))
     assert torch.equal(hr_labels, torch.from_numpy(labels[:, 8:20]).clamp(min=0))
@@ -305,7 +376,7 @@ def test_masked_normalisation_uses_the_lr_labels():
     factor, patch = 4, (3, 9, 8)
     data, labels = volume(factor)
     transforms = build_training_transforms(fixed(patch, dummy_2d=True, use_mask=True), factor=factor, highest_label=3)
-    image, _ = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
+    image, *_ = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
     outside = degrade_labels(torch.from_numpy(labels), factor, 1)[0, 1:4] == -1
     assert outside.any()
     assert (image[0][outside] == 0).all()
@@ -347,7 +418,7 @@ def test_targets_have_the_shapes_and_types_of_nnunets_loader(kind, scales):
     mine, theirs = next(loader), next(stock)
     assert mine["data"].shape == theirs["data"].shape
     their_targets = theirs["target"] if isinstance(theirs["target"], list) else [theirs["target"]]
-    *lr_targets, hr_target, _ = mine["target"]
+    lr_targets, (hr_target, *_) = split(mine["target"])
     assert [(t.shape, t.dtype) for t in lr_targets] == [(t.shape, t.dtype) for t in their_targets]
     full = their_targets[0].shape
     assert hr_target.shape == (*full[:2], factor * full[2], *full[3:])
@@ -365,7 +436,7 @@ def test_regions_and_ignore_channel_hold_the_right_voxels():
         ignore_label=3,
         deep_supervision_scales=SCALES,
     )
-    _, (lr, *_, hr, _) = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
+    _, (lr, *_), (hr, *_) = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
     hr_map = torch.from_numpy(labels[0, 4:16])
     lr_map = degrade_labels(torch.from_numpy(labels), factor, 1)[0, 1:4]
     for found, expected in ((hr, hr_map), (lr, lr_map)):
@@ -377,7 +448,7 @@ def test_labels_above_127_are_not_wrapped():
     data, labels = volume(factor)
     labels = np.where(labels == 3, np.int16(300), labels.astype(np.int16))
     transforms = build_training_transforms(fixed(patch, dummy_2d=True), factor=factor, highest_label=300)
-    _, (_, hr, _) = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
+    _, _, (hr, *_) = sample_at(data, labels, 1, factor=factor, phase=0, patch=patch, transforms=transforms)
     assert torch.equal(hr, torch.from_numpy(labels[:, 2:8]).clamp(min=0))
 
 
@@ -394,7 +465,7 @@ def test_no_augmentation_list_works():
     data, labels = volume(2)
     stock = nnUNetTrainer.get_validation_transforms(None)
     transforms = build_training_transforms(stock, factor=2, highest_label=3)
-    image, _ = sample_at(data, labels, 1, factor=2, phase=0, patch=(3, 9, 8), transforms=transforms)
+    image, *_ = sample_at(data, labels, 1, factor=2, phase=0, patch=(3, 9, 8), transforms=transforms)
     torch.testing.assert_close(image, degrade(torch.from_numpy(data[:-1]), 2, 1)[:, 1:4])
 
 

@@ -113,6 +113,7 @@ class REHRSegTrainer_trueUncertainty(_WithTruth):
     """REHRSeg with w = [the pseudo label is right] in Eq. 7, but for its floor."""
 
     uncertainty = True
+    normalises_uncertainty = False
 
 
 class REHRSegTrainer_trueLabels(_WithTruth, rehrseg_ablations.REHRSegTrainer_pseudoDataBSpline):
