@@ -3,7 +3,8 @@
     python docs/generate_reference.py
 
 Settings come from the pydantic models and the presets, options from the argparse parsers, trainers from their classes.
-docs/reference/files.md is written by hand. tests/test_reference.py compares the pages with what is committed.
+What the paper and its released code say is in docs/paper_and_release.json. docs/reference/files.md is written by hand.
+tests/test_reference.py compares the pages with what is committed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from rehrseg_nnunet.config.presets import load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 
 FOLDER = Path(__file__).parent / "reference"
+PAPER_AND_RELEASE = json.loads((Path(__file__).parent / "paper_and_release.json").read_text(encoding="utf-8"))
+NOTHING = "-"  # says nothing about a setting
 COMMAND = "python docs/generate_reference.py"
 DEFAULT = "(default: "  # how a help text ends that names its default
 
@@ -51,6 +54,12 @@ If a stage 1 from `REHRSEG_SELF_SR` was trained on cases that you validate on, t
 Changed `self_sr.export` settings take effect when stage 1 runs again with `--val`, which makes all pseudo-HR cases
 anew.
 """
+PAPER_INTRODUCTION = """\
+What the paper (Song et al. 2025) says about each setting, what its released code (github.com/zhiyuns/REHRSeg) does, and
+what this package does: by default, and with `rehrseg plan --preset paper`, which is the paper's wherever the paper says
+something. Sections and equations are the paper's; `-` means that it says nothing. Settings that neither of the two has
+are at the end.
+"""
 TRAINERS_INTRODUCTION = """\
 Name a trainer with `-tr` in nnU-Net's commands, after `export nnUNet_extTrainer="$(rehrseg trainers)"`. Append
 `_100epochs` (any number; `_1epoch`) to train for another length. Such a training builds on the runs of its fold that
@@ -73,6 +82,7 @@ def pages() -> dict[str, str]:
     """Text of every generated page, by file name."""
     return {
         "settings.md": _page("Settings", settings()),
+        "paper.md": _page("Paper, released code and this package", paper_and_release()),
         "command-line.md": _page("Command line", command_line()),
         "trainers.md": _page("Trainers", trainers()),
     }
@@ -186,6 +196,23 @@ def _preset_changes() -> str:
         if any(key in changed[name] for name in shown)
     ]
     return table(("key", "default", *(f"`{name}`" for name in shown)), rows)
+
+
+def paper_and_release() -> Iterator[str]:
+    """Sections of the page that compares the paper, its released code and this package, setting by setting."""
+    said, others = PAPER_AND_RELEASE["settings"], PAPER_AND_RELEASE["others"]
+    defaults, preset = _flat(RehrsegConfig()), _flat(load_preset("paper").rehrseg)
+
+    def row(key: str) -> Sequence[str]:
+        return f"`{key}`", *said.get(key, ()), f"`{json.dumps(preset[key])}`", f"`{json.dumps(defaults[key])}`"
+
+    header = ("setting", "paper", "released code", "preset `paper`", "default")
+    yield PAPER_INTRODUCTION
+    yield table(header, (row(key) for key in defaults if key in said))
+    yield "## What is no setting"
+    yield table(("what", "paper", "released code", "this package"), others)
+    yield "## Settings of this package alone"
+    yield table((header[0], *header[3:]), (row(key) for key in defaults if key not in said))
 
 
 def command_line() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -371,6 +372,69 @@ def displaced_prediction(dataset):
 def no_prediction(dataset):
     (dataset.raw / "predicted" / "b.nrrd").unlink()
     return dataset.evaluate()
+
+
+def surfaces(dataset):
+    return dataset.says("surfaces", "-i", dataset.raw / "predicted", "-o", dataset.folder / "surfaces")
+
+
+def save_probabilities(dataset, heads=2):
+    """A folder of predictions with probabilities of case `a` alone."""
+    (dataset.raw / "predicted" / "dataset.json").write_text((dataset.raw / "dataset.json").read_text())
+    file = dataset.raw / "predicted" / "a.npz"
+    np.savez(file, probabilities=np.full((heads, *SHAPE), 1 / heads, np.float32))
+    return file
+
+
+@provoke("A label is empty")
+def empty_label(dataset):
+    dataset.write("predicted/b.nrrd", np.zeros(SHAPE, np.uint8))
+    save_probabilities(dataset).unlink()
+    return surfaces(dataset)
+
+
+@provoke("There are labels and no probabilities")
+def labels_only(dataset):
+    return surfaces(dataset)
+
+
+@provoke("The pkl file of an npz file is missing")
+def no_pkl(dataset):
+    save_probabilities(dataset)
+    return surfaces(dataset)
+
+
+@provoke("An npz file is damaged")
+def damaged_npz(dataset):
+    file = save_probabilities(dataset)
+    file.write_bytes(file.read_bytes()[:-9])
+    return surfaces(dataset)
+
+
+@provoke("An npz file is of another dataset")
+def npz_of_another_dataset(dataset):
+    save_probabilities(dataset, heads=3)
+    return surfaces(dataset)
+
+
+@provoke("An npz file comes without dataset.json")
+def npz_without_dataset_json(dataset):
+    save_probabilities(dataset).with_name("dataset.json").unlink()
+    return surfaces(dataset)
+
+
+@provoke("A folder has neither")
+def no_cases(dataset):
+    for case in "ab":
+        (dataset.raw / "predicted" / f"{case}.nrrd").unlink()
+    return surfaces(dataset)
+
+
+@provoke("The extra is not installed")
+def no_extra(dataset):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "slicerio", None)
+        return dataset.says("viewers", "-i", dataset.raw / "predicted")
 
 
 class Prediction:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate_reference import COMMAND, FOLDER, describe_type, pages, table
+from docs.generate_reference import (
+    COMMAND,
+    FOLDER,
+    NOTHING,
+    PAPER_AND_RELEASE,
+    _groups,
+    describe_type,
+    pages,
+    table,
+)
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -22,7 +31,7 @@ ELSEWHERE = {  # nnU-Net's own names, and placeholders
 }
 
 
-@pytest.mark.parametrize("name", ["settings.md", "command-line.md", "trainers.md"])
+@pytest.mark.parametrize("name", ["settings.md", "paper.md", "command-line.md", "trainers.md"])
 def test_generated_pages_are_current(name):
     assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], f"docs/reference/{name} is old; run: {COMMAND}"
 
@@ -49,6 +58,21 @@ def test_every_setting_says_what_it_means_and_where_its_default_comes_from():
     for key, entry in entries:
         assert entry["description"], key
         assert entry["source"] in ("paper", "released code", "this package"), key
+
+
+def test_the_comparison_with_the_paper_agrees_with_where_the_settings_say_they_come_from():
+    """A setting that is the paper's has the paper's words, and so for the released code; no row is of no setting."""
+    sources = {}
+    schema = RehrsegConfig.model_json_schema()
+    for prefix, model in {"": RehrsegConfig, **{f"{name}.": model for name, model in _groups(RehrsegConfig)}}.items():
+        properties = (schema if model is RehrsegConfig else schema["$defs"][model.__name__])["properties"]
+        sources |= {prefix + key: entry["source"] for key, entry in properties.items() if "source" in entry}
+    said = PAPER_AND_RELEASE["settings"]
+    assert said.keys() <= sources.keys()
+    for key, source in sources.items():
+        paper, release = said.get(key, (NOTHING, NOTHING))
+        assert source != "paper" or paper != NOTHING, key
+        assert source != "released code" or release != NOTHING, key
 
 
 def test_a_changed_help_text_changes_the_page(monkeypatch):

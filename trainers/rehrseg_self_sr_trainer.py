@@ -13,22 +13,27 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pydantic import JsonValue
+from torch import distributed as dist
 from torch import nn
 
 from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
+from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.restoration.export import CaseExport
 from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
 from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
-from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, STORE_NAME, export_pseudo_hr
+from rehrseg_nnunet.self_sr.calibrate import calibrate, stored_calibration
+from rehrseg_nnunet.self_sr.calibration import Calibration
+from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, STORE_NAME, ExportOptions, export_pseudo_hr
+from rehrseg_nnunet.self_sr.frozen import check_version
 from rehrseg_nnunet.self_sr.interpolated_source import InterpolatedSource, choose_source
 from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
 from rehrseg_nnunet.self_sr.loss import SelfSRLoss
-from rehrseg_nnunet.self_sr.network import SelfSRNetwork, build_self_sr_network
+from rehrseg_nnunet.self_sr.network import METHOD_VERSION, SelfSRNetwork, build_self_sr_network
 from rehrseg_nnunet.self_sr.report import report_self_sr
 
 SPACING_TOLERANCE = 0.05
@@ -64,6 +69,16 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         config = load_config(configuration_manager.configuration, purpose="prediction")
         return build_self_sr_network(config, num_input_channels, num_output_channels)
 
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As in nnU-Net.
+
+        Raises:
+            ValueError: the file is damaged, or of another version of stage 1.
+        """
+        if isinstance(filename_or_checkpoint, str):
+            check_version(Path(filename_or_checkpoint), command=FoldRun.of_trainer(self).command)
+        super().load_checkpoint(filename_or_checkpoint)
+
     @property
     def uncertainty_epochs(self) -> int:
         """Epochs of the second phase, the plans' share of however long this training is."""
@@ -76,7 +91,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         return self.num_epochs - self.uncertainty_epochs, self.uncertainty_epochs
 
     def _build_loss(self) -> nn.Module:
-        return SelfSRLoss(self.label_loss())
+        return SelfSRLoss(self.label_loss(), error=self.settings.uncertainty_error)
 
     def get_dataloaders(self) -> tuple:
         """Loaders of windows from interpolated cases, which are written first where they are missing."""
@@ -90,6 +105,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             "config": self.settings,
             "factor": self.config.factor,
             "label_manager": self.label_manager,
+            "spacing_mm": PlannedDataset.of_trainer(self).spacing_mm,
             "oversample_foreground_percent": self.oversample_foreground_percent,
         }
         train = SelfSRLoader(
@@ -173,9 +189,8 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             identifiers,
             store,
             PlannedDataset.of_trainer(self),
-            config=self.settings.export,
             # of all cases on every DDP rank: none may write others than the manifest says
-            smore=self._smore_images(self.cases_to_write()),
+            options=self._export_options(self.cases_to_write()),
         )
         for key, score in agreement.items():
             if score < MIN_LABEL_DICE:
@@ -184,7 +199,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
                 )
 
     def made_with(self) -> dict[str, JsonValue]:
-        """Factor and export settings, and SMORE's network if its images are taken.
+        """Version, factor, export settings, how U was calibrated, and SMORE's network if its images are taken.
 
         Raises:
             FileNotFoundError: this fold has no SMORE, or not all of its cases.
@@ -193,7 +208,35 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         self._smore_images(self.cases_to_write())  # cases of another header are removed, so these must be there
         export = self.settings.export
         smore = self.interpolated.fingerprint() if export.image == "smore" else {}
-        return {"factor": self.config.factor, "export": export.model_dump(mode="json"), **smore}
+        made_with: dict[str, JsonValue] = {
+            "method_version": METHOD_VERSION,
+            "factor": self.config.factor,
+            "export": export.model_dump(mode="json"),
+            **smore,
+        }
+        if self.calibration is not None:
+            made_with["calibration"] = self.calibration.as_json()
+        return made_with
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Of U, measured on the validation cases once the network is trained; None where U is not calibrated."""
+        if self.settings.export.uncertainty != "calibrated":
+            return None
+        found: list[Calibration | None] = [None]
+        if self.local_rank == 0:
+            stored = stored_calibration(FoldRun.of_trainer(self), unwrap(self.network))
+            found = [stored or self._calibrate(unwrap(self.network).eval())]
+        if self.is_ddp:
+            dist.broadcast_object_list(found)  # ranks may round differently, and one header is for all
+        return found[0]
+
+    def _calibrate(self, network: Any) -> Calibration:
+        _, val_keys = self.do_split()
+        return calibrate(network, self.interpolated.cases(val_keys), PlannedDataset.of_trainer(self))
+
+    def _export_options(self, identifiers: Sequence[str]) -> ExportOptions:
+        return ExportOptions(self.settings.export, smore=self._smore_images(identifiers), calibration=self.calibration)
 
     def report(self, network: SelfSRNetwork) -> None:
         """Compare with the truth where it is known, and draw a few validation cases."""
@@ -204,8 +247,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             self.interpolated.cases(val_keys),
             PlannedDataset.of_trainer(self),
             figure_folder=Path(self.output_folder),
-            config=self.settings.export,
-            smore=self._smore_images(val_keys),
+            options=self._export_options(val_keys),
         )
         save_json(report.as_dict(), str(Path(self.output_folder) / "self_sr_report.json"))
         self.print_to_log_file(f"\n{report.as_table()}", add_timestamp=False)

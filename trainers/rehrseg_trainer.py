@@ -45,11 +45,11 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
             the plans'.
         normalises_uncertainty: U is brought to [0, 1] by each case's own extremes, as in Eq. 7; False for a U that
-            means something as it is.
+            means something as it is. Known when training starts.
     """
 
     loss: REHRSegLoss
-    normalises_uncertainty: ClassVar[bool] = True
+    normalises_uncertainty: bool = True
     changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
@@ -153,6 +153,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             source_folder=self.preprocessed_dataset_folder,
         )
         self.pseudo_hr_folder = stage_1.cases_folder
+        self.normalises_uncertainty = not stage_1.is_calibrated
         self.print_to_log_file(f"stage 1: {stage_1.checkpoint}")
         settings = self.config.segmentation
         if settings.distillation_weight > 0:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from benchmarks.quality.benchmark import Benchmark
 from benchmarks.quality.datasets import prepare
+from benchmarks.quality.filling import require_filter
 from benchmarks.quality.jobs import Job, do_jobs
 from benchmarks.quality.launch import PRECISIONS
 from benchmarks.quality.rows import ROWS, TABLES, in_order
@@ -101,8 +102,10 @@ def _work_alone(benchmark: Benchmark, runs: list[Run], args: argparse.Namespace)
 
 
 def _work(benchmark: Benchmark, runs: list[Run], *, device: str, jobs: int) -> None:
-    set_environment(benchmark, jobs=jobs)
     rows = [run.row for run in runs]
+    if any(row.hr == "upsampled" for row in rows):
+        require_filter()  # not after hours
+    set_environment(benchmark, jobs=jobs)
     datasets = {row.data for row in rows} - {"thick"}
     prepare(benchmark, datasets, {row.plans for row in rows}, execute)
 

@@ -19,8 +19,8 @@ from benchmarks.quality.runs import Run, seconds_file
 from benchmarks.quality.scores import SETS, read_scores
 from rehrseg_nnunet.evaluation.summary import (
     MEAN,
+    MISSED,
     SEGMENTATION_METRICS,
-    WITHOUT_HD95,
     method_summary,
     paired_test,
     statistic,
@@ -119,7 +119,7 @@ def segmentation_table(
         epochs = next(run.all_epochs for run in scores if run.row is row)
         full_name = f"{row.title}, {way}" if way else row.title
         rows.append(_segmentation_cells(full_name, epochs, summary, tests))
-        kept = {over: summary[over] for over in ("over_cases", "over_folds", "hd95_one_empty")}
+        kept = {over: summary[over] for over in ("over_cases", "over_folds", "one_empty")}
         data[full_name] = {"epochs": epochs, "runs": sorted(folds), **kept, "against_first": tests}
     return Table(title, rows, data)
 
@@ -159,8 +159,8 @@ def _segmentation_cells(
         test = tests.get(metric)
         cells[f"first minus this ({metric})"] = _difference(test, DIGITS[metric])
         cells[f"p ({metric})"] = "" if test is None else _p_value(test["p"])
-    missed = sum(summary["hd95_one_empty"].values())
-    cells[WITHOUT_HD95] = str(missed or "")
+    missed = sum(summary["one_empty"].values())
+    cells[MISSED] = str(missed or "")
     return cells
 
 

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rehrseg_nnunet.cli.predict_options import add_arguments
+from rehrseg_nnunet.cli.surfaces import check_prediction_options, prediction_writers
 from rehrseg_nnunet.cli.workers import end_workers
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.safe_files import check_writable
@@ -36,10 +37,9 @@ def run(args: argparse.Namespace) -> None:
     """Predict one scan, or every case of a folder or csv file.
 
     Raises:
-        ValueError: impossible options, images not named as nnU-Net wants them, planned slices that are not thick, or
+        ValueError: impossible options, images not named as nnU-Net wants them, a cascade without its previous stage, or
             a damaged model.
-        NotImplementedError: predictions of a previous stage; 2d configurations.
-        FileNotFoundError: missing model, checkpoint, input or reference grid.
+        FileNotFoundError: missing model, checkpoint, input, reference grid or segmentation of a previous stage.
         OSError: the output folder cannot be written to, or a result could not be; named.
         CasesFailedError: with --keep_going, some cases failed.
     """
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
     cases, failures = read_cases(sources, images, keep_going=args.keep_going)  # before anything is written
     output = _output(args, sources, cases, predictor)
     with end_workers(), _naming(output.folder):
-        if output.file is not None:
-            _predict_one(predictor, cases[0], output.file, args)
+        if output.stem is not None:
+            _predict_one(predictor, cases[0], output.stem, args)
         else:
             _predict_many(predictor, model, (cases, failures), output, args)
 
@@ -77,14 +77,17 @@ def _output(args: argparse.Namespace, sources: list[Path], cases: list[Case], pr
     return output
 
 
-def _predict_one(predictor: HRPredictor, case: Case, file: Path, args: argparse.Namespace) -> None:
-    from rehrseg_nnunet.prediction.many_cases import predict_case
+def _predict_one(predictor: HRPredictor, case: Case, stem: Path, args: argparse.Namespace) -> None:
+    from rehrseg_nnunet.prediction.export import stems
+    from rehrseg_nnunet.prediction.many_cases import is_there, predict_case
 
-    if args.continue_prediction and file.is_file():
-        print(f"{file} is there and kept")
+    options = _options(args)
+    files = ", ".join(name + predictor.dataset_json["file_ending"] for name in stems(str(stem), predictor.grids))
+    if not options.overwrite and is_there(stem, predictor, options):
+        print(f"{files}: there and kept")
         return
-    predict_case(predictor, case, file, _options(args))
-    print(f"the segmentation is {file}")
+    predict_case(predictor, case, stem, options)
+    print(f"the segmentation is {files}")
 
 
 def _predict_many(
@@ -95,6 +98,7 @@ def _predict_many(
     args: argparse.Namespace,
 ) -> None:
     from rehrseg_nnunet.prediction.many_cases import predict_cases, raise_if_failed
+    from rehrseg_nnunet.surfaces.viewers import describe_predictions
 
     part = slice(args.part_id, None, args.num_parts)
     cases, failures = found[0][part], found[1][part]
@@ -103,6 +107,8 @@ def _predict_many(
     record.failures = list(failures)
     with _saved(record):
         predict_cases(predictor, cases, output.folder, _options(args), record)
+        if args.part_id == 0:  # one of those that share the folder
+            describe_predictions(predictor.dataset_json, output.folder)
     print(f"the segmentations are in {output.folder}")
     raise_if_failed(record)
 
@@ -122,7 +128,7 @@ def _record(predictor: HRPredictor, model: TrainedModel, folder: Path, args: arg
         },
         "device": device_name(predictor.device),
         "options": {
-            "grid": Path(args.grid).name,
+            "grid": [grid.name for grid in predictor.grids],
             "mirroring": not args.disable_tta,
             "step_size": args.step_size,
             "hr_from": predictor.hr_from,
@@ -151,6 +157,7 @@ def _options(args: argparse.Namespace) -> RunOptions:
         overwrite=not args.continue_prediction,
         preprocessing=args.npp,
         export=args.nps,
+        previous_stage=args.prev_stage_predictions,
         keep_going=args.keep_going,
     )
 
@@ -204,13 +211,12 @@ def _check(args: argparse.Namespace) -> None:
     from rehrseg_nnunet.prediction.model_folder import parse_folds
     from rehrseg_nnunet.prediction.outputs import check_output
 
-    if args.prev_stage_predictions is not None:
-        raise NotImplementedError(
-            "-prev_stage_predictions belongs to cascades, which REHRSeg does not support: the previous stage's "
-            "segmentation has thick slices; use a 3d_fullres configuration"
-        )
+    previous = args.prev_stage_predictions
+    if previous is not None and not Path(previous).is_dir():
+        raise FileNotFoundError(f"-prev_stage_predictions must be an existing folder, got {previous}")
     _check_model_options(args)
     _check_numbers(args)
+    check_prediction_options(args)
     parse_folds(args.f or ())
     check_sources(_sources(args))
     check_output(args.o, _sources(args))
@@ -235,19 +241,20 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _predictor(args: argparse.Namespace) -> HRPredictor:
+    from rehrseg_nnunet.prediction.parse_grids import parse_grids
     from rehrseg_nnunet.prediction.predictor import HRPredictor
-    from rehrseg_nnunet.prediction.reference_grid import parse_grid
 
-    settings: dict[str, Any] = {"verbose": args.verbose, "verbose_preprocessing": args.verbose}
     return HRPredictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
         perform_everything_on_device=args.device == "cuda" and not args.not_on_device,
         device=_device(args.device),
-        **settings,
+        verbose=args.verbose,
+        verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
-        grid=parse_grid(args.grid),
+        grid=None if args.grid is None else parse_grids(args.grid),
         hr_from=args.hr_from,
+        writers=prediction_writers(args),
     )
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 
-OWN = ("-m", "--grid", "--hr_from", "--no_hr_head", "--keep_going")  # what nnUNetv2_predict does not have
+from rehrseg_nnunet.cli.surfaces import add_prediction_options
+
+OWN = (
+    "-m",
+    "--grid",
+    "--hr_from",
+    "--no_hr_head",
+    "--keep_going",
+    "--surfaces",
+    "--ras",
+    "--seg_nrrd",
+)  # what nnUNetv2_predict does not have
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +46,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--grid",
-        default="hr",
-        metavar="hr|native|FILE|FOLDER",
-        help="grid of the output: hr, r slices for every input slice; native, the input's own; or that of a file, or "
-        "of each case's file in a folder (default: hr)",
+        nargs="+",
+        metavar="hr|native|MM,MM,MM|FILE|FOLDER",
+        help="grid of the output: hr, r slices for every input slice (models with thick slices); native, the input's "
+        "own; voxels of a size in mm along the file's axes, such as 0.5,0.5,0.5; or that of a file, or of each case's "
+        "file in a folder; several, and their files end in _hr, _native, ... (default: hr with thick slices, native "
+        "without)",
     )
 
 
@@ -70,7 +83,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add(
         "-prev_stage_predictions",
         metavar="FOLDER",
-        help="refused: only cascades have a previous stage, and REHRSeg does not support them",
+        help="segmentations of the previous stage, for cascades, as nnUNetv2_predict or --grid native writes them",
     )
 
 
@@ -123,5 +136,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         default="cuda",
         help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
     )
+    add_prediction_options(parser)
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
     add("--not_on_device", action="store_true", help="keep the results in CPU memory: for cases too large for the GPU")

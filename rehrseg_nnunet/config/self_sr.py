@@ -18,6 +18,12 @@ class ExportConfig(StrictModel):
         "Labels and U are the self-SR network's either way",
         json_schema_extra=OURS,
     )
+    uncertainty: Literal["calibrated", "normalised"] = Field(
+        default="calibrated",
+        description="how U is stored for stage 2: `calibrated` as the probability that the pseudo label is wrong, as "
+        "measured on simulated pairs of validation cases; `normalised` between each case's own extremes (Eq. 7)",
+        json_schema_extra=OURS,
+    )
     back_projection_steps: int = Field(
         default=2,
         ge=0,
@@ -78,6 +84,21 @@ class SelfSRConfig(StrictModel):
         description="peak of each phase's one-cycle schedule, Adam (the released code has 5e-4)",
         json_schema_extra=OURS,
     )
+    smooth_upsampling: bool = Field(
+        default=True,
+        description="smooth the decoder's last upsampling over 3 x 3 pixels; without, outputs have a checkerboard",
+        json_schema_extra=OURS,
+    )
+    uncertainty_error: Literal["image", "labels", "both"] = Field(
+        default="labels",
+        description="the error that U learns (Eq. 6): of the image, or how likely the label is wrong, or their mean",
+        json_schema_extra=OURS,
+    )
+    uncertainty_input: Literal["attention", "features"] = Field(
+        default="features",
+        description="what U is computed from: the attention maps alone (Eq. 5), or also the features before them",
+        json_schema_extra=OURS,
+    )
     simulated_axes: tuple[Literal["y", "x"], ...] = Field(
         default=("x", "y"),
         min_length=1,
@@ -95,6 +116,14 @@ class SelfSRConfig(StrictModel):
         ge=0,
         le=1,
         description="share of windows that are zoomed",
+        json_schema_extra=OURS,
+    )
+    label_dropout: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of training windows without labels, in input and loss: stage 1 then also serves images "
+        "that nobody annotated",
         json_schema_extra=OURS,
     )
     export: ExportConfig = Field(

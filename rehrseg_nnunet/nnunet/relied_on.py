@@ -229,6 +229,7 @@ PLANS_PARTS = (
         "preprocessor_class resampling_fn_probabilities",
         "the configuration of thin-slice predictions",
     ),
+    Part(_PLANS + ":ConfigurationManager", "previous_stage_name", "predictions of cascades"),
     Part(
         _LABELS, "all_labels foreground_labels foreground_regions has_regions has_ignore_label ignore_label", "labels"
     ),
@@ -277,7 +278,24 @@ PREDICTION_PARTS = (
     Part(_PREDICTOR, "predict_sliding_window_return_logits", "HR logits", exact="input_image"),
     Part(_PREDICTOR, "_internal_predict_sliding_window_return_logits", "windows with the HR head's channels"),
     Part(_PREDICTOR, "_internal_maybe_mirror_and_predict", "mirrored HR predictions", exact="x"),
-    Part(_PREDICTOR, "_manage_input_and_output_lists", "results that appear when they are whole"),
+    Part(
+        _PREDICTOR,
+        "_manage_input_and_output_lists",
+        "results that appear when they are whole",
+        exact=(
+            "list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files "
+            "folder_with_segs_from_prev_stage overwrite part_id num_parts save_probabilities"
+        ),
+    ),
+    Part(
+        "nnunetv2.inference.predict_from_raw_data",
+        "export_prediction_from_logits",
+        "predictions on several grids",
+        exact=(
+            "predicted_array_or_file properties_dict configuration_manager plans_manager dataset_json_dict_or_file "
+            "output_file_truncated save_probabilities num_threads_torch"
+        ),
+    ),
     Part(_PREDICTOR, "_internal_get_data_iterator_from_lists_of_filenames", "naming images that cannot be predicted"),
     Part(
         _PREDICTOR,
@@ -286,7 +304,7 @@ PREDICTION_PARTS = (
         first="list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files",
         keywords=(
             "save_probabilities overwrite num_processes_preprocessing num_processes_segmentation_export "
-            "folder_with_segs_from_prev_stage"
+            "folder_with_segs_from_prev_stage num_parts part_id"
         ),
     ),
     Part(

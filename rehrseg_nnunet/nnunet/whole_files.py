@@ -167,7 +167,7 @@ class WholeFiles(BaseReaderWriter):
                 write(str(file))
                 self._check_written(file, values)
             except (OSError, EOFError, RuntimeError) as error:  # SimpleITK raises RuntimeError
-                raise UnwrittenFileError(f"{_final(file)} could not be written: {error}") from error
+                raise UnwrittenFileError(f"{final_name(file)} could not be written: {error}") from error
             _publish(file)
 
     def _check_written(self, file: Path, values: np.ndarray) -> None:
@@ -299,7 +299,20 @@ def _is_staged(file: Path) -> bool:
     return file.parent.parent.name.startswith(STAGING_PREFIX)
 
 
-def _final(file: Path) -> Path:
+def beside(output: str, suffix: str) -> str:
+    """Another output beside one, staged if that is; its folder need not exist yet.
+
+    Args:
+        output: without file ending.
+        suffix: what is added to its name.
+    """
+    file = Path(output)
+    name = file.name + suffix
+    return str(file.parent.parent / name / name if _is_staged(file) else file.with_name(name))
+
+
+def final_name(file: Path) -> Path:
+    """The name that a staged file gets when it is whole; any other file's own."""
     return file.parents[2] / file.name if _is_staged(file) else file
 
 
@@ -308,8 +321,33 @@ def _publish(segmentation: Path) -> None:
     if not _is_staged(segmentation):
         return
     for file in sorted(segmentation.parent.iterdir(), key=lambda file: file == segmentation):
-        move_into_place(file, _final(file))
+        move_into_place(file, final_name(file))
     segmentation.parent.rmdir()
+
+
+@contextmanager
+def written_together(stem: Path) -> Iterator[Path]:
+    """Let several files of a case get their final names together, once all of them are written.
+
+    Inside `staging`, those are written beside the segmentation, whose writer gives all of them their names.
+
+    Args:
+        stem: the files' common path, without what tells them apart.
+
+    Yields:
+        The path to use in its place; write with `write_bytes`.
+
+    Raises:
+        UnwrittenFileError: the disk did not take a file.
+    """
+    with _stage_of(stem) as staged:
+        yield staged
+        if staged == stem:
+            return
+        try:
+            _publish(staged)
+        except OSError as error:
+            raise UnwrittenFileError(f"files of {stem} could not be written: {error}") from error
 
 
 @contextmanager
@@ -347,7 +385,7 @@ def staging(*, remedy: str) -> Iterator[Callable[[str], str]]:
         except UnwrittenFileError as error:
             raise UnwrittenFileError(f"{error}; {remedy}") from error
         except OSError as error:
-            unfinished = sorted(str(_final(file)) for folder in folders for file in folder.glob("*/*"))
+            unfinished = sorted(str(final_name(file)) for folder in folders for file in folder.glob("*/*"))
             if error.filename is not None or not unfinished:  # errors of numpy's and pickle's writers name no file
                 raise
             raise UnwrittenFileError(f"{', '.join(unfinished)} could not be written: {error}; {remedy}") from error

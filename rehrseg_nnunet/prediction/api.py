@@ -21,32 +21,41 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
+from rehrseg_nnunet.prediction.configuration import GRIDS
+from rehrseg_nnunet.prediction.export import PlacedCase, show_writers
 from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
 from rehrseg_nnunet.prediction.inputs import image_ending
 from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, trained_model
+from rehrseg_nnunet.prediction.parse_grids import parse_grid
 from rehrseg_nnunet.prediction.predictor import HRPredictor
-from rehrseg_nnunet.prediction.reference_grid import parse_grid
+from rehrseg_nnunet.surfaces.margins import logit_pieces
+from rehrseg_nnunet.surfaces.mesh import Surface, surface_of
+from rehrseg_nnunet.surfaces.structures import structures_of
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Paths: TypeAlias = PathLike | list[PathLike]
+Grid: TypeAlias = str | os.PathLike[str] | None
 No: TypeAlias = Literal[False]
-Yes: TypeAlias = Literal[True]
 ImageT = TypeVar("ImageT", SpatialImage, sitk.Image, ArrayImage)
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Generic[ResultT]):
-    """A segmentation with its probabilities.
+    """A segmentation and what else was asked for.
 
     Attributes:
-        segmentation: what `predict` returns without probabilities.
+        segmentation: what `predict` returns alone.
         probabilities: (K, ...) float32, of the background and all labels, or of all regions; its further axes are
             those of the segmentation's array: (x, y, z), or (z, y, x) as SimpleITK's `GetArrayFromImage` has them.
+            None if they were not asked for.
+        surfaces: of each label or region that is there, by its name: `vertices` (N, 3) in RAS in mm, and `faces`.
+            None if they were not asked for.
     """
 
     segmentation: ResultT
-    probabilities: np.ndarray
+    probabilities: np.ndarray | None = None
+    surfaces: dict[str, Surface] | None = None
 
 
 class Model:
@@ -61,6 +70,7 @@ class Model:
 
     def __init__(self, predictor: HRPredictor) -> None:
         self.predictor = predictor
+        self.default_grid = predictor.grids[0]
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -150,30 +160,15 @@ def _device(name: str | None) -> torch.device:
 
 @overload
 def predict(
-    model: Model,
-    image: PathLike | list[PathLike],
-    *,
-    output: PathLike,
-    grid: PathLike = ...,
-    probabilities: Literal[False] = ...,
+    model: Model, image: Paths, *, output: PathLike, grid: Grid = ..., probabilities: No = ..., surfaces: No = ...
 ) -> Path: ...
 @overload
 def predict(
-    model: Model,
-    image: PathLike | list[PathLike],
-    *,
-    output: None = ...,
-    grid: PathLike = ...,
-    probabilities: Literal[False] = ...,
+    model: Model, image: Paths, *, output: None = ..., grid: Grid = ..., probabilities: No = ..., surfaces: No = ...
 ) -> nibabel.Nifti1Image: ...
 @overload
 def predict(
-    model: Model,
-    image: PathLike | list[PathLike],
-    *,
-    output: None = ...,
-    grid: PathLike = ...,
-    probabilities: Literal[True],
+    model: Model, image: Paths, *, output: None = ..., grid: Grid = ..., probabilities: bool = ..., surfaces: bool = ...
 ) -> Prediction[nibabel.Nifti1Image]: ...
 @overload
 def predict(
@@ -181,8 +176,9 @@ def predict(
     image: ImageT | list[ImageT],
     *,
     output: None = ...,
-    grid: PathLike = ...,
-    probabilities: Literal[False] = ...,
+    grid: Grid = ...,
+    probabilities: No = ...,
+    surfaces: No = ...,
 ) -> ImageT: ...
 @overload
 def predict(
@@ -190,16 +186,18 @@ def predict(
     image: ImageT | list[ImageT],
     *,
     output: None = ...,
-    grid: PathLike = ...,
-    probabilities: Literal[True],
+    grid: Grid = ...,
+    probabilities: bool = ...,
+    surfaces: bool = ...,
 ) -> Prediction[ImageT]: ...
 def predict(
     model: Model,
     image: Any,
     *,
     output: PathLike | None = None,
-    grid: PathLike = "hr",
+    grid: Grid = None,
     probabilities: bool = False,
+    surfaces: bool = False,
 ) -> Any:
     """Segment one scan.
 
@@ -208,12 +206,14 @@ def predict(
         image: a path; a nibabel image; a SimpleITK image; or (array, affine) with array axes (x, y, z) and a (4, 4)
             affine from indices to RAS in mm, as nibabel has them. A list holds the channels of one case.
         output: for paths: where to write the segmentation.
-        grid: hr, r slices for every one of the scan; native, the scan's own; or the path of a file with another.
+        grid: "hr", r slices for every one of the scan; "native", the scan's own; voxel sizes in mm, "0.5,0.5,0.5"; or
+            the path of a file with another grid. None: hr for a model with thick slices, native for any other.
         probabilities: return them as well.
+        surfaces: return the surface of every label as well, through the logits.
 
     Returns:
         The segmentation, with its geometry: of the same kind as the image, for a nibabel image a Nifti1Image. For a
-        path it is a Nifti1Image, or the path of `output`. With probabilities, a `Prediction`.
+        path it is a Nifti1Image, or the path of `output`. With probabilities or surfaces, a `Prediction`.
 
     Raises:
         UnusableImageError: an image that cannot be predicted; it is a ValueError.
@@ -231,17 +231,26 @@ def predict(
     if len(images) != model.channels:
         raise ValueError(f"image must be a list of the model's {model.channels} channels, got {len(images)}")
     are_paths = all(isinstance(each, (str, os.PathLike)) for each in images)
-    if output is not None and (not are_paths or probabilities):
+    if output is not None and (not are_paths or probabilities or surfaces):
         raise ValueError(
-            "output needs an image that is a path, and no probabilities; save what predict returns instead"
+            "output needs an image that is a path, without probabilities and surfaces; save what is returned"
         )
+    wanted = _Wanted(grid, probabilities, surfaces)
     if are_paths:
-        return _predict_files(model, [Path(each) for each in images], output, grid, probabilities)
+        return _predict_files(model, [Path(each) for each in images], output, wanted)
     names = ["image"] if len(images) == 1 else [f"image[{index}]" for index in range(len(images))]
     volumes = [to_volume(each, name) for each, name in zip(images, names, strict=True)]
     case = to_case(volumes, model.predictor.plans_manager.image_reader_writer_class, names)
-    result = _predict_case(model, *case, source=", ".join(names), grid=grid, probabilities=probabilities)
-    return _as_kind(result, images[0])
+    return _as_kind(_predict_case(model, *case, source=", ".join(names), wanted=wanted), images[0])
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `predict` was asked for."""
+
+    grid: Grid
+    probabilities: bool
+    surfaces: bool
 
 
 @dataclass(frozen=True)
@@ -251,17 +260,17 @@ class _Result:
     Attributes:
         labels: (D, H, W).
         probabilities: (K, D, H, W), or None.
+        surfaces: by the labels' names, or None.
         properties: of the file to be written.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray | None
+    surfaces: dict[str, Surface] | None
     properties: dict[str, Any]
 
 
-def _predict_files(
-    model: Model, files: list[Path], output: PathLike | None, grid: PathLike, probabilities: bool
-) -> Any:
+def _predict_files(model: Model, files: list[Path], output: PathLike | None, wanted: _Wanted) -> Any:
     reader = model.predictor.plans_manager.image_reader_writer_class()
     if output is not None and image_ending(Path(output).name, model.predictor.images.endings) is None:
         endings = " ".join(model.predictor.images.endings)
@@ -269,9 +278,8 @@ def _predict_files(
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"image must be an existing file, got {file}")
-    source = ", ".join(map(str, files))
     case = reader.read_images([str(file) for file in files])
-    result = _predict_case(model, *case, source=source, grid=grid, probabilities=probabilities)
+    result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)
     if output is None:
         return _as_kind(result, None)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -280,11 +288,11 @@ def _predict_files(
 
 
 def _predict_case(
-    model: Model, data: np.ndarray, properties: dict[str, Any], *, source: str, grid: PathLike, probabilities: bool
+    model: Model, data: np.ndarray, properties: dict[str, Any], *, source: str, wanted: _Wanted
 ) -> _Result:
     """Preprocess, predict and resample a case, with nnU-Net's own functions, in this process."""
     predictor = model.predictor
-    predictor.write_on(parse_grid(os.fspath(grid)))
+    predictor.write_on(model.default_grid if wanted.grid is None else parse_grid(os.fspath(wanted.grid)))
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
     preprocessor.source = source
@@ -293,29 +301,48 @@ def _predict_case(
     )
     try:
         logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        found = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits,
-            plans,
-            configuration,
-            plans.get_label_manager(predictor.dataset_json),
-            properties,
-            return_probabilities=probabilities,
-        )
+        return _on_grid(predictor, logits, properties[GRIDS][0], wanted)
     finally:
         model.release()
-    found: Any  # labels, with probabilities a pair
-    labels, maps = found if probabilities else (found, None)
-    return _Result(labels, maps, properties)
+
+
+def _on_grid(predictor: HRPredictor, logits: torch.Tensor, properties: dict[str, Any], wanted: _Wanted) -> _Result:
+    """What is made of logits on the output grid, as `export.export_on_grids` makes it for files."""
+    plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    placed = configuration.place(predictor.grids[0], logits, properties, plans)
+    surfaces: dict[str, Surface] = {}
+
+    def collect(case: PlacedCase) -> None:
+        for structure, piece in logit_pieces(case.logits, structures_of(case.dataset_json)):
+            if piece is not None:
+                surfaces[structure.name] = surface_of(piece, case.affine, smooth=True)
+
+    writers = [collect] if wanted.surfaces else []
+    show_writers(writers, placed, properties, plans, predictor.dataset_json, "")
+    found: Any = convert_predicted_logits_to_segmentation_with_correct_shape(
+        placed,
+        plans,
+        configuration.placed(),
+        plans.get_label_manager(predictor.dataset_json),
+        properties,
+        return_probabilities=wanted.probabilities,
+    )
+    labels, maps = found if wanted.probabilities else (found, None)
+    return _Result(labels, maps, surfaces if wanted.surfaces else None, properties)
 
 
 def _as_kind(result: _Result, image: Any) -> Any:
     """A result as the same kind as an image, as nibabel's for None."""
     labels = from_case(result.labels, result.properties)
     segmentation = to_nifti(labels) if image is None else like(labels, image)
-    if result.probabilities is None:
+    if result.probabilities is None and result.surfaces is None:
         return segmentation
+    return Prediction(segmentation, _maps(result, isinstance(image, sitk.Image)), result.surfaces)
+
+
+def _maps(result: _Result, for_simple_itk: bool) -> np.ndarray | None:
+    if result.probabilities is None:
+        return None
     maps = [from_case(values, result.properties).values for values in result.probabilities]
     stacked = np.stack(maps).astype(np.float32, copy=False)
-    if isinstance(image, sitk.Image):
-        stacked = stacked.transpose(0, 3, 2, 1)
-    return Prediction(segmentation, stacked)
+    return stacked.transpose(0, 3, 2, 1) if for_simple_itk else stacked

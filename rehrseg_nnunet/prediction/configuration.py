@@ -1,8 +1,8 @@
-"""nnU-Net's configuration and preprocessor as HR prediction needs them: LR cases in, properties of HR files out."""
+"""nnU-Net's configuration and preprocessor as prediction on other grids needs them: cases in, files on grids out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import cache, partial
 from typing import Any
@@ -11,41 +11,55 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.image_checks import check_image, failed_case, naming
 from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid, Resampling
+
+GRIDS = "output_grids"  # key of a case's properties: those of the file on each grid
 
 
 class HRConfigurationManager(ConfigurationManager):
     """A configuration for exporting HR predictions, and for preprocessing the LR cases they come from.
 
     `spacing` is that of the HR grid and resampling of probabilities along z is linear. The patch size stays the LR
-    network's. The preprocessor works with the LR configuration and returns the properties of the output grid, so that
+    network's. The preprocessor works with the LR configuration and returns the properties of the output grids, so that
     nnU-Net's own functions, which know one configuration, need no change. Instances travel to worker processes.
 
     Args:
         lr: the plans' configuration; it is copied, not changed.
-        factor: r.
-        grid: where predictions are written.
+        factor: r, 1 for a model without thick slices.
+        grids: where predictions are written; functions of nnU-Net that return arrays take the first.
+        writers: what else is written for every case on every grid, see `export.Writer`.
         has_regions: region-based training (sigmoid, not softmax); only other grids than `HRGrid` need it.
 
     Attributes:
         return_failures: the preprocessor returns an image that cannot be predicted as a `failed_case` instead of
             raising.
+        already_placed: logits come on the output grid.
     """
 
     def __init__(
-        self, lr: ConfigurationManager, *, factor: int, grid: OutputGrid | None = None, has_regions: bool = False
+        self,
+        lr: ConfigurationManager,
+        *,
+        factor: int,
+        grids: Sequence[OutputGrid] = (HRGrid(),),
+        writers: Sequence[Callable[..., None]] = (),
+        has_regions: bool = False,
     ) -> None:
         configuration = deepcopy(lr.configuration)
-        slices, *in_plane = configuration["spacing"]
-        configuration["spacing"] = [slices / factor, *in_plane]
+        if factor > 1:
+            slices, *in_plane = configuration["spacing"]
+            configuration["spacing"] = [slices / factor, *in_plane]
         set_order_along_z(configuration, 1, kinds=("probabilities",))
         super().__init__(configuration)
         self.lr = lr
         self.factor = factor
-        self.grid = HRGrid() if grid is None else grid
+        self.grids = tuple(grids)
+        self.writers = tuple(writers)
         self.has_regions = has_regions
         self.return_failures = False
+        self.already_placed = False
 
     def for_workers(self) -> HRConfigurationManager:
         """A copy with `return_failures`."""
@@ -53,37 +67,68 @@ class HRConfigurationManager(ConfigurationManager):
         reporting.return_failures = True
         return reporting
 
+    def placed(self) -> HRConfigurationManager:
+        """A copy with `already_placed`."""
+        configuration = copy(self)
+        configuration.already_placed = True
+        return configuration
+
     def output_properties(
         self, properties: dict[str, Any], plans_manager: PlansManager, *, image_file: str | None
     ) -> dict[str, Any]:
-        """Properties of the file to be written, from those of the preprocessed LR case read from `image_file`."""
-        return self.grid.properties(properties, plans_manager, factor=self.factor, image_file=image_file)
+        """Properties of the files to be written, from those of the preprocessed LR case read from `image_file`.
+
+        Returns:
+            Those of the file on the first grid, and those on each grid as a list under `GRIDS`.
+        """
+        options = {"factor": self.factor, "image_file": image_file}
+        on_grids = [grid.properties(properties, plans_manager, **options) for grid in self.grids]
+        return {**on_grids[0], GRIDS: on_grids}
+
+    def place(
+        self, grid: OutputGrid, logits: Logits, properties: dict[str, Any], plans_manager: PlansManager
+    ) -> Logits:
+        """Logits (K, r*D_p, H_p, W_p) on one of the grids, (K, *shape), from its file's properties."""
+        spacing = [float(properties["spacing"][axis]) for axis in plans_manager.transpose_forward]
+        current = [*spacing[: 3 - len(self.spacing)], *self.spacing]  # 2d: the slices are the file's
+        shape = properties["shape_after_cropping_and_before_resampling"]
+        return grid.resample(self._stock_resampling, self.has_regions, logits, shape, current, spacing)
 
     @property
     def resampling_fn_probabilities(self) -> Resampling:
-        """nnU-Net's function inside the grid's."""
+        """nnU-Net's function inside the first grid's."""
+        if self.already_placed:
+            return _unchanged
+        return partial(self.grids[0].resample, self._stock_resampling, self.has_regions)
+
+    @property
+    def _stock_resampling(self) -> Resampling:
         # declared for lists, tuples and arrays; nnU-Net's functions take any sequences
-        stock: Resampling = super().resampling_fn_probabilities  # pyright: ignore[reportAssignmentType]
-        return partial(self.grid.resample, stock, self.has_regions)
+        return super().resampling_fn_probabilities  # pyright: ignore[reportReturnType]
 
     @property
     def preprocessor_class(self) -> type:
-        """The LR configuration's preprocessor, returning the output grid's properties."""
+        """The LR configuration's preprocessor, returning the output grids' properties."""
         return _hr_preprocessor_class(self.lr.preprocessor_class)
+
+
+def _unchanged(logits: Logits, *_: Any) -> Logits:
+    return logits
 
 
 @cache
 def _hr_preprocessor_class(base: type) -> type:
     class HRPreprocessor(base):
-        """Preprocess an LR case, describe the grid its prediction goes to, name the file that cannot be used."""
+        """Preprocess an LR case, describe the grids its prediction goes to, name the file that cannot be used."""
 
         source = "the image"
         hr_outputs = 0  # logits for every planned voxel
+        thick = True  # whether the planned slices are
 
         def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
             self.source = ", ".join(image_files)
             hr = configuration_manager
-            self.hr_outputs = _hr_outputs(hr, plans_manager, dataset_json)
+            self.hr_outputs, self.thick = _hr_outputs(hr, plans_manager, dataset_json), hr.factor > 1
             try:
                 with naming(self.source):
                     data, seg, properties = super().run_case(image_files, seg_file, plans_manager, hr.lr, dataset_json)
@@ -99,7 +144,10 @@ def _hr_preprocessor_class(base: type) -> type:
             if is_hr:
                 lr = configuration_manager.lr
                 self.hr_outputs = _hr_outputs(configuration_manager, plans_manager, dataset_json)
-            check_image(data, properties["spacing"], self.source, plans_manager, lr, hr_outputs=self.hr_outputs)
+            thick = configuration_manager.factor > 1 if is_hr else self.thick
+            check_image(
+                data, properties["spacing"], self.source, plans_manager, lr, hr_outputs=self.hr_outputs, thick=thick
+            )
             data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
             if is_hr:
                 prepared = configuration_manager.output_properties(prepared, plans_manager, image_file=None)

@@ -33,6 +33,7 @@ def check_image(
     configuration: ConfigurationManager,
     *,
     hr_outputs: int = 0,
+    thick: bool = True,
 ) -> None:
     """Refuse an image on which nnU-Net would fail or predict nonsense; warn of one whose slices are not thick.
 
@@ -43,6 +44,7 @@ def check_image(
         plans_manager: nnU-Net's.
         configuration: nnU-Net's, of the LR cases.
         hr_outputs: logits for every planned voxel, classes times HR slices.
+        thick: the planned slices are thick, so the image's should be.
 
     Raises:
         UnusableImageError: the message names the files and what is wrong.
@@ -57,8 +59,9 @@ def check_image(
     voxels_left = voxels_after_cropping(data)
     order = [int(axis) for axis in plans_manager.transpose_forward]
     voxels, spacing = [voxels_left[axis] for axis in order], [float(spacing_mm[axis]) for axis in order]
-    _check_planned_size(voxels, spacing, configuration.spacing, source, bytes_per_voxel=4 * (channels + hr_outputs))
-    if spacing[0] < MIN_ANISOTROPY * max(spacing[1:]):
+    planned = [*spacing[: 3 - len(configuration.spacing)], *configuration.spacing]  # 2d: the slices are the image's
+    _check_planned_size(voxels, spacing, planned, source, bytes_per_voxel=4 * (channels + hr_outputs))
+    if thick and spacing[0] < MIN_ANISOTROPY * max(spacing[1:]):
         logger.warning(
             "%s: its slices are not thick along the model's slice axis (%s mm, slice axis first; the model's %s mm): "
             "expect no more than from thin slices, or turn the axes of a scan with thick slices along another one",

@@ -12,6 +12,7 @@ from typing import Any
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import staging_folder, staging_name
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, UnwrittenFileError
+from rehrseg_nnunet.prediction.export import stems
 from rehrseg_nnunet.prediction.image_checks import FAILURE
 from rehrseg_nnunet.prediction.inputs import Case, Failure, names_of
 from rehrseg_nnunet.prediction.manifest import RunRecord
@@ -59,36 +60,41 @@ def _lists(cases: Sequence[Case], folder: Path, names: Sequence[str]) -> tuple[A
     return [list(map(str, case.files)) for case in cases], [str(folder / name) for name in names]
 
 
-def is_there(case: Case, folder: Path, predictor: HRPredictor, options: RunOptions) -> bool:
-    """Whether a case has its results already."""
-    endings = [predictor.dataset_json["file_ending"], *([".npz"] if options.save_probabilities else [])]
-    return all((folder / f"{case.name}{ending}").is_file() for ending in endings)
-
-
-def predict_case(predictor: HRPredictor, case: Case, target: Path, options: RunOptions) -> None:
-    """Predict one case into one file, and into others of the same name for what else is asked for.
+def is_there(stem: Path, predictor: HRPredictor, options: RunOptions) -> bool:
+    """Whether a case has its results already.
 
     Args:
-        predictor: a trained model; the ending of its results becomes the target's.
+        stem: their folder and name, without ending.
+        predictor: says on which grids and with which ending they are.
+        options: say whether probabilities belong to them.
+    """
+    endings = [predictor.dataset_json["file_ending"], *([".npz"] if options.save_probabilities else [])]
+    return all(Path(name + ending).is_file() for name in stems(str(stem), predictor.grids) for ending in endings)
+
+
+def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOptions) -> None:
+    """Predict one case into files of one name: the segmentation, and what else is asked for.
+
+    Args:
+        predictor: a trained model.
         case: a scan.
-        target: the segmentation's name, in an existing folder.
+        stem: folder, which exists, and name of the results, without ending.
         options: how; workers are not used.
 
     Raises:
         UnusableImageError: the scan cannot be predicted.
         UnwrittenFileError: the result could not be written.
     """
-    with staging_folder(target.parent / staging_name()) as staged:
+    with staging_folder(stem.parent / staging_name()) as staged:
         scratch = staged / "results"  # apart from the lock
         scratch.mkdir()
-        stem = target.name.removesuffix(predictor.dataset_json["file_ending"])
         try:
-            predictor.predict_from_files_sequential(*_lists([case], scratch, [stem]), **options.shared)
+            predictor.predict_from_files_sequential(*_lists([case], scratch, [case.name]), **options.shared)
             results = [file for file in scratch.iterdir() if file.is_file() and file.name not in RECORDS]
-            for file in sorted(results, key=lambda file: file.name == target.name):
-                move_into_place(file, target.parent / file.name)
+            for file in sorted(results, key=lambda file: file.name.endswith(predictor.dataset_json["file_ending"])):
+                move_into_place(file, stem.with_name(stem.name + file.name.removeprefix(case.name)))
         except UnwrittenFileError as error:
-            raise UnwrittenFileError(str(error).replace(str(scratch), str(target.parent))) from error
+            raise UnwrittenFileError(str(error).replace(str(scratch / case.name), str(stem))) from error
 
 
 def predict_cases(
@@ -112,7 +118,7 @@ def predict_cases(
     run = _Run({case.name: case for case in cases}, record, keep_going=options.keep_going)
     if options.preprocessing == 0:
         for case in cases:
-            if not options.overwrite and is_there(case, folder, predictor, options):
+            if not options.overwrite and is_there(folder / case.name, predictor, options):
                 continue
             with run.case(case.name):
                 predictor.predict_from_files_sequential(*_lists([case], folder, [case.name]), **options.shared)

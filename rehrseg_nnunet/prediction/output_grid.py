@@ -1,29 +1,30 @@
-"""Where an HR prediction is written: the HR grid, the input's own grid, or another (`--grid`).
+"""Where a prediction is written: the HR grid, the input's own grid, or another (`--grid`).
 
 nnU-Net exports a case in worker processes from three things: logits, the case's properties and the configuration's
 function for resampling probabilities. A grid says what properties describe the file to be written and how logits get
 there; everything else (cropping, transposition, argmax, regions, npz files, writing) stays nnU-Net's.
 
 Convention:
-    Logits are (K, r*D_p, H_p, W_p): the HR grid of the preprocessed case, z first. They cover exactly the field of view
-    of the case's crop (D, H, W), whatever the shapes are.
+    Logits are (K, r*D_p, H_p, W_p): the HR grid of the preprocessed case, z first; r = 1 for a model without thick
+    slices. They cover exactly the field of view of the case's crop (D, H, W), whatever the shapes are.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from rehrseg_nnunet.prediction.class_maps import Logits, as_dtype, average_classes, map_classes
+from rehrseg_nnunet.prediction.field_of_view import PlacedShape, placed_properties, sample_field_of_view
 from rehrseg_nnunet.slices.geometry import scale_slice_geometry
 from rehrseg_nnunet.slices.slice_profile import degrade
 
-Logits: TypeAlias = np.ndarray | torch.Tensor
 # (logits, new shape, current spacing, new spacing) -> logits, the form of nnU-Net's resampling functions
 Resampling: TypeAlias = Callable[[Logits, Sequence[int], Sequence[float], Sequence[float]], Logits]
 Resize: TypeAlias = Callable[[Logits, Sequence[int]], Logits]  # (logits, new shape) -> logits, over the same extent
@@ -35,11 +36,15 @@ _PREPROCESSING_KEYS = {
     "shape_after_cropping_and_before_resampling",
     "class_locations",
 }
-_SMALLEST_PROBABILITY = 1e-7
 
 
 class OutputGrid(ABC):
     """A grid to write predictions on; instances travel to worker processes."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What tells its files from another grid's, where several are written."""
 
     @abstractmethod
     def properties(
@@ -91,6 +96,11 @@ class OutputGrid(ABC):
         return self.place(logits, shape, resize, has_regions=has_regions)
 
 
+def has_geometry(properties: Mapping[str, Any]) -> bool:
+    """Whether the reader keeps more than the spacing, as those of tif files and arrays do not."""
+    return bool(set(properties) - _PREPROCESSING_KEYS - {"spacing"})
+
+
 def hr_properties(properties: dict[str, Any], plans_manager: Any, factor: int) -> dict[str, Any]:
     """Properties of a preprocessed case on the HR grid, for nnU-Net's export functions.
 
@@ -107,8 +117,7 @@ def hr_properties(properties: dict[str, Any], plans_manager: Any, factor: int) -
         NotImplementedError: the reader keeps a geometry that is not known here.
     """
     axis = int(plans_manager.transpose_forward[0])
-    reader_keys = set(properties) - _PREPROCESSING_KEYS - {"spacing"}
-    if reader_keys:
+    if has_geometry(properties):
         hr = scale_slice_geometry(properties, axis, 1 / factor)
     else:  # arrays without a file, and readers that know the spacing alone (tif)
         spacing = [float(s) for s in properties["spacing"]]
@@ -123,22 +132,27 @@ def hr_properties(properties: dict[str, Any], plans_manager: Any, factor: int) -
     return hr
 
 
-def to_probabilities(logits: Logits, *, has_regions: bool) -> torch.Tensor:
-    """Softmax over classes (K, ...), sigmoid for regions, in float32."""
-    values = torch.as_tensor(logits).float()
-    return values.sigmoid() if has_regions else values.softmax(0)
+def resize_classes(resize: Resize, logits: Logits, shape: Sequence[int]) -> Logits:
+    """`resize`, class by class: nnU-Net's own function holds all classes in float64."""
+    if tuple(shape) == tuple(logits.shape[1:]):
+        return logits
+    return map_classes(
+        lambda number: _resized(resize, logits, number, shape), len(logits), shape, dtype=as_dtype(logits)
+    )
 
 
-def to_logits(probabilities: torch.Tensor, *, has_regions: bool) -> np.ndarray:
-    """Logits whose softmax (sigmoid for regions) gives these probabilities (K, ...) back."""
-    if has_regions:
-        return probabilities.logit(eps=_SMALLEST_PROBABILITY).numpy()
-    return probabilities.clamp_min(_SMALLEST_PROBABILITY).log().numpy()
+def _resized(resize: Resize, logits: Logits, number: int, shape: Sequence[int]) -> torch.Tensor:
+    return torch.as_tensor(resize(logits[number : number + 1], shape))[0].float()
 
 
 @dataclass(frozen=True)
 class HRGrid(OutputGrid):
-    """r slices for every slice of the input, over the same field of view."""
+    """r slices for every slice of the input, over the same field of view; only of models with thick slices."""
+
+    @property
+    def name(self) -> str:
+        """See `OutputGrid`."""
+        return "hr"
 
     def properties(
         self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
@@ -148,31 +162,48 @@ class HRGrid(OutputGrid):
 
     def place(self, logits: Logits, shape: Sequence[int], resize: Resize, *, has_regions: bool) -> Logits:
         """Resize from r*D_p to r*D slices."""
-        return resize(logits, shape)
+        return resize_classes(resize, logits, shape)
 
 
 @dataclass(frozen=True)
 class NativeGrid(OutputGrid):
     """The input's own grid.
 
-    With r*D_p HR slices and D native ones, k = round(r*D_p / D): where native slices are thinner than HR slices or
-    about as thick (k < 2), logits are interpolated linearly, so neighbouring slices differ. Where they are thicker,
-    the probabilities are seen through the slice profile of factor k, after linear interpolation to k*D slices if
-    r*D_p is another number.
+    A model without thick slices has its logits sampled there (`field_of_view`). One with thick slices, with r*D_p HR
+    slices for D native ones and k = round(r*D_p / D): where native slices are thinner than HR slices or about as thick
+    (k < 2), logits are interpolated linearly, so neighbouring slices differ. Where they are thicker, the probabilities
+    are seen through the slice profile of factor k, after linear interpolation to k*D slices if r*D_p is another number.
     """
+
+    @property
+    def name(self) -> str:
+        """See `OutputGrid`."""
+        return "native"
 
     def properties(
         self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
     ) -> dict[str, Any]:
         """The input's properties."""
-        return dict(properties)
+        if factor > 1:
+            return dict(properties)
+        order, shape = plans_manager.transpose_forward, properties["shape_before_cropping"]
+        file_shape = [int(shape[list(order).index(axis)]) for axis in range(3)]
+        return placed_properties(properties, dict(properties), np.eye(4), file_shape, order)
 
     def place(self, logits: Logits, shape: Sequence[int], resize: Resize, *, has_regions: bool) -> Logits:
         """Interpolate to thin slices, average to thick ones."""
+        if isinstance(shape, PlacedShape):
+            return sample_field_of_view(logits, shape, has_regions=has_regions)
         slices, *in_plane = (int(n) for n in shape)
         thickness = math.floor(logits.shape[1] / slices + 0.5)
         if thickness < 2:
-            return resize(logits, shape)
-        fine = resize(logits, (slices * thickness, *in_plane))
-        thick = degrade(to_probabilities(fine, has_regions=has_regions), thickness, 1)
-        return to_logits(thick, has_regions=has_regions)
+            return resize_classes(resize, logits, shape)
+        fine = (slices * thickness, *in_plane)
+        return average_classes(
+            lambda number: _resized(resize, logits, number, fine),
+            lambda _, probabilities: degrade(probabilities, thickness, 0),
+            len(logits),
+            (slices, *in_plane),
+            has_regions=has_regions,
+            dtype=as_dtype(logits),
+        )

@@ -30,6 +30,11 @@ class Output:
     file: Path | None
     ending: str
 
+    @property
+    def stem(self) -> Path | None:
+        """The file without its ending."""
+        return self.file and self.file.with_name(self.file.name[: -len(self.ending)])
+
 
 def check_output(output: str, sources: Sequence[Path]) -> None:
     """Refuse what -o cannot be, as far as that can be told without a model.

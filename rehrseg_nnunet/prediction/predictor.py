@@ -1,17 +1,18 @@
-"""HR segmentation of LR cases: nnU-Net's predictor with another network output and another output grid.
+"""Segmentation on other grids than the network's: nnU-Net's predictor with other outputs and output grids.
 
 Convention:
     The sliding window runs over the LR case. A window's HR logits (K, r*D, H, W) travel through it as (K*r, D, H, W),
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
     logits, or one of the two (`hr_from`). LR logits alone, which are all that a network without an HR head has, are
-    taken at several phases (`slice_phases`).
+    taken at several phases (`slice_phases`). A model whose planned slices are not thick has r = 1: its logits are
+    nnU-Net's own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -23,15 +24,17 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.rehrseg import BLOCK, ResolvedConfig, load_config
 from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
+from rehrseg_nnunet.prediction.case_lists import CaseLists, check_companions, check_previous_stage, unfinished
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
+from rehrseg_nnunet.prediction.export import Writer, several_grids
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.inputs import Images, endings_of
-from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
@@ -59,15 +62,18 @@ class _ManyHeads:
 
 
 class HRPredictor(nnUNetPredictor):
-    """`nnUNetPredictor` whose prediction methods all return or write HR results.
+    """`nnUNetPredictor` whose prediction methods all return or write results on the grids that are asked for.
 
-    They come from the heads of a network that REHRSegTrainer trained, and from the interpolated logits of any other.
+    With thick slices these come from the heads of a network that REHRSegTrainer trained, and from the interpolated
+    logits of any other. Any other model's logits are nnU-Net's.
 
     Args:
         *args: of nnUNetPredictor.
-        grid: where segmentations and probabilities are written; logits are always on the HR grid.
+        grid: where segmentations and probabilities are written, one or several for files; arrays are returned on the
+            first. None: the HR grid of a model with thick slices, the input's own grid of any other.
         hr_from: where the logits of a network with an HR head come from: "head", the interpolated "lr" logits, or
             the "mean" of both. None: what the model's settings say.
+        writers: what else is written for every case on every grid, see `export.Writer`.
         **kwargs: of nnUNetPredictor.
 
     Raises:
@@ -84,12 +90,18 @@ class HRPredictor(nnUNetPredictor):
     hr_from: HRSource
 
     def __init__(
-        self, *args: Any, grid: OutputGrid | None = None, hr_from: HRSource | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        grid: OutputGrid | Sequence[OutputGrid] | None = None,
+        hr_from: HRSource | None = None,
+        writers: Sequence[Writer] = (),
+        **kwargs: Any,
     ) -> None:
         require_compatible()
         super().__init__(*args, **kwargs)
         self.wanted_hr_from: HRSource | None = hr_from
-        self.grid: OutputGrid = HRGrid() if grid is None else grid
+        self.grids: tuple[OutputGrid, ...] = (grid,) if isinstance(grid, OutputGrid) else tuple(grid or ())
+        self.writers = tuple(writers)
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
         # what passes on the cases that workers have preprocessed
@@ -99,9 +111,8 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor.
 
         Raises:
-            NotImplementedError: a 2d or cascaded configuration.
-            ValueError: the planned slices are not thick, the HR head is of another factor than the plans, or there is
-                none and `hr_from` asks for it.
+            ValueError: the HR grid is asked for where the planned slices are not thick, the HR head is of another
+                factor than the plans, or there is none and `hr_from` asks for it.
         """
         super().initialize_from_trained_model_folder(model_training_output_dir, *args, **kwargs)
         self._switch_to_hr()
@@ -110,17 +121,20 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor; takes the plans' own configuration.
 
         Raises:
-            NotImplementedError: a 2d or cascaded configuration.
-            ValueError: the planned slices are not thick, the HR head is of another factor than the plans, or there is
-                none and `hr_from` asks for it.
+            ValueError: the HR grid is asked for where the planned slices are not thick, the HR head is of another
+                factor than the plans, or there is none and `hr_from` asks for it.
         """
         super().manual_initialization(*args, **kwargs)
         self._switch_to_hr()
 
     def _switch_to_hr(self) -> None:
-        config = load_config(self.configuration_manager.configuration, purpose="prediction")
-        factor = config.factor
-        self.hr_from = self.wanted_hr_from or config.segmentation.hr_from
+        config = self._planned()
+        factor = 1 if config is None else config.factor
+        self.hr_from = self.wanted_hr_from or ("lr" if config is None else config.segmentation.hr_from)
+        if not self.grids:
+            self.grids = (HRGrid() if factor > 1 else NativeGrid(),)
+        if factor == 1:
+            self._check_grids()
         if not has_hr_head(self.network):
             if self.wanted_hr_from not in (None, "lr"):
                 raise ValueError(
@@ -138,8 +152,31 @@ class HRPredictor(nnUNetPredictor):
         self.factor = factor
         self.plans_manager = WholeFilesPlansManager(self.plans_manager.plans)
         self.configuration_manager = HRConfigurationManager(
-            self.configuration_manager, factor=factor, grid=self.grid, has_regions=self.label_manager.has_regions
+            self.configuration_manager,
+            factor=factor,
+            grids=self.grids,
+            writers=self.writers,
+            has_regions=self.label_manager.has_regions,
         )
+
+    def _planned(self) -> ResolvedConfig | None:
+        """The settings of thick slices, None for a model that has none and nothing that needs them."""
+        configuration = self.configuration_manager.configuration
+        try:
+            return load_config(configuration, purpose="prediction")
+        except (NotImplementedError, ValueError):
+            is_cascade = configuration.get("previous_stage") is not None
+            if has_hr_head(self.network) or (BLOCK in configuration and not is_cascade):
+                raise
+            return None
+
+    def _check_grids(self) -> None:
+        if any(isinstance(grid, HRGrid) for grid in self.grids):
+            spacing = " x ".join(f"{size:.4g}" for size in self.configuration_manager.spacing)
+            raise ValueError(
+                f"--grid hr makes thin slices of a model's thick ones (3d, no cascade), but this model's voxels are "
+                f"{spacing} mm; choose --grid native, voxel sizes in mm such as 0.5,0.5,0.5, or a file or folder"
+            )
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """HR logits of a preprocessed LR case, their mean over mirroring, and over phases without an HR head.
@@ -150,40 +187,60 @@ class HRPredictor(nnUNetPredictor):
         Returns:
             (K, r*D, H, W) float16, on the CPU.
         """
+        if self.factor == 1:
+            return torch.as_tensor(super().predict_sliding_window_return_logits(input_image)).cpu()
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
         # the HR head, which was trained on every phase, gains nothing from them
         phases = self.factor if self.hr_from == "lr" else 1
-        mean = PhaseMean(slices, self.factor)
+        passes = []
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors
-            mean.add(self._hr_logits(at_phase(input_image, phase, self.factor, 1)), phase, weight=len(mirrors))
-        return mean.mean().half()
+            with self._all_channels():
+                logits = super().predict_sliding_window_return_logits(at_phase(input_image, phase, self.factor, 1))
+            passes.append((phase, len(mirrors), torch.as_tensor(logits)))
+        heads = self.label_manager.num_segmentation_heads
+        means = (self._mean_hr_map(passes, number, slices) for number in range(heads))
+        result = torch.empty((heads, self.factor * slices, *input_image.shape[2:]), dtype=torch.half)
+        for number, mean in enumerate(means):  # class by class: HR logits in float32 are large
+            result[number] = mean
+        return result
 
-    def _hr_logits(self, image: torch.Tensor) -> torch.Tensor:
-        """HR logits (K, r*D, H, W), on the CPU, of an image (C, D, H, W), the mean over `_mirrors`."""
-        with self._all_channels():
-            logits = torch.as_tensor(super().predict_sliding_window_return_logits(image))
+    def _mean_hr_map(self, passes: Sequence[tuple[int, int, torch.Tensor]], number: int, slices: int) -> torch.Tensor:
+        """HR logits (r*D, H, W) of one class, on the CPU, from phases, weights and what the sliding window gave."""
+        mean = PhaseMean(slices, self.factor)
+        for phase, weight, logits in passes:
+            mean.add(self._to_hr_on_device(self._channels_of(number, logits)).cpu(), phase, weight=weight)
+        return mean.mean()[0]
+
+    def _channels_of(self, number: int, logits: torch.Tensor) -> torch.Tensor:
+        """Channels of one class: its LR logits, its folded HR logits or both, as the sliding window gave them."""
+        heads, factor = self.label_manager.num_segmentation_heads, self.factor
+        first = 0 if len(logits) == heads * factor else heads  # of the folded HR logits
+        return torch.cat([logits[number : number + 1][:first], logits[first + number * factor :][:factor]])
+
+    def _to_hr_on_device(self, logits: torch.Tensor) -> torch.Tensor:
         try:
-            return self._to_hr(logits).cpu()
+            return self._to_hr(logits)
         except torch.cuda.OutOfMemoryError:
             logger.info("no room for HR logits on %s: the CPU interpolates them", logits.device)
-        # HR logits, in float32, are 2*r times as large as nnU-Net's own, so they may not fit where those did. Callers
-        # take them to the CPU anyway. Not in the handler, which would keep the tensors of the failed attempt.
+        # not in the handler, which would keep the tensors of the failed attempt
         torch.cuda.empty_cache()
         return self._to_hr(logits.cpu())
 
     def _to_hr(self, logits: torch.Tensor) -> torch.Tensor:
-        """HR logits (K, r*D, H, W), float32, from what the sliding window gives, on its device."""
+        """HR logits (K, r*D, H, W), float32, from what the sliding window gives of K classes, on its device."""
         if self.hr_from == "head":
             return interleave_slices(logits[None], self.factor)[0].float()
-        heads = self.label_manager.num_segmentation_heads
+        heads = len(logits) // (1 + self.factor) if self.hr_from == "mean" else len(logits)
         hr_logits = interpolate_logits(logits[:heads].float(), self.factor, 1)
         if self.hr_from == "mean":  # in place: HR logits are large
             hr_logits.add_(interleave_slices(logits[None, heads:], self.factor)[0]).div_(2)
         return hr_logits
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        if self.factor == 1:
+            return super()._internal_maybe_mirror_and_predict(x)
         mirrored = ([axis + 2 for axis in mirrors] for mirrors in self._mirrors)
         total = sum(self._predict_window(x.flip(axes), axes) for axes in mirrored)
         return total / len(self._mirrors)  # pyright: ignore[reportReturnType] # no float: there is always one
@@ -216,13 +273,13 @@ class HRPredictor(nnUNetPredictor):
     @wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output():
+        with self._staged_output(), several_grids():
             return super().predict_from_files(*args, **kwargs)
 
     @wraps(nnUNetPredictor.predict_from_files_sequential)
     def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output():
+        with self._staged_output(), several_grids():
             return super().predict_from_files_sequential(*args, **kwargs)
 
     @contextmanager
@@ -245,7 +302,9 @@ class HRPredictor(nnUNetPredictor):
 
     def write_on(self, grid: OutputGrid) -> None:
         """Choose another grid for what is predicted from now on."""
-        self.grid = self.configuration_manager.grid = grid
+        self.grids = self.configuration_manager.grids = (grid,)
+        if self.factor == 1:
+            self._check_grids()
 
     def write_as(self, ending: str) -> None:
         """Give segmentations another of the endings that the model's reader can write."""
@@ -262,14 +321,38 @@ class HRPredictor(nnUNetPredictor):
         return list(list_cases(folder, self.dataset_json["file_ending"], channels=channels).values())
 
     def _manage_input_and_output_lists(
-        self, list_of_lists_or_source_folder: str | list[list[str]], *args: Any, **kwargs: Any
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        folder_with_segs_from_prev_stage: str | None = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
     ) -> tuple[list, list | None, list]:
         source = list_of_lists_or_source_folder
         files = self.image_files(Path(source)) if isinstance(source, str) else source
-        inputs, outputs, previous = super()._manage_input_and_output_lists(files, *args, **kwargs)
-        missing = self.grid.missing([files[0] for files in inputs])
-        if missing:
-            raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+        check_previous_stage(self.configuration_manager.previous_stage_name, folder_with_segs_from_prev_stage)
+        one_grid = len(self.grids) == 1
+        lists: CaseLists = super()._manage_input_and_output_lists(
+            files,
+            output_folder_or_list_of_truncated_output_files,
+            folder_with_segs_from_prev_stage,  # pyright: ignore[reportArgumentType] # declared str, None by default
+            overwrite or not one_grid,
+            part_id,
+            num_parts,
+            save_probabilities,
+        )
+        if not (overwrite or one_grid):
+            endings = [self.dataset_json["file_ending"], *([".npz"] if save_probabilities else ())]
+            lists = unfinished(lists, self.grids, endings)
+        inputs, outputs, previous = lists
+        if folder_with_segs_from_prev_stage is not None and outputs is not None:
+            # by the cases' names, which nnU-Net takes from files that are named as it wants them
+            ending = self.dataset_json["file_ending"]
+            names = (Path(output).name for output in outputs)
+            previous = [str(Path(folder_with_segs_from_prev_stage, name + ending)) for name in names]
+        check_companions((inputs, outputs, previous), self.grids)
         if outputs is not None and self._stage is not None:
             outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous

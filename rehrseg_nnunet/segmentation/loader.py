@@ -20,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.segmentation.case_scale import CaseScale
-from rehrseg_nnunet.segmentation.targets import PatchTargets
+from rehrseg_nnunet.segmentation.targets import FIELDS, PatchTargets
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
 
 PatchSize = list[int] | tuple[int, ...]
@@ -249,7 +249,7 @@ class HRPatchLoader(nnUNetDataLoader):
         """nnU-Net's batch, its targets in the scales of their cases."""
         batch = super().generate_train_batch()
         if self.transforms is not None:
-            first = len(batch["target"]) - len(PatchTargets._fields)
+            first = len(batch["target"]) - len(FIELDS)
             samples = zip(batch["keys"], zip(*batch["target"][first:], strict=True), strict=True)
             scaled = [self.scales[key].apply(PatchTargets(*targets)) for key, targets in samples]
             batch["target"][first:] = [torch.stack(field) for field in zip(*scaled, strict=True)]

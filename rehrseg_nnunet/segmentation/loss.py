@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rehrseg_nnunet.nnunet.precision import at_least_float32, connected_zero
 from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
-from rehrseg_nnunet.segmentation.targets import PatchTargets
+from rehrseg_nnunet.segmentation.targets import FIELDS, PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss, uncertainty_to_weight
 
 # training outputs, their full-resolution LR target and the rest of the targets to the terms of a distillation, by name
@@ -74,10 +74,9 @@ class REHRSegLoss(nn.Module):
         if not isinstance(outputs, TrainingOutputs):
             return self.validation_loss(outputs, targets)
         lr_outputs = [outputs.lr] if isinstance(outputs.lr, Tensor) else outputs.lr
-        if len(targets) != len(lr_outputs) + len(PatchTargets._fields):
+        if len(targets) != len(lr_outputs) + len(FIELDS):
             raise ValueError(
-                f"targets must be {len(lr_outputs)} LR targets and {', '.join(PatchTargets._fields)}, "
-                f"got {len(targets)} entries"
+                f"targets must be {len(lr_outputs)} LR targets and {', '.join(FIELDS)}, got {len(targets)} entries"
             )
         lr_targets, others = targets[: len(lr_outputs)], PatchTargets(*targets[len(lr_outputs) :])
         terms = {

@@ -24,3 +24,6 @@ class PatchTargets(NamedTuple):
     image: Tensor
     inside: Tensor
     hr_uncertainty: Tensor
+
+
+FIELDS = tuple(PatchTargets.__annotations__)

@@ -11,6 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import Cases, PreprocessedCases
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.cases.source_files import derived_properties
 from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.self_sr import ExportConfig
@@ -18,6 +19,7 @@ from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.restoration.label_maps import to_label_map
+from rehrseg_nnunet.self_sr.calibration import Calibration
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.super_resolve import super_resolve
 from rehrseg_nnunet.slices.slice_profile import back_project, degrade_labels
@@ -31,14 +33,43 @@ class PseudoHRVolumes:
     """One super-resolved case.
 
     Attributes:
-        image: (C, r*D, H, W) float32.
+        image: (C, r*D, H, W) float32, in the case's intensities.
         uncertainty: (1, r*D, H, W), U of Eq. 5.
         labels: (1, r*D, H, W) int16 label map with nnU-Net's -1 and the ignore label.
+        logits: (K, r*D, H, W), of the labels.
     """
 
     image: np.ndarray
     uncertainty: np.ndarray
     labels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a run makes its pseudo-HR cases of what its network says.
+
+    Attributes:
+        config: settings.
+        smore: SMORE's cases, for `config.image` "smore".
+        calibration: of U, for `config.uncertainty` "calibrated".
+    """
+
+    config: ExportConfig
+    smore: Cases | None = None
+    calibration: Calibration | None = None
+
+    def smore_image(self, identifier: str) -> np.ndarray | None:
+        """SMORE's image (C, r*D, H, W) of a case, None without SMORE."""
+        return None if self.smore is None else np.asarray(self.smore.load_case(identifier)[0][:])
+
+    def scale(self, uncertainty: np.ndarray) -> np.ndarray:
+        """U of a whole case as it is stored, in [0, 1]: probabilities that labels are wrong, or spread over the case.
+
+        Raises:
+            ValueError: values that are not finite.
+        """
+        return robust_min_max(uncertainty) if self.calibration is None else self.calibration.apply(uncertainty)
 
 
 def super_resolve_case(
@@ -49,6 +80,7 @@ def super_resolve_case(
     *,
     config: ExportConfig,
     smore_image: np.ndarray | None = None,
+    unit: IntensityUnit | None = None,
 ) -> PseudoHRVolumes:
     """Super-resolve an annotated LR case.
 
@@ -59,17 +91,20 @@ def super_resolve_case(
         label_manager: nnU-Net's.
         config: what is done beyond applying the network.
         smore_image: (C, r*D, H, W), what SMORE made of the case; None: there is no SMORE.
+        unit: of the case; None takes it from `image`, which a simulated case is only a part of.
     """
     channels = to_channels(torch.from_numpy(labels[0].astype(np.int64)), head_labels(label_manager))
     acquired = torch.from_numpy(np.ascontiguousarray(image)).float()
-    output = super_resolve(network, acquired, channels)
+    unit = unit or IntensityUnit.of_case(image)
+    output = super_resolve(network, unit.apply(acquired), channels)
     use_smore = config.image == "smore" and smore_image is not None
-    fine = torch.from_numpy(smore_image).float() if use_smore else output.image
+    fine = torch.from_numpy(smore_image).float() if use_smore else unit.undo(output.image)
     sharp = back_project(fine, acquired, network.factor, 1, steps=config.back_projection_steps)
     return PseudoHRVolumes(
         image=sharp.numpy(),
         uncertainty=output.uncertainty.numpy(),
         labels=to_label_map(output.labels, labels, network.factor, label_manager),
+        logits=output.labels.numpy(),
     )
 
 
@@ -101,12 +136,11 @@ def export_pseudo_hr(
     store: CaseStore,
     planned: PlannedDataset,
     *,
-    config: ExportConfig,
-    smore: Cases | None = None,
+    options: ExportOptions,
 ) -> dict[str, float]:
     """Write the pseudo-HR cases that are missing or older than the preprocessed ones, with a progress bar.
 
-    A case's data are the image channels and U, brought to [0, 1] by `robust_min_max`.
+    A case's data are the image channels and U, brought to [0, 1] by `ExportOptions.scale`.
 
     Args:
         network: trained.
@@ -114,8 +148,7 @@ def export_pseudo_hr(
         identifiers: cases to write.
         store: opened for writing.
         planned: the dataset under its plans.
-        config: how cases are made.
-        smore: SMORE's cases, for `config.image` "smore".
+        options: how cases are made.
 
     Returns:
         Dice of each newly written case's pseudo labels, degraded, with the case's own labels; below
@@ -129,13 +162,12 @@ def export_pseudo_hr(
     for identifier in tqdm(missing, desc="pseudo-HR cases", disable=not missing):
         image, labels, _, properties = dataset.load_case(identifier)
         image, labels = np.asarray(image[:]), np.asarray(labels[:])
-        smore_image = None if smore is None else np.asarray(smore.load_case(identifier)[0][:])
-        label_manager = planned.label_manager
-        hr = super_resolve_case(network, image, labels, label_manager, config=config, smore_image=smore_image)
+        label_manager, smore = planned.label_manager, options.smore_image(identifier)
+        hr = super_resolve_case(network, image, labels, label_manager, config=options.config, smore_image=smore)
         _check_finite(identifier, hr)
         store.write_case(
             identifier,
-            np.concatenate([hr.image, robust_min_max(hr.uncertainty)]),
+            np.concatenate([hr.image, options.scale(hr.uncertainty)]),
             hr.labels,
             derived_properties(dataset.source_folder, identifier, image, properties),
             planned,

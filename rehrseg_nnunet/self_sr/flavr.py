@@ -115,18 +115,35 @@ class GatedConv(nn.Module):
         return self.conv(x)
 
 
-class GatedUpConv(nn.Module):
-    """Transposed convolution that doubles the plane, and gate."""
+def smooth_plane(x: torch.Tensor) -> torch.Tensor:
+    """Smooth (B, C, D, H, W) by 1-2-1 along H and W, edges repeated: what alternates from pixel to pixel vanishes."""
+    padded = functional.pad(x, (1, 1, 1, 1, 0, 0), mode="replicate")
+    return functional.avg_pool3d(functional.avg_pool3d(padded, (1, 2, 2), stride=1), (1, 2, 2), stride=1)
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+
+class GatedUpConv(nn.Module):
+    """Transposed convolution that doubles the plane, and gate.
+
+    A transposed convolution has other weights for even and odd pixels, so it draws a checkerboard of period 2.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        smooth: remove what has period 2 (`smooth_plane`); the weights stay what they are.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, smooth: bool = False) -> None:
         super().__init__()
+        self.smooth = smooth
         self.upconv = nn.Sequential(
             nn.ConvTranspose3d(in_channels, channels, (3, 4, 4), stride=(1, 2, 2), padding=1), ChannelGate(channels)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, D, H, W) -> (B, channels, D, 2H, 2W)."""
-        return self.upconv(x)
+        convolution, gate = self.upconv
+        x = convolution(x)
+        return gate(smooth_plane(x) if self.smooth else x)
 
 
 class FLAVRDecoder(nn.Module):
@@ -134,9 +151,11 @@ class FLAVRDecoder(nn.Module):
 
     Args:
         base_features: the encoder's.
+        smooth: of the last upsampling, see `GatedUpConv`; the earlier ones draw coarser patterns, which layers after
+            them can undo.
     """
 
-    def __init__(self, *, base_features: int = 64) -> None:
+    def __init__(self, *, base_features: int = 64, smooth: bool = False) -> None:
         super().__init__()
         b = base_features
         stages = (
@@ -144,7 +163,7 @@ class FLAVRDecoder(nn.Module):
             GatedUpConv(8 * b, 2 * b),
             GatedUpConv(4 * b, b),
             GatedConv(2 * b, b),
-            GatedUpConv(2 * b, b),
+            GatedUpConv(2 * b, b, smooth=smooth),
         )
         for index, stage in enumerate(stages):
             self.add_module(str(index), stage)  # the checkpoint numbers them

@@ -10,9 +10,9 @@ from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.config.rehrseg import ResolvedConfig
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
-from rehrseg_nnunet.nnunet.weights import hash_weights, load_frozen
+from rehrseg_nnunet.nnunet.weights import hash_weights, load_frozen, read_weights
 from rehrseg_nnunet.self_sr.export import STORE_NAME
-from rehrseg_nnunet.self_sr.network import SelfSRNetwork, build_self_sr_network
+from rehrseg_nnunet.self_sr.network import FIRST_VERSION, METHOD_VERSION, SelfSRNetwork, build_self_sr_network
 
 SELF_SR_VARIABLE = "REHRSEG_SELF_SR"
 SELF_SR = Companion("SelfSRTrainer", "stage 1 of this fold", variable=SELF_SR_VARIABLE)
@@ -26,11 +26,13 @@ class FrozenSelfSR:
         checkpoint: of the network that made the cases.
         network: in evaluation mode, without gradients, on the CPU.
         cases_folder: pseudo-HR cases, data (C + 1, r*D, H, W) with U in [0, 1] last, labels (1, r*D, H, W).
+        is_calibrated: U is the probability that a label is wrong; else it is between each case's own extremes.
     """
 
     checkpoint: Path
     network: SelfSRNetwork
     cases_folder: Path
+    is_calibrated: bool
 
 
 def open_self_sr(
@@ -65,6 +67,7 @@ def open_self_sr(
         f"factor {config.factor}, {image_channels} image and {label_channels} label channels, "
         f"base_features {config.self_sr.base_features}"
     )
+    check_version(checkpoint, command=named.command)
     network = load_frozen(
         build_self_sr_network(config, image_channels, label_channels),
         checkpoint,
@@ -75,12 +78,33 @@ def open_self_sr(
     expected = CaseManifest.of_run(
         named,
         weights_sha256=hash_weights(network.state_dict()),
-        made_with={"factor": config.factor},
+        made_with={"factor": config.factor, "method_version": METHOD_VERSION},
     )
     store.verify(
         identifiers, expected, remedy=f"run: {named.command} --val", source_folder=None if chosen else source_folder
     )
-    return FrozenSelfSR(checkpoint, network, store.folder)
+    manifest = store.read_manifest()
+    is_calibrated = manifest is not None and "calibration" in manifest.made_with
+    return FrozenSelfSR(checkpoint, network, store.folder, is_calibrated)
+
+
+def check_version(checkpoint: Path, *, command: str) -> None:
+    """Refuse a stage 1 whose weights mean something else than they do now.
+
+    Args:
+        checkpoint: one of nnU-Net's.
+        command: that trains stage 1 anew, for the message.
+
+    Raises:
+        ValueError: the checkpoint is unreadable, or of another version.
+    """
+    weights = read_weights(checkpoint, remedy=f"remove it and run: {command}")
+    found = int(weights.get("version", FIRST_VERSION))
+    if found != METHOD_VERSION:
+        raise ValueError(
+            f"{checkpoint} must be of version {METHOD_VERSION} of stage 1, got version {found}, which sees images in "
+            f"another unit of intensity; train it anew: {command}"
+        )
 
 
 def exporting_checkpoint(run: FoldRun, *, command: str) -> Path:

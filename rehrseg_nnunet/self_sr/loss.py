@@ -36,14 +36,52 @@ def uncertainty_l1(
         ValueError: if the shapes do not agree or ``floor`` is not positive.
     """
     check_maps(prediction, target, mask=mask, uncertainty=uncertainty)
+    valid = mask.bool()
+    return attenuate(voxel_error(prediction, target, valid), uncertainty, valid, floor)
+
+
+def attenuate(error: Tensor, uncertainty: Tensor, valid: Tensor, floor: float = 1e-3) -> Tensor:
+    """mean(error / U + log U) (Eq. 6) of any error between 0 and 1, see `uncertainty_l1`.
+
+    Args:
+        error: (B, 1, r, H, W), 0 where not valid.
+        uncertainty: (B, 1, r, H, W), U in (0, 1).
+        valid: (B, 1, r, H, W), whether the voxel counts.
+        floor: smallest U that is divided by, > 0.
+
+    Raises:
+        ValueError: if ``floor`` is not positive.
+    """
     if floor <= 0:
         raise ValueError(f"floor must be positive, got {floor}")
-    valid = mask.bool()
-    error = voxel_error(prediction, target, valid)
     uncertainty = torch.where(valid, at_least_float32(uncertainty), 1)
     way_up = torch.where((uncertainty < floor) & (error > floor), uncertainty - uncertainty.detach(), 0)
     floored = uncertainty.clamp_min(floor) + way_up
     return (error / floored + floored.log()).sum() / valid.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def label_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labels are wrong, as an error for Eq. 6: U then learns the probability that the label is wrong.
+
+    No gradient reaches the labels: U does not regularise their restoration (paper 3.4).
+
+    Args:
+        logits: (B, K, r, H, W).
+        labels: in nnU-Net's layout, (B, 1, r, H, W) integers, values from K on not counting, or
+            (B, K + 1, r, H, W) booleans of regions, the last one 1 where nothing counts.
+
+    Returns:
+        1 where the label (or any region) is wrong, else 0, and whether the voxel counts; both (B, 1, r, H, W).
+    """
+    heads = logits.shape[1]
+    if labels.shape[1] == 1:
+        valid = (labels >= 0) & (labels < heads)
+        wrong = logits.argmax(dim=1, keepdim=True) != labels
+    else:
+        valid = ~labels[:, -1:].bool()
+        wrong = ((logits > 0) != labels[:, :-1].bool()).any(dim=1, keepdim=True)
+    return (wrong & valid).float(), valid
 
 
 class SelfSRLoss(nn.Module):
@@ -57,12 +95,16 @@ class SelfSRLoss(nn.Module):
 
     Args:
         label_loss: nnU-Net's loss, called with (logits, labels); see `rehrseg_nnunet.nnunet.label_loss`.
+        error: what U learns: the error of the "image" (the paper's), of the "labels", or the mean of "both".
         use_uncertainty: the phase to start in.
         floor: smallest U that is divided by in Eq. 6.
     """
 
-    def __init__(self, label_loss: nn.Module, *, use_uncertainty: bool = False, floor: float = 1e-3) -> None:
+    def __init__(
+        self, label_loss: nn.Module, *, error: str = "image", use_uncertainty: bool = False, floor: float = 1e-3
+    ) -> None:
         super().__init__()
+        self.error = error
         self.label_loss = label_loss
         self.use_uncertainty = use_uncertainty
         self.floor = floor
@@ -89,4 +131,12 @@ class SelfSRLoss(nn.Module):
         loss = masked_l1(output.image, image, mask) + self.label_loss(at_least_float32(output.labels), labels)
         if not self.use_uncertainty:
             return loss + connected_zero(output.uncertainty)
-        return loss + uncertainty_l1(output.image, image, output.uncertainty, mask, self.floor)
+        if self.error != "labels":
+            loss = loss + uncertainty_l1(output.image, image, output.uncertainty, mask, self.floor)
+        if self.error != "image":
+            loss = loss + self._of_labels(output, labels)
+        return loss
+
+    def _of_labels(self, output: SelfSROutput, labels: Tensor) -> Tensor:
+        error, valid = label_error(output.labels, labels)
+        return attenuate(error, output.uncertainty, valid, self.floor)

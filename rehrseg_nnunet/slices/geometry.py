@@ -83,13 +83,14 @@ def hr_slice_positions(lr_slices: int, factor: int) -> np.ndarray:
     return (np.arange(lr_slices * factor) + 0.5) / factor - 0.5
 
 
-def scale_affine(affine: np.ndarray, axis: int, scale: float) -> np.ndarray:
+def scale_affine(affine: np.ndarray, axis: int, scale: float, *, before: float = 0.0) -> np.ndarray:
     """Affine of a grid whose voxels along one axis are `scale` times as long, over the same field of view.
 
     Args:
         affine: (4, 4), voxel index to mm.
         axis: index axis (column of the affine) that is rescaled.
         scale: 1/r from LR to HR, r from HR to LR. The origin moves by (scale - 1)/2 old voxels along that axis.
+        before: old voxels by which the new grid begins before the old one.
 
     Example:
         The first of four 1 mm slices lies 1.5 mm before the centre of the 4 mm slice that they make up:
@@ -99,12 +100,12 @@ def scale_affine(affine: np.ndarray, axis: int, scale: float) -> np.ndarray:
         array([ 0. ,  0. ,  1. , -1.5])
     """
     scaled = np.array(affine, dtype=np.float64)
-    scaled[:3, 3] += affine[:3, axis] * (scale - 1) / 2
+    scaled[:3, 3] += affine[:3, axis] * ((scale - 1) / 2 - before)
     scaled[:3, axis] *= scale
     return scaled
 
 
-def scale_slice_geometry(properties: dict[str, Any], axis: int, scale: float) -> dict[str, Any]:
+def scale_slice_geometry(properties: dict[str, Any], axis: int, scale: float, *, before: float = 0.0) -> dict[str, Any]:
     """File geometry for nnU-Net's readers and writers after the slices along one axis were split or merged.
 
     Args:
@@ -112,9 +113,10 @@ def scale_slice_geometry(properties: dict[str, Any], axis: int, scale: float) ->
             `nibabel_stuff`. Other entries are kept.
         axis: array axis (0, 1, 2) of the array that the reader returned.
         scale: new slice spacing over the old one: 1/r from LR to HR, r from HR to LR.
+        before: old slices by which the new field of view begins before the old one.
 
     Returns:
-        A copy of `properties` with new `spacing`, origin and affines; the field of view is unchanged.
+        A copy of `properties` with new `spacing`, origin and affines; the field of view begins where it did.
 
     Raises:
         NotImplementedError: the reader keeps no 3D geometry that this function knows.
@@ -125,9 +127,9 @@ def scale_slice_geometry(properties: dict[str, Any], axis: int, scale: float) ->
     scaled["spacing"] = spacing
     index_axis = 2 - axis  # arrays are (z, y, x), file indices (i, j, k) = (x, y, z)
     if "sitk_stuff" in properties:
-        scaled["sitk_stuff"] = _scale_sitk(properties["sitk_stuff"], index_axis, scale)
+        scaled["sitk_stuff"] = _scale_sitk(properties["sitk_stuff"], index_axis, scale, before)
     elif "nibabel_stuff" in properties:
-        scaled["nibabel_stuff"] = _scale_nibabel(properties["nibabel_stuff"], index_axis, scale)
+        scaled["nibabel_stuff"] = _scale_nibabel(properties["nibabel_stuff"], index_axis, scale, before)
     else:
         raise NotImplementedError(
             f"properties must come from one of nnU-Net's SimpleITK or nibabel readers, got keys {sorted(properties)}"
@@ -135,12 +137,12 @@ def scale_slice_geometry(properties: dict[str, Any], axis: int, scale: float) ->
     return scaled
 
 
-def _scale_sitk(sitk_stuff: dict[str, Any], index_axis: int, scale: float) -> dict[str, Any]:
+def _scale_sitk(sitk_stuff: dict[str, Any], index_axis: int, scale: float, before: float) -> dict[str, Any]:
     spacing = np.array(sitk_stuff["spacing"], dtype=np.float64)
     if len(spacing) != 3:
         raise NotImplementedError(f"images must be 3D files, got spacing {tuple(spacing)}")
     direction = np.array(sitk_stuff["direction"], dtype=np.float64).reshape(3, 3)
-    shift_mm = (scale - 1) / 2 * spacing[index_axis] * direction[:, index_axis]
+    shift_mm = ((scale - 1) / 2 - before) * spacing[index_axis] * direction[:, index_axis]
     spacing[index_axis] *= scale
     return {
         **sitk_stuff,
@@ -149,16 +151,37 @@ def _scale_sitk(sitk_stuff: dict[str, Any], index_axis: int, scale: float) -> di
     }
 
 
-def _scale_nibabel(nibabel_stuff: dict[str, Any], index_axis: int, scale: float) -> dict[str, Any]:
+def _scale_nibabel(nibabel_stuff: dict[str, Any], index_axis: int, scale: float, before: float) -> dict[str, Any]:
     original = np.array(nibabel_stuff["original_affine"], dtype=np.float64)
     if "reoriented_affine" not in nibabel_stuff:
-        return {**nibabel_stuff, "original_affine": scale_affine(original, index_axis, scale)}
+        return {**nibabel_stuff, "original_affine": scale_affine(original, index_axis, scale, before=before)}
     # the reorienting reader returns arrays in RAS order: find the same physical axis in the file's own order
+    file_axis = _file_axis(original, index_axis)
+    reoriented = scale_affine(np.array(nibabel_stuff["reoriented_affine"]), index_axis, scale, before=before)
+    scaled = scale_affine(original, file_axis, scale, before=before)
+    return {**nibabel_stuff, "original_affine": scaled, "reoriented_affine": reoriented}
+
+
+def _file_axis(affine: np.ndarray, index_axis: int) -> int:
+    """Axis of a file with this affine that is an axis in RAS order."""
     from nibabel.orientations import io_orientation
 
-    file_axis = int(np.flatnonzero(io_orientation(original)[:, 0] == index_axis)[0])
-    return {
-        **nibabel_stuff,
-        "original_affine": scale_affine(original, file_axis, scale),
-        "reoriented_affine": scale_affine(np.array(nibabel_stuff["reoriented_affine"]), index_axis, scale),
-    }
+    return int(np.flatnonzero(io_orientation(affine)[:, 0] == index_axis)[0])
+
+
+def file_axes(properties: dict[str, Any]) -> tuple[int, int, int]:
+    """For each axis of the array that an nnU-Net reader returned, the axis of the file, its fastest first.
+
+    Args:
+        properties: what the reader returned.
+    """
+    sitk_stuff, nibabel_stuff = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
+    if "original_orientation" in sitk_stuff:  # three letters, such as LPS: where each axis of the file leads
+        letters = str(sitk_stuff["original_orientation"])
+        x, y, z = (next(i for i, letter in enumerate(letters) if letter in pair) for pair in ("RL", "AP", "SI"))
+    elif "reoriented_affine" in nibabel_stuff:
+        original = np.array(nibabel_stuff["original_affine"], dtype=np.float64)
+        x, y, z = (_file_axis(original, index_axis) for index_axis in range(3))
+    else:
+        x, y, z = range(3)
+    return z, y, x

@@ -152,7 +152,7 @@ def test_wrong_targets_are_refused(arguments, error, message, checkpoint, prepro
 
 
 def test_backbone_is_flavrs_function(flavr):
-    network = SelfSRNetwork(1, 2, 2, base_features=BASE, candidates=2)
+    network = SelfSRNetwork(1, 2, 2, base_features=BASE, candidates=2, smooth_upsampling=False)
     stem = network.encoder.stem[0].weight.clone()
     head = network.head.fuse.weight.clone()
     loaded, fresh = load_backbone(network, flavr.state_dict())

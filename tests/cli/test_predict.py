@@ -13,6 +13,7 @@ from rehrseg_nnunet.cli.predict_options import OWN
 from rehrseg_nnunet.prediction.inputs import Images
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
 from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
+from rehrseg_nnunet.prediction.spacing_grid import SpacingGrid
 
 REQUIRED = ["-d", "1", "-c", "3d_fullres"]
 CHECKPOINT = {
@@ -84,11 +85,12 @@ def call(tmp_path, monkeypatch):
     class Predictor:
         def __init__(self, **kwargs):
             asked["init"] = kwargs
-            self.dataset_json = {"file_ending": ".nii.gz"}
+            self.dataset_json = {"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
             self.images = Images(1, ".nii.gz", (".nii.gz", ".nii", ".nrrd"))
             self.plans_manager = SimpleNamespace(dataset_name="Dataset001_Tiny", plans_name="nnUNetPlans")
             self.list_of_parameters, self.device = [{}], torch.device("cpu")
             self.preprocessed, self.hr_from = None, "mean"
+            self.grids = kwargs["grid"] or (HRGrid(),)
 
         def write_as(self, ending):
             asked["ending"] = ending
@@ -148,7 +150,7 @@ def test_passes_everything_on(call, tmp_path):
     assert asked["model"] == (str(call.model), (0, "all"), {"checkpoint_name": "checkpoint_best.pth"})
     init = asked["init"]
     assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
-    assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", HRGrid())
+    assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", None)
     assert init["hr_from"] == "lr"
     args, kwargs = asked["workers"]
     assert args == ([[str(tmp_path / "in" / "a_0000.nii.gz")]], [str(tmp_path / "out" / "a")])
@@ -185,8 +187,8 @@ def test_the_older_option_and_the_newer_one_exclude_each_other(capsys):
 
 
 def test_grids(call, tmp_path):
-    assert call("--grid", "native")["init"]["grid"] == NativeGrid()
-    assert call("--grid", str(tmp_path / "in"))["init"]["grid"] == ReferenceGrid(tmp_path / "in")
+    grids = call("--grid", "native", str(tmp_path / "in"), "0.5,0.5,1")["init"]["grid"]
+    assert grids == (NativeGrid(), ReferenceGrid(tmp_path / "in"), SpacingGrid((0.5, 0.5, 1)))
     with pytest.raises(FileNotFoundError, match="--grid must be"):
         call("--grid", str(tmp_path / "nothing"))
 
@@ -194,7 +196,7 @@ def test_grids(call, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["-prev_stage_predictions", "x"], NotImplementedError, "cascades"),
+        (["-prev_stage_predictions", "x"], FileNotFoundError, "-prev_stage_predictions must be an existing folder"),
         (["-num_parts", "2", "-part_id", "2"], ValueError, "-part_id must be"),
         (["-step_size", "1.5"], ValueError, "-step_size must be"),
         (["-npp", "0"], ValueError, "both 0 or both positive"),

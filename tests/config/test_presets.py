@@ -53,11 +53,22 @@ def test_every_preset_is_valid():
 
 def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_where_the_paper_does():
     paper = load_preset("paper").rehrseg
-    export = RehrsegConfig().self_sr.export.model_copy(update={"back_projection_steps": 0})
+    export = RehrsegConfig().self_sr.export.model_copy(update={"back_projection_steps": 0, "uncertainty": "normalised"})
+    stage_1 = {
+        "image_mode": "direct",
+        "label_mode": "direct",
+        "smooth_upsampling": False,
+        "uncertainty_error": "image",
+        "simulated_axes": ("x",),
+        "uncertainty_input": "attention",
+        "label_dropout": 0,
+        "export": export,
+    }
     own = {
-        "self_sr": RehrsegConfig().self_sr.model_copy(update={"label_mode": "direct", "export": export}),
+        "self_sr": RehrsegConfig().self_sr.model_copy(update=stage_1),
         "segmentation": RehrsegConfig().segmentation.model_copy(
             update={
+                "uncertainty_strength": 1,
                 "lr_dice_weight": 0,
                 "true_lr_probability": 0,
                 "hr_head": HRHeadConfig(label_mode="direct", upsampling="interpolate"),

@@ -63,8 +63,17 @@ def threshold_network(heads=2, factor=FACTOR):
     return network
 
 
-def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resample_data_or_seg_to_shape", block=None):
-    """Plans of a thick-slice dataset whose slices lie along one axis of the array."""
+def plans(
+    *,
+    axis=0,
+    reader="SimpleITKIO",
+    patch=(4, 16, 16),
+    resampling="resample_data_or_seg_to_shape",
+    block=None,
+    spacing_of_plans=SPACING,
+    previous_stage=None,
+):
+    """Plans of a thick-slice dataset whose slices lie along one axis of the array, or of other voxels."""
     options = {"order": 1, "order_z": 0, "force_separate_z": None}
     if resampling == "resample_torch_fornnunet":
         options = {"mode": "linear", "force_separate_z": None}  # as nnU-Net plans it: nothing of the slice axis
@@ -75,12 +84,15 @@ def plans(*, axis=0, reader="SimpleITKIO", patch=(4, 16, 16), resampling="resamp
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
         "patch_size": list(patch),
-        "spacing": list(SPACING),
+        "spacing": list(spacing_of_plans),
         "normalization_schemes": ["NoNormalization"],
         "use_mask_for_norm": [False],
         "architecture": {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []},
-        "rehrseg": {"factor": FACTOR, **(block or {})},
     }
+    if previous_stage is not None:
+        configuration["previous_stage"] = previous_stage
+    elif spacing_of_plans == SPACING:
+        configuration["rehrseg"] = {"factor": FACTOR, **(block or {})}
     for kind in ("data", "seg", "probabilities"):
         configuration[f"resampling_fn_{kind}"] = resampling
         configuration[f"resampling_fn_{kind}_kwargs"] = {"is_seg": kind == "seg", **options}
@@ -146,13 +158,23 @@ def oblique(seed=0):
 
 
 def predictor(
-    *, network=None, grid=None, mirror=True, gaussian=True, regions=False, parameters=None, hr_from=None, **plan_options
+    *,
+    network=None,
+    grid=None,
+    mirror=True,
+    gaussian=True,
+    regions=False,
+    parameters=None,
+    hr_from=None,
+    writers=(),
+    **plan_options,
 ):
     manager = PlansManager(plans(**plan_options))
     network = threshold_network() if network is None else network
     result = HRPredictor(
         grid=grid,
         hr_from=hr_from,
+        writers=writers,
         use_mirroring=mirror,
         use_gaussian=gaussian,
         device=torch.device("cpu"),

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from random_model import FACTOR, scan, write_random_model, zipped
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from rehrseg_nnunet import Model, Prediction, load_model, predict
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
@@ -114,6 +115,27 @@ def test_probabilities_have_the_segmentations_axes(model, kind):
     np.testing.assert_array_equal(values(predict(model, image)), values(result.segmentation))
 
 
+@pytest.mark.parametrize("kind", [sitk, nibabel])
+def test_surfaces_lie_where_the_labels_end(model, kind):
+    """In RAS mm: around every corner of a surface some voxels have the label and some have not."""
+    image = scan() if kind is sitk else to_nifti(to_volume(scan()))
+    result = predict(model, image, surfaces=True)
+    assert result.probabilities is None
+    assert result.surfaces.keys() == {"a", "b"}
+    volume = to_volume(result.segmentation)
+    for label, name in ((1, "a"), (2, "b")):
+        inside = np.pad(volume.values == label, 2)
+        mixed = maximum_filter(inside, 3) & ~minimum_filter(inside, 3)
+        vertices = result.surfaces[name].vertices
+        index = (vertices - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T
+        assert len(index) > 100
+        assert mixed[tuple(np.round(index).astype(int).T + 2)].all()
+
+
+def test_voxels_of_a_size_in_mm(model, file):
+    assert predict(model, file, grid="0.5,2,1").shape == (36, 10, 20)
+
+
 def test_a_grid_from_a_file(model, file, tmp_path):
     reference = scan(size=(9, 10, 7), spacing_mm=(2.0, 2.0, 3.0))
     sitk.WriteImage(reference, str(tmp_path / "t1.nrrd"))
@@ -139,7 +161,7 @@ def test_channels_are_a_list(tmp_path):
     ("options", "error", "message"),
     [
         ({"output": "seg.txt"}, ValueError, r"output must end in one of \.nii\.gz"),
-        ({"output": "seg.nii.gz", "probabilities": True}, ValueError, "output needs an image that is a path, and no"),
+        ({"output": "seg.nii.gz", "probabilities": True}, ValueError, "output needs an image that is a path, without"),
         ({"grid": "nothing"}, FileNotFoundError, "--grid must be"),
     ],
 )

@@ -69,16 +69,18 @@ def test_native_slices_thinner_than_the_plans_are_not_copies(tiny, predict_ball)
     assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.pairwise(inside))
 
 
-def test_resampling_hands_nnunets_spacings_on():
+def test_nnunets_resampling_gets_one_class_at_a_time_and_both_spacings():
     calls = []
 
-    def resampling(*arguments):
-        calls.append(arguments)
-        return arguments[0]
+    def resampling(values, *arguments):
+        calls.append((len(values), *arguments))
+        return values[:, :8]
 
     logits = random_logits(12)
-    assert HRGrid().resample(resampling, False, logits, (8, 4, 5), (1.0, 2.0, 3.0), (1.5, 2.0, 3.0)) is logits
-    assert calls == [(logits, (8, 4, 5), (1.0, 2.0, 3.0), (1.5, 2.0, 3.0))]
+    result = HRGrid().resample(resampling, False, logits, (8, 4, 5), (1.0, 2.0, 3.0), (1.5, 2.0, 3.0))
+    np.testing.assert_array_equal(result, logits[:, :8])
+    assert calls == 3 * [(1, (8, 4, 5), (1.0, 2.0, 3.0), (1.5, 2.0, 3.0))]
+    assert HRGrid().resample(resampling, False, logits, (12, 4, 5), (1.0, 2.0, 3.0), (1.0, 2.0, 3.0)) is logits
 
 
 def test_a_grid_says_where_and_how():

@@ -1,19 +1,11 @@
-import copy
 import logging
-import pickle
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
-from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
-from rehrseg_nnunet.prediction.reference_grid import (
-    ReferenceGrid,
-    ReferenceShape,
-    parse_grid,
-    sample_field_of_view,
-)
+from rehrseg_nnunet.prediction.output_grid import HRGrid
+from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
 
 
 def test_reference_equal_to_the_hr_grid_changes_nothing(tiny, predict_ball, tmp_path):
@@ -67,26 +59,6 @@ def test_outside_the_field_of_view_is_background(tiny, predict_ball, tmp_path, c
     assert "outside the input's field of view" in caplog.text
 
 
-@pytest.mark.parametrize("has_regions", [False, True])
-def test_sampling_covers_exactly_the_field_of_view(has_regions):
-    # 4 slices in [-1, 1] on 8 of half the thickness, the first two and the last two beyond the ends
-    probabilities = torch.tensor([0.1, 0.3, 0.5, 0.7]).view(1, 4, 1, 1).expand(2, 4, 3, 3)
-    to_field_of_view = np.array([[0.25, 0, 0, -1.375], [0, 2 / 3, 0, -2 / 3], [0, 0, 2 / 3, -2 / 3]])
-    result = sample_field_of_view(probabilities, (12, 3, 3), to_field_of_view, has_regions=has_regions)
-    # positions in slices: -1.25 + j/2; voxel faces at -0.5 and 3.5, edges repeated between face and centre
-    outside = 0.0 if has_regions else 1.0
-    expected = [outside] * 2 + [0.1, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.7] + [outside] * 2
-    np.testing.assert_allclose(result[0, :, 1, 1].numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(result[1, [0, 1, 10, 11], 1, 1].numpy(), 0, atol=1e-6)
-
-
-def test_shape_keeps_its_place_between_processes():
-    shape = ReferenceShape.at((3, 4, 5), np.arange(12.0).reshape(3, 4))
-    for copied in (pickle.loads(pickle.dumps(shape)), copy.deepcopy(shape)):
-        assert copied == (3, 4, 5)
-        np.testing.assert_array_equal(copied.to_field_of_view, shape.to_field_of_view)
-
-
 def test_folder_takes_the_namesake(tmp_path):
     for name in ("a.nii.gz", "b_0000.nii.gz", "c.d_e.nii.gz"):
         (tmp_path / name).touch()
@@ -117,11 +89,3 @@ def test_refuses_readers_without_geometry(tiny, tmp_path):
         tiny.predictor(grid=grid).predict_single_npy_array(
             np.ones((1, 4, 16, 16), dtype=np.float32), {"spacing": tiny.SPACING}
         )
-
-
-def test_parse_grid(tmp_path):
-    assert parse_grid("hr") == HRGrid()
-    assert parse_grid("native") == NativeGrid()
-    assert parse_grid(str(tmp_path)) == ReferenceGrid(tmp_path)
-    with pytest.raises(FileNotFoundError, match="--grid must be hr, native"):
-        parse_grid(str(tmp_path / "none.nii.gz"))

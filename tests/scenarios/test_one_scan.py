@@ -116,12 +116,25 @@ def test_probabilities_lie_beside_the_file(model, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "seg.npz")["probabilities"].argmax(0), labels)
 
 
+def test_several_grids_and_surfaces_have_the_files_name(model, tmp_path):
+    pytest.importorskip("trimesh")
+    options = ("--grid", "hr", "native", "--surfaces", "stl", "-i", model.scans / "a_0000.nii.gz")
+    target = ("-o", tmp_path / "seg.nii.gz")
+    assert predict("-m", model.model, *options, *target) == 0
+    expected = [f"seg_{grid}{end}" for grid in ("hr", "native") for end in (".nii.gz", "_a.stl", "_b.stl")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    assert_same(tmp_path / "seg_hr.nii.gz", model.expected / "a.nii.gz")
+    before = (tmp_path / "seg_hr.nii.gz").stat().st_mtime_ns
+    assert predict("-m", model.model, "--continue_prediction", *options, *target) == 0
+    assert (tmp_path / "seg_hr.nii.gz").stat().st_mtime_ns == before
+
+
 def test_what_is_there_is_kept(model, tmp_path, capfd):
     (tmp_path / "seg.nii.gz").write_text("mine")
     options = ("--continue_prediction", "-i", model.scans / "a_0000.nii.gz", "-o", tmp_path / "seg.nii.gz")
     assert predict("-m", model.model, *options) == 0
     assert (tmp_path / "seg.nii.gz").read_text() == "mine"
-    assert "seg.nii.gz is there and kept" in capfd.readouterr().out
+    assert "seg.nii.gz: there and kept" in capfd.readouterr().out
 
 
 def faulty(model, tmp_path, kind):

@@ -11,16 +11,19 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from planned import plan
 from torch import nn
 
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.config.self_sr import ExportConfig
+from rehrseg_nnunet.self_sr.calibration import Calibration
 from rehrseg_nnunet.self_sr.export import (
     STORE_NAME,
+    ExportOptions,
     export_pseudo_hr,
     label_agreement,
     robust_min_max,
     super_resolve_case,
 )
-from rehrseg_nnunet.self_sr.network import SelfSROutput, interpolate_middle
+from rehrseg_nnunet.self_sr.network import SelfSRNetwork, SelfSROutput, interpolate_middle
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import degrade
 
@@ -193,7 +196,8 @@ def store(tmp_path):
 
 def export(network, dataset, identifiers, store, config=NETWORK_ALONE, **options):
     planned = plan(PLAIN, factor=FACTOR, patch_size=(3, 8, 8))
-    return export_pseudo_hr(network, dataset, identifiers, store, planned, config=config, **options)
+    options = ExportOptions(config, **options)
+    return export_pseudo_hr(network, dataset, identifiers, store, planned, options=options)
 
 
 def test_missing_cases_are_written_once(dataset, store):
@@ -219,8 +223,36 @@ def test_what_is_written_is_what_the_network_said(dataset, store):
     np.testing.assert_allclose(data[1], robust_min_max(expected.uncertainty)[0], atol=1e-6)
     np.testing.assert_array_equal(seg[:], expected.labels)
     assert properties["spacing"] == [3.0, 1.0, 1.0]
+    assert IntensityUnit.of_properties(properties) == IntensityUnit.of_case(image[:])
     smooth = interpolate_labels(labels[:][0], FACTOR, 0, spacing_mm=(3, 1, 1))
     assert (seg[:][0] == smooth).mean() > 0.9
+
+
+def test_u_is_stored_as_the_probability_that_the_label_is_wrong(dataset, store):
+    calibration = Calibration(uncertainty=(0.0, 0.5, 1.0), wrong=(0.1, 0.1, 0.3))
+    torch.manual_seed(0)
+    export(Interpolating(), dataset, ["a"], store, calibration=calibration)
+    torch.manual_seed(0)
+    image, labels, _, _ = dataset.load_case("a")
+    raw = restore(Interpolating(), image[:], labels[:], PLAIN).uncertainty[0]
+    stored = nnUNetDatasetBlosc2(str(store.folder)).load_case("a")[0][1]
+    np.testing.assert_allclose(stored, np.where(raw < 0.5, 0.1, 0.1 + 0.4 * (raw - 0.5)), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["residual", "direct"])
+@pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (400.0, -3000.0)])
+def test_scale_and_offset_of_a_case_change_neither_labels_nor_u(mode, scale, offset):
+    torch.manual_seed(0)
+    network = SelfSRNetwork(2, 3, FACTOR, base_features=2, candidates=3, image_mode=mode, label_mode="direct").eval()
+    torch.nn.init.normal_(network.head.image_branch.weight)  # the mixture matters
+    image, labels = lr_case(channels=2, plane=(12, 14))
+    moved = (scale * image.astype(np.float64) + offset).astype(np.float32)
+    config = NETWORK_ALONE.model_copy(update={"back_projection_steps": 2})
+    first, second = (restore(network, i, labels, PLAIN, config) for i in (image, moved))
+    assert (first.labels == second.labels).mean() > 0.999  # but for a logit within rounding of another
+    np.testing.assert_allclose(second.uncertainty, first.uncertainty, atol=2e-3)
+    np.testing.assert_allclose((second.image - offset) / scale, first.image, atol=5e-3)
+    assert first.uncertainty.std() > 1e-3
 
 
 def test_a_network_that_inverts_the_labels_is_noticed(dataset, store):

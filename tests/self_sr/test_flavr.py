@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rehrseg_nnunet.self_sr.flavr import FLAVR, FLAVREncoder, merge_slices, split_slices
+from rehrseg_nnunet.self_sr.flavr import (
+    FLAVR,
+    FLAVRDecoder,
+    FLAVREncoder,
+    GatedUpConv,
+    merge_slices,
+    smooth_plane,
+    split_slices,
+)
 
 REFERENCE = json.loads((Path(__file__).parent / "flavr_4x_reference.json").read_text())
 
@@ -74,3 +82,25 @@ def test_merge_and_split_are_inverse_and_slice_major():
 def test_unusable_sizes_are_refused(shape):
     with pytest.raises(ValueError, match=r"frames must be 4 frames of a size divisible by 8, got"):
         FLAVR(3, 3, base_features=1)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_smoothed_upsampling_draws_no_checkerboard(smooth):
+    """A constant plane stays constant away from its borders, whatever the weights."""
+    torch.manual_seed(0)
+    plane = GatedUpConv(3, 2, smooth=smooth)(torch.ones(1, 3, 4, 8, 8))[..., 3:-3, 3:-3]
+    assert ((plane - plane[..., :1, :1]).abs().amax() < 1e-6) == smooth
+
+
+def test_smoothing_is_1_2_1_in_plane():
+    impulse = torch.zeros(1, 1, 3, 5, 5)
+    impulse[0, 0, 1, 2, 2] = 16
+    smooth = smooth_plane(impulse)
+    assert smooth[0, 0, 1, 1:4, 1:4].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    assert smooth.sum() == 16
+    assert torch.equal(smooth_plane(torch.ones(1, 1, 1, 3, 4)), torch.ones(1, 1, 1, 3, 4))
+
+
+def test_smoothing_has_no_weights_so_published_ones_fit():
+    plain, smooth = (FLAVRDecoder(base_features=2, smooth=smooth).state_dict() for smooth in (False, True))
+    assert {name: value.shape for name, value in plain.items()} == {n: v.shape for n, v in smooth.items()}

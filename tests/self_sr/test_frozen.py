@@ -17,8 +17,8 @@ from rehrseg_nnunet.config.rehrseg import parse_block
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.self_sr.export import STORE_NAME
-from rehrseg_nnunet.self_sr.frozen import SELF_SR, SELF_SR_VARIABLE, exporting_checkpoint, open_self_sr
-from rehrseg_nnunet.self_sr.network import build_self_sr_network
+from rehrseg_nnunet.self_sr.frozen import SELF_SR, SELF_SR_VARIABLE, check_version, exporting_checkpoint, open_self_sr
+from rehrseg_nnunet.self_sr.network import METHOD_VERSION, build_self_sr_network
 
 FACTOR = 2
 CASES = ("case_1", "case_2")
@@ -67,10 +67,10 @@ def train(run, seed=0):
     return run
 
 
-def export(run, source, *, seed=0, identifiers=CASES, factor=FACTOR):
+def export(run, source, *, seed=0, identifiers=CASES, factor=FACTOR, version=METHOD_VERSION):
     """The cases of a run, as if its network had made them."""
     store = CaseStore(run.folder, STORE_NAME)
-    made_with = {"factor": factor, "export": {"image": "self_sr"}}
+    made_with = {"factor": factor, "method_version": version, "export": {"image": "self_sr"}}
     weights = hash_weights(network(seed).state_dict())
     store.open_or_create(CaseManifest.of_run(run, weights_sha256=weights, made_with=made_with))
     data, labels = np.zeros((2, 6, 8, 8), np.float32), np.zeros((1, 6, 8, 8), np.int8)
@@ -178,6 +178,28 @@ def test_cases_of_replaced_weights_another_factor_or_older_data_are_refused(own,
         open_run(own, preprocessed)
 
 
+def test_a_stage_1_of_before_is_refused_with_the_command_that_makes_it_anew(own, preprocessed):
+    run = train(own.sibling("SelfSRTrainer"))
+    export(run, preprocessed)
+    content = torch.load(run.final_checkpoint)
+    message = rf"must be of version 2 of stage 1, got version 1, .*train it anew: {command(run)}$"
+    del content["network_weights"]["version"]  # as 0.1.0 wrote it
+    torch.save(content, run.final_checkpoint)
+    for refused in (
+        lambda: open_run(own, preprocessed),
+        lambda: check_version(run.final_checkpoint, command=run.command),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+def test_cases_of_another_version_are_refused(own, preprocessed):
+    run = train(own.sibling("SelfSRTrainer"))
+    export(run, preprocessed, version=1)
+    with pytest.raises(ValueError, match=rf"has method_version 1, not 2; run: {command(run)} --val$"):
+        open_run(own, preprocessed)
+
+
 def choose(monkeypatch, run):
     monkeypatch.setenv(SELF_SR_VARIABLE, str(run.folder))
     return run
@@ -253,5 +275,5 @@ def test_a_truncated_checkpoint_is_named(own, preprocessed):
 def test_an_unreadable_checkpoint_without_cases_gives_the_command(own, preprocessed):
     run = train(own.sibling("SelfSRTrainer"))
     run.final_checkpoint.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"must be an nnU-Net checkpoint.*train stage 1 again: {command(run)}$"):
+    with pytest.raises(ValueError, match=rf"must be an nnU-Net checkpoint.*remove it and run: {command(run)}$"):
         open_run(own, preprocessed)

@@ -12,8 +12,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_files import class_locations, save_case
+from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.config.self_sr import SelfSRConfig
-from rehrseg_nnunet.self_sr.loader import SelfSRLoader, intensity_transforms
+from rehrseg_nnunet.self_sr.loader import DEVIATIONS, SelfSRLoader, intensity_transforms
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
@@ -36,8 +37,15 @@ def coordinate_case(shape=SHAPE, manager=PLAIN, seed=0, lowest=-1):
     return image, labels
 
 
-def memory_dataset(image, labels, manager):
-    properties = {"class_locations": class_locations(labels, manager)}
+def properties_of(image, labels, manager, unit=None):
+    """Images keep their intensities unless a unit is given: coordinates stay coordinates."""
+    channels = len(image)
+    unit = unit or IntensityUnit(zero=(0.0,) * channels, length=(1.0,) * channels)
+    return {"class_locations": class_locations(labels, manager), **unit.as_property()}
+
+
+def memory_dataset(image, labels, manager, unit=None):
+    properties = properties_of(image, labels, manager, unit)
     return SimpleNamespace(identifiers=["case"], load_case=lambda _: (image, labels, None, properties))
 
 
@@ -52,15 +60,19 @@ def loader(
     augment=False,
     zoom=0.0,
     foreground=0.0,
+    label_dropout=0.0,
+    spacing_mm=None,
+    unit=None,
     **transforms,
 ):
-    config = SelfSRConfig(patch_size=patch, scaling_probability=zoom)
+    config = SelfSRConfig(patch_size=patch, scaling_probability=zoom, label_dropout=label_dropout)
     return SelfSRLoader(
-        memory_dataset(*case, manager),
+        memory_dataset(*case, manager, unit),
         batch_size,
         config=config,
         factor=factor,
         label_manager=manager,
+        spacing_mm=spacing_mm or (factor, 1, 1),
         axes=axes,
         oversample_foreground_percent=foreground,
         augment=augment,
@@ -226,7 +238,7 @@ def test_cases_without_foreground_give_random_windows(manager):
 
 @pytest.mark.parametrize("zoom", [0.5, 2.0])
 def test_zoom_scales_in_plane_only(zoom):
-    config = SelfSRConfig(patch_size=(8, 8), scaling_probability=1, scaling=(zoom, zoom))
+    config = SelfSRConfig(patch_size=(8, 8), scaling_probability=1, scaling=(zoom, zoom), label_dropout=0)
     source = loader(coordinate_case((24, 24, 24)), axes=("x",), batch_size=6, augment=True)
     source.config = config
     image, _, mask = next(source)["target"]
@@ -246,8 +258,9 @@ def test_tone_changes_both_images_and_noise_the_input_alone():
     plain, bright, noisy = batches
     torch.testing.assert_close(bright["data"][:, :3], 2 * plain["data"][:, :3])
     torch.testing.assert_close(bright["target"][0], 2 * plain["target"][0])
-    assert 0.5 < (noisy["data"][:, :3] - plain["data"][:, :3]).std() < 2
-    assert torch.equal(noisy["target"][0], plain["target"][0])
+    noise = DEVIATIONS * (noisy["data"][:, :3] - plain["data"][:, :3])  # of a unit of so many standard deviations
+    assert 0.5 < noise.std() < 2
+    torch.testing.assert_close(noisy["target"][0], plain["target"][0])
     for batch in (bright, noisy):
         assert torch.equal(batch["data"][:, 3:], plain["data"][:, 3:])
         assert torch.equal(batch["target"][1], plain["target"][1])
@@ -279,6 +292,84 @@ def test_nnunets_intensity_transforms_are_found():
     assert torch.isfinite(batch["target"][0]).all()
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1e-3, 5.0), (400.0, -3000.0)])
+def test_scale_and_offset_of_a_case_change_no_window(scale, offset):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    stock = nnUNetTrainer.get_training_transforms((4, 8, 8), (-0.5, 0.5), None, (0, 1, 2), True)
+    tone, noise = intensity_transforms(stock)
+    image = np.random.default_rng(0).normal(size=(1, *SHAPE))
+    _, labels = coordinate_case()
+    batches = []
+    for moved in (image, scale * image + offset):
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        unit = IntensityUnit.of_case(moved)
+        source = loader((moved, labels), batch_size=30, augment=True, unit=unit, tone=tone, noise=noise)
+        batches.append(next(source))
+    torch.testing.assert_close(batches[0]["data"], batches[1]["data"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(batches[0]["target"][0], batches[1]["target"][0], rtol=0, atol=1e-3)
+
+
+def test_windows_have_the_intensities_of_the_whole_case():
+    """Not those of their own range: a window beside a bright rim has less contrast for it."""
+    image, labels = coordinate_case()
+    unit = IntensityUnit(zero=(1.0, 2.0, 3.0), length=(10.0, 20.0, 40.0))
+    batches = []
+    for each in (None, unit):
+        np.random.seed(0)  # noqa: NPY002
+        batches.append(next(loader((image, labels), batch_size=8, unit=each)))
+    for plain, normalised in ((b["data"][:, :3], n["data"][:, :3]) for b, n in [batches]):
+        expected = torch.stack([unit.apply(sample) for sample in plain])
+        torch.testing.assert_close(normalised, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("manager", [PLAIN, IGNORE, REGIONS])
+def test_some_training_windows_have_no_labels(manager):
+    case = coordinate_case(manager=manager, lowest=0)
+    batch = next(loader(case, manager=manager, batch_size=200, augment=True, label_dropout=0.25))
+    targets = batch["target"][1]
+    without = batch["data"][:, 3:].flatten(1).sum(1) == 0
+    assert 25 < without.sum() < 75
+    counted = ~targets[:, -1:].bool() if manager is REGIONS else targets != MASKED
+    assert not counted[without].any()
+    assert counted[~without].flatten(1).any(1).all()
+    assert batch["target"][2][without].any()  # the image is trained
+    assert (
+        next(loader(case, manager=manager, batch_size=50, label_dropout=1.0))["data"][:, 3:].sum((1, 2, 3, 4))
+    ).all()
+
+
+@pytest.mark.parametrize(("axes", "channel"), [(("y",), 1), (("x",), 2)])
+@pytest.mark.parametrize(("spacing_mm", "factor"), [((6.0, 0.75, 0.75), 4), ((3.0, 1.0, 1.2), 4), ((5.0, 1.0, 1.0), 2)])
+def test_windows_have_the_voxels_of_the_export(axes, channel, spacing_mm, factor):
+    """There, target slices lie c/r apart, thick slices c, and pixels are those of the plane."""
+    shape = (40, 60, 60)
+    volume, labels = coordinate_case(shape)
+    stored_mm = (spacing_mm[0] / factor, *spacing_mm[1:])
+    volume *= np.array(stored_mm, np.float32)[:, None, None, None]  # positions in mm
+    source = loader((volume, labels), factor=factor, axes=axes, batch_size=30, patch=(12, 12), spacing_mm=spacing_mm)
+    batch = next(source)
+    thick, fine = batch["data"][:, :3], batch["target"][0]
+    other = 3 - channel
+
+    def inner(steps, positions, axis_mm, margin):
+        inside = (positions > margin) & (positions < axis_mm - margin)
+        return steps[inside]
+
+    axis_mm = shape[channel] * stored_mm[channel]
+    steps = fine[:, channel].diff(dim=1).abs()
+    found = inner(steps, fine[:, channel, 1:], axis_mm, spacing_mm[0])
+    torch.testing.assert_close(found, torch.full_like(found, spacing_mm[0] / factor), rtol=0.03, atol=0)
+    steps = thick[:, channel].diff(dim=1).abs()
+    found = inner(steps, thick[:, channel, 1:], axis_mm, 3 * spacing_mm[0])
+    torch.testing.assert_close(found, torch.full_like(found, spacing_mm[0]), rtol=0.03, atol=0)
+    for position, pixel_mm in ((0, spacing_mm[channel]), (other, spacing_mm[other])):
+        dimension = 2 if position == 0 else 3
+        steps = fine[:, position].diff(dim=dimension)[..., 2:-2, 2:-2]  # the zoom repeats edges
+        torch.testing.assert_close(steps, torch.full_like(steps, pixel_mm), rtol=0.05, atol=0)
+
+
 def test_too_thin_volumes_are_refused():
     with pytest.raises(ValueError, match="slices along the simulated axis must be at least 3, got 2"):
         next(loader(coordinate_case((12, 2, 12)), axes=("y",)))
@@ -291,7 +382,7 @@ def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
         "case",
         image,
         labels,
-        {"class_locations": class_locations(labels, PLAIN)},
+        properties_of(image, labels, PLAIN),
         patch_size=(8, 8, 8),
         scratch=tmp_path / "scratch",
     )
@@ -301,6 +392,7 @@ def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
         config=SelfSRConfig(patch_size=(8, 8)),
         factor=3,
         label_manager=PLAIN,
+        spacing_mm=(3, 1, 1),
         axes=("x", "y"),
         oversample_foreground_percent=0.33,
         augment=True,
@@ -309,7 +401,7 @@ def test_a_loader_of_stored_cases_survives_pickling(tmp_path):
     for each in (
         source,
         pickle.loads(pickle.dumps(source)),
-        loader((image, labels), batch_size=3, augment=True, zoom=0.5, foreground=0.33),
+        loader((image, labels), batch_size=3, augment=True, zoom=0.5, foreground=0.33, label_dropout=0.1),
     ):
         np.random.seed(5)  # noqa: NPY002
         batches.append(next(each))

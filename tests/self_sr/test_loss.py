@@ -4,7 +4,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
-from rehrseg_nnunet.self_sr.loss import SelfSRLoss, uncertainty_l1
+from rehrseg_nnunet.self_sr.loss import SelfSRLoss, label_error, uncertainty_l1
 from rehrseg_nnunet.self_sr.network import SelfSROutput
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
@@ -213,3 +213,63 @@ def test_target_must_have_three_entries():
     output, image, _ = output_of(logits)
     with pytest.raises(ValueError, match="target must be image, labels and mask, got 2 entries"):
         SelfSRLoss(HalfSumOfSquares())(output, [image, labels])
+
+
+@pytest.mark.parametrize("manager", [PLAIN, REGIONS])
+def test_label_errors_are_the_wrong_labels_that_count(manager):
+    logits, labels = plain_batch() if manager is PLAIN else region_batch()
+    error, valid = label_error(logits, labels)
+    assert error.shape == valid.shape == (2, 1, *SIZE)
+    for b, z, y, x in torch.ones(2, *SIZE).nonzero().tolist():
+        voxel, found = labels[b, :, z, y, x].tolist(), logits[b, :, z, y, x].tolist()
+        counts = voxel[0] < 3 if manager is PLAIN else not voxel[-1]
+        wrong = (
+            max(range(3), key=found.__getitem__) != voxel[0]
+            if manager is PLAIN
+            else [f > 0 for f in found] != voxel[:2]
+        )
+        assert valid[b, 0, z, y, x] == counts
+        assert error[b, 0, z, y, x] == (counts and wrong)
+    assert not error.requires_grad
+
+
+class SumOfSquares(nn.Module):
+    """A label loss that does without labels."""
+
+    def forward(self, logits, labels):
+        return logits.square().sum()
+
+
+@pytest.mark.parametrize("manager", [PLAIN, REGIONS])
+def test_u_learns_the_share_of_wrong_labels_and_leaves_the_labels_alone(manager):
+    """The loss of a U that is the same everywhere is smallest at the share of wrong labels."""
+    logits, labels = plain_batch() if manager is PLAIN else region_batch()
+    output, image, mask = output_of(logits)
+    error, valid = label_error(logits, labels)
+    share = (error.sum() / valid.sum()).item()
+
+    def gradients(level):
+        uncertainty = torch.full((2, 1, *SIZE), level, requires_grad=True)
+        module = SelfSRLoss(SumOfSquares(), error="labels")
+        losses = []
+        for module.use_uncertainty in (False, True):
+            losses.append(module(output._replace(uncertainty=uncertainty), [image, labels, mask]))
+        difference = losses[1] - losses[0]
+        return torch.autograd.grad(difference, [uncertainty, logits, output.image], materialize_grads=True)
+
+    at_share, of_labels, of_image = gradients(share)
+    assert at_share.sum().item() == pytest.approx(0, abs=1e-4)
+    assert (gradients(0.9 * share)[0].sum() < 0) & (gradients(1.1 * share)[0].sum() > 0)
+    torch.testing.assert_close(of_labels, torch.zeros_like(of_labels), rtol=0, atol=1e-5)
+    assert of_image.abs().max() < 1e-6
+
+
+def test_both_errors_add_up():
+    logits, labels = plain_batch()
+    output, image, mask = output_of(logits)
+    losses = {
+        error: SelfSRLoss(HalfSumOfSquares(), error=error, use_uncertainty=True)(output, [image, labels, mask])
+        for error in ("image", "labels", "both")
+    }
+    without = SelfSRLoss(HalfSumOfSquares())(output, [image, labels, mask])
+    torch.testing.assert_close(losses["both"], losses["image"] + losses["labels"] - without)

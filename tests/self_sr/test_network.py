@@ -4,9 +4,10 @@ from slice_positions import lr_slice_positions
 from torch import nn
 
 from rehrseg_nnunet.config.rehrseg import load_config
-from rehrseg_nnunet.restoration.intensities import normalise
 from rehrseg_nnunet.self_sr import network as module
+from rehrseg_nnunet.self_sr.flavr import ChannelGate
 from rehrseg_nnunet.self_sr.network import (
+    METHOD_VERSION,
     SelfSRNetwork,
     SliceInterpolation,
     UASRHead,
@@ -55,13 +56,11 @@ def test_residual_mode_without_a_residual_is_the_interpolation():
     torch.testing.assert_close(network(window).image, expected.view(1, 1, 4, 1, 1).expand(2, 1, 4, 5, 6))
 
 
-def test_direct_mode_without_a_mixture_is_the_middle_of_the_range():
+def test_direct_mode_without_a_mixture_is_the_mean_of_the_case():
     network = make_network(image_mode="direct")
     nn.init.zeros_(network.head.image_branch.weight)
-    window = make_window(2, 3, 4, 5, 6)
-    image = window[:, :1]
-    middle = (image.amax(dim=(2, 3, 4)) + image.amin(dim=(2, 3, 4))) / 2
-    torch.testing.assert_close(network(window).image, middle.view(2, 1, 1, 1, 1).expand(2, 1, 3, 5, 6))
+    image = network(make_window(2, 3, 4, 5, 6)).image
+    torch.testing.assert_close(image, torch.zeros_like(image))
 
 
 def test_training_starts_near_the_interpolation_and_undecided():
@@ -84,49 +83,52 @@ def test_features_do_not_fade_before_training():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_whole_range_and_overshoot_are_reachable(mode):
+def test_the_whole_range_of_tissue_is_reachable(mode):
     network = make_network(image_mode=mode)
-    window = make_window(1, 3, 4, 8, 8) * 50 - 300
-    lowest, highest = window[:, 0].min(), window[:, 0].max()
-    overshoot = 0.49 * (highest - lowest) if mode == "direct" else 0
-    nn.init.constant_(network.head.image_branch.bias, 9.0)
-    assert (network(window).image > highest + overshoot - 1e-3).all()
-    nn.init.constant_(network.head.image_branch.bias, -9.0)
-    assert (network(window).image < lowest - overshoot + 1e-3).all()
+    window = make_window(1, 3, 4, 8, 8) - 0.5
+    for bias, sign in ((9.0, 1), (-9.0, -1)):
+        nn.init.constant_(network.head.image_branch.bias, bias)
+        assert (sign * network(window).image > 0.5 - 1e-3).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_equivariant_to_intensity_scale_and_offset(mode):
-    network = make_network(image_channels=2, image_mode=mode)
-    nn.init.normal_(network.head.image_branch.weight)  # make the mixture matter
-    window = make_window(2, 4, 4, 9, 5)
-    scale = torch.tensor([250.0, 0.02], dtype=torch.float64).view(1, 2, 1, 1, 1)
-    offset = torch.tensor([-1000.0, 7.0], dtype=torch.float64).view(1, 2, 1, 1, 1)
-    plain = network(window)
-    moved = network(torch.cat((window[:, :2] * scale + offset, window[:, 2:]), dim=1))
-    torch.testing.assert_close(moved.image, plain.image * scale + offset)
-    torch.testing.assert_close(moved.labels, plain.labels)
-    torch.testing.assert_close(moved.uncertainty, plain.uncertainty)
+def test_a_window_is_not_normalised_by_what_it_happens_to_hold(mode):
+    """Far from a bright rim, the same tissue gives the same result whether the window sees the rim or not."""
+    network = make_network(image_mode=mode, label_mode="direct", smooth_upsampling=False)
+    for gate in (m for m in network.modules() if isinstance(m, ChannelGate)):  # whose means are over the window
+        nn.init.zeros_(gate.attn_layer[0].weight)
+    window = make_window(1, 3, 4, 8, 240)
+    rim = window.clone()
+    rim[:, 0, ..., -8:] += 50
+    for plain, other in zip(network(window), network(rim), strict=True):
+        torch.testing.assert_close(plain[..., :80], other[..., :80])
 
 
-def test_labels_are_fed_as_they_are():
+def test_image_and_labels_are_fed_as_they_are():
     network = make_network()
     seen = []
     network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     window = make_window(2, 3, 4, 8, 8) * 5 + 2
     network(window)
-    torch.testing.assert_close(seen[0][:, 1:], window[:, 1:], rtol=0, atol=0)
-    for image in seen[0][:, 0]:
-        assert image.mean().item() == pytest.approx(0, abs=1e-12)
-        assert (image.max() - image.min()).item() == pytest.approx(1)
+    torch.testing.assert_close(seen[0], window, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("value", [0.0, -1024.1, 3e4])
-def test_constant_windows_stay_constant(value):
-    window = torch.full((1, 1, 4, 7, 5), value)
-    network = make_network(label_channels=1).float()
-    image = network(torch.cat((window, torch.ones_like(window)), dim=1)).image
-    torch.testing.assert_close(image, torch.full_like(image, value))
+def test_weights_of_another_version_do_not_load():
+    network = make_network()
+    weights = network.state_dict()
+    assert weights["version"] == METHOD_VERSION
+    del weights["version"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"version"'):
+        make_network().load_state_dict(weights)
+
+
+def test_u_sees_the_attention_alone_or_the_features_too():
+    for source, channels in (("attention", 3), ("features", 5)):
+        network = make_network(uncertainty_input=source)
+        assert network.head.uncertainty.in_channels == channels
+    network.head.uncertainty.weight.data[:, :3] = 0  # what is left are the features
+    uncertainty = network(make_window(1, 3, 4, 8, 8)).uncertainty
+    assert uncertainty.std() > 0
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 16), (9, 3), (13, 24)])
@@ -145,17 +147,15 @@ def test_any_plane_size(height, width, label_channels):
 def test_the_plane_is_extended_by_its_last_pixels():
     network = make_network(label_mode="direct")
     window = make_window(1, 3, 4, 7, 6)
-    image, lowest, value_range = normalise(window[:, :1])  # of the window as it came
     rows, columns = [0, 1, 2, 3, 4, 5, 6, 6], [0, 1, 2, 3, 4, 5, 5, 5]
-    inputs = torch.cat((image, window[:, 1:]), dim=1)[..., rows, :][..., columns]
+    inputs = window[..., rows, :][..., columns]
     features = network.encoder(inputs)
     mixture, labels, uncertainty = network.head(network.decoder(features))
     output = network(window)
     torch.testing.assert_close(output.labels, labels[..., :7, :6])
     torch.testing.assert_close(output.uncertainty, uncertainty[..., :7, :6])
-    expected = interpolate_middle(window[:, :1], 3) + value_range * mixture[..., :7, :6]
+    expected = interpolate_middle(window[:, :1], 3) + mixture[..., :7, :6]
     torch.testing.assert_close(output.image, expected)
-    assert lowest == window[:, 0].min()
     torch.testing.assert_close(network.layer1_features(window), features[1][..., :4, :3])
 
 

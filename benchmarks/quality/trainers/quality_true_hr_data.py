@@ -113,7 +113,11 @@ class REHRSegTrainer_trueUncertainty(_WithTruth):
     """REHRSeg with w = [the pseudo label is right] in Eq. 7, but for its floor."""
 
     uncertainty = True
-    normalises_uncertainty = False
+
+    def open_pseudo_hr(self) -> None:
+        """Find stage 1; U means something as it is."""
+        super().open_pseudo_hr()
+        self.normalises_uncertainty = False
 
 
 class REHRSegTrainer_trueLabels(_WithTruth, rehrseg_ablations.REHRSegTrainer_pseudoDataBSpline):

@@ -1,0 +1,69 @@
+"""What is predicted, checked before any work: cases that are not finished, with all the files that belong to each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from pathlib import Path
+from typing import TypeAlias
+
+from rehrseg_nnunet.prediction.export import stems
+from rehrseg_nnunet.prediction.output_grid import OutputGrid
+
+CaseLists: TypeAlias = tuple[list, list | None, list]  # nnU-Net's: images, outputs, segmentations of a previous stage
+
+
+def unfinished(lists: CaseLists, grids: Sequence[OutputGrid], endings: Sequence[str]) -> CaseLists:
+    """The cases that lack a file on one of the grids.
+
+    Args:
+        lists: of all cases.
+        grids: on which files are written.
+        endings: of the files of a case.
+    """
+    outputs = lists[1]
+    if outputs is None:
+        return lists
+    keep = [
+        not all(Path(stem + ending).is_file() for stem in stems(output, grids) for ending in endings)
+        for output in outputs
+    ]
+    inputs, previous = (list(compress(values, keep)) for values in (lists[0], lists[2]))
+    return inputs, list(compress(outputs, keep)), previous
+
+
+def check_previous_stage(stage: str | None, folder: str | None) -> None:
+    """Refuse a cascade without the segmentations of its previous stage, and these for another model.
+
+    Args:
+        stage: configuration of the model's previous stage, None where there is none.
+        folder: where its segmentations are.
+
+    Raises:
+        ValueError: one without the other.
+    """
+    if stage is None and folder is not None:
+        raise ValueError("-prev_stage_predictions is for cascades, the model has no previous stage; leave it out")
+    if stage is not None and folder is None:
+        raise ValueError(
+            f"the model is a cascade: it needs the segmentations of its previous stage, {stage}; predict the same "
+            f"images with -c {stage} --grid native and give that folder as -prev_stage_predictions"
+        )
+
+
+def check_companions(lists: CaseLists, grids: Sequence[OutputGrid]) -> None:
+    """Refuse images without a file to take the grid from or, in a cascade, without the previous stage's segmentation.
+
+    Raises:
+        FileNotFoundError: names what is missing.
+    """
+    images = [files[0] for files in lists[0]]
+    missing = [image for grid in grids for image in grid.missing(images)]
+    if missing:
+        raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
+    missing = [file for file in lists[2] if file is not None and not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"-prev_stage_predictions must have a segmentation for every input, but there is no {missing[0]} "
+            f"({len(missing)} of {len(images)} are missing)"
+        )

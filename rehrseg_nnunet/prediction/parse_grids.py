@@ -1,0 +1,50 @@
+"""What `--grid` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
+from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
+from rehrseg_nnunet.prediction.spacing_grid import parse_spacing
+
+
+def parse_grids(values: Sequence[str]) -> tuple[OutputGrid, ...]:
+    """The grids that `--grid` names.
+
+    Raises:
+        ValueError: two grids whose files would have one name, or impossible voxel sizes.
+        FileNotFoundError: neither a keyword nor voxel sizes nor an existing path.
+    """
+    grids = tuple(parse_grid(value) for value in values)
+    names = [grid.name for grid in grids]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"--grid must name grids of different names, which their files end in, got {', '.join(twice)} twice; "
+            "rename one, or give each a call of its own"
+        )
+    return grids
+
+
+def parse_grid(value: str) -> OutputGrid:
+    """The grid that one value of `--grid` names.
+
+    Args:
+        value: "hr", "native", voxel sizes in mm ("0.5,0.5,0.5"), or the path of a file or folder.
+
+    Raises:
+        ValueError: impossible voxel sizes.
+        FileNotFoundError: neither a keyword nor voxel sizes nor an existing path.
+    """
+    if value in ("hr", "native"):
+        return HRGrid() if value == "hr" else NativeGrid()
+    if Path(value).exists():
+        return ReferenceGrid(Path(value))
+    spacing = parse_spacing(value)
+    if spacing is None:
+        raise FileNotFoundError(
+            f"--grid must be hr, native, voxel sizes in mm (0.5,0.5,0.5), or an existing file or folder, got {value}"
+        )
+    return spacing
