@@ -24,7 +24,7 @@ import torch
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.segmentation.distillation import Distillation
-from rehrseg_nnunet.segmentation.hr_head import output_mode, set_output_mode
+from rehrseg_nnunet.segmentation.hr_network import output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
 from rehrseg_nnunet.self_sr.export import STORE_NAME
 from rehrseg_nnunet.self_sr.network import build_self_sr_network

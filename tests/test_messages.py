@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from random_model import scan, write_random_model
@@ -17,6 +18,7 @@ from random_model import scan, write_random_model
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.prediction.image_checks import check_image
+from rehrseg_nnunet.self_sr.frozen import check_version
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "messages.md"
 ROW = re.compile(r"^\| (.+) \| (error|warning) \| `(.+)` \|$", re.MULTILINE)
@@ -360,6 +362,17 @@ def micrometres(dataset):
 @provoke("The slices are not thick where the model's are")
 def thin_slices(dataset):
     return check_scan(dataset, (1.0, 1.0, 4.0))
+
+
+@provoke("Stage 1 was trained by an earlier version")
+def old_stage_1(dataset):
+    checkpoint = dataset.folder / "checkpoint_final.pth"
+    torch.save({"network_weights": {"head.fuse.weight": torch.zeros(1)}}, checkpoint)
+    try:
+        check_version(checkpoint, command="nnUNetv2_train Dataset001_A 3d_fullres 0 -tr SelfSRTrainer")
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
 
 
 @provoke("A prediction lies on another grid than its reference")

@@ -11,13 +11,15 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rehrseg_nnunet.cases.case_dataset import Cases
-from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config
+from rehrseg_nnunet.cases.turned import TurnedCases
+from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config, with_thin_network
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
@@ -25,13 +27,16 @@ from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
 from rehrseg_nnunet.segmentation.distillation import Distillation
-from rehrseg_nnunet.segmentation.hr_head import add_hr_head, output_mode, set_output_mode
-from rehrseg_nnunet.segmentation.loader import HRPatchLoader, initial_lr_patch_size
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import output_mode, set_output_mode
+from rehrseg_nnunet.segmentation.loader import ExactPairs, HRPatchLoader, initial_lr_patch_size
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
-from rehrseg_nnunet.segmentation.transforms import build_training_transforms
+from rehrseg_nnunet.segmentation.thin_input import add_thin_input, thin_slices_seen
+from rehrseg_nnunet.segmentation.transforms import ThinScales, build_training_transforms
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 from rehrseg_nnunet.self_sr.frozen import SELF_SR, open_self_sr
+from rehrseg_nnunet.slices.geometry import hr_patch_size
 
 
 class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
@@ -56,9 +61,20 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         """Read the block, with the variant's changes."""
         self.config = change_segmentation(load_config(configuration), self.changes)
 
+    def change_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """Put the network of thin slices in the place of that of thick ones, if the settings ask for it."""
+        return with_thin_network(plans, configuration, self.config) if self.sees_thin_slices else plans
+
+    @property
+    def sees_thin_slices(self) -> bool:
+        """Whether the network works on thin slices."""
+        return self.config.segmentation.input == "thin"
+
     def configure(self) -> None:
         """Take the settings' learning rate."""
         self.learning_rate_from_trained = self.config.segmentation.learning_rate_from_trained
+        if self.sees_thin_slices:
+            self.without_baseline = "no baseline fits thin slices (-pretrained_weights: another such network)"
 
     @staticmethod
     def build_network_architecture(
@@ -73,37 +89,37 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
-        return add_hr_head(
-            network,
-            factor=config.factor,
-            teacher_channels=config.self_sr.base_features,
-            config=config.segmentation.hr_head,
-        )
+        sizes = {"factor": config.factor, "teacher_channels": config.self_sr.base_features}
+        if config.segmentation.input == "thin":
+            return add_thin_input(network, **sizes)
+        return add_hr_head(network, **sizes, config=config.segmentation.hr_head)
 
     def _build_loss(self) -> nn.Module:
         settings = self.config.segmentation
         stock = super()._build_loss()
+        scales = getattr(stock, "weight_factors", None)
         hr_loss = build_label_loss(
             self.label_manager,
             batch_dice=self.configuration_manager.batch_dice,
             ddp=self.is_ddp,
-            ignore_index=self.label_manager.ignore_label,
+            ignore_index=self.unlabelled,
         )
         if self._do_i_compile():  # as nnU-Net does with its own
             hr_loss.dc = cast("Any", torch.compile(hr_loss.dc))  # still a module
         lr_loss = self._weighted_loss(
             hr_loss.dc if settings.lr_dice_weight > 0 else None,
-            weight_factors=getattr(stock, "weight_factors", None),
+            weight_factors=None if self.sees_thin_slices else scales,
             dice_weight=settings.lr_dice_weight,
         )
+        hr_scales = scales if self.sees_thin_slices else None
         return REHRSegLoss(
             lr_loss,
-            hr_loss,
-            stock,
+            hr_loss if hr_scales is None else DeepSupervisionWrapper(hr_loss, hr_scales),
+            stock if hr_scales is None else DeepSupervisionWrapper(stock.loss, [1.0]),
             distillation=None,  # comes with stage 1, when training starts
             distillation_weight=settings.distillation_weight,
             uncertainty_strength=settings.uncertainty_strength if settings.uncertainty_weighting else 0.0,
-            weighted_hr_loss=self._weighted_loss(hr_loss.dc) if self._weights_hr else None,
+            weighted_hr_loss=self._weighted_loss(hr_loss.dc, weight_factors=hr_scales) if self._weights_hr else None,
         )
 
     @property
@@ -117,14 +133,14 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         return UncertaintyWeightedLoss(
             weight_factors,
             regions=self.label_manager.has_regions,
-            ignore_label=self.label_manager.ignore_label,
+            ignore_label=self.unlabelled,
             dice=dice,
             dice_weight=dice_weight,
         )
 
     def baseline_checkpoint(self) -> Path | None:
-        """The fold's finished nnUNetTrainer run, of the same length if there is one."""
-        run = BASELINE.find(FoldRun.of_trainer(self))
+        """The fold's finished nnUNetTrainer run, of the same length if there is one; none fits thin slices."""
+        run = None if self.sees_thin_slices else BASELINE.find(FoldRun.of_trainer(self))
         return None if run is None else run.final_checkpoint
 
     def on_train_start(self) -> None:
@@ -176,6 +192,18 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             start_augmenter(self._validation_loader(val_keys), device=self.device, validation=True),
         )
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # noqa: N802 (nnU-Net's name)
+        """As in nnU-Net; a network of thin slices has the augmentation of its own patch."""
+        if not self.sees_thin_slices:
+            return super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        thick = self.configuration_manager
+        patch_size = hr_patch_size(thick.patch_size, self.config.factor)
+        self.configuration_manager = ConfigurationManager({**thick.configuration, "patch_size": patch_size})
+        try:
+            return super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        finally:
+            self.configuration_manager = thick
+
     def _training_loader(self, keys: list[str]) -> HRPatchLoader:
         patch_size = self.configuration_manager.patch_size
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
@@ -186,7 +214,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             self.config.factor,
             rotation=rotation,
             dummy_2d=dummy_2d,
-            stock_initial_patch_size=initial_patch_size,
+            stock_initial_patch_size=(patch_size[0], *initial_patch_size[1:]),
         )
         return HRPatchLoader(
             self.pseudo_hr_cases(keys),
@@ -197,6 +225,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             factor=self.config.factor,
             lr_dataset=self.dataset_class(self.preprocessed_dataset_folder, keys),
             true_lr_probability=self.config.segmentation.true_lr_probability,
+            exact_pairs=self._exact_pairs(keys),
             normalise_uncertainty=self.normalises_uncertainty,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
@@ -213,9 +242,41 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self.get_validation_transforms(
-                self._get_deep_supervision_scales(), regions=self._regions, ignore_label=self.label_manager.ignore_label
+                self._lr_scales, regions=self._regions, ignore_label=self.label_manager.ignore_label
             ),
         )
+
+    def _exact_pairs(self, keys: list[str]) -> ExactPairs | None:
+        probability = self.config.segmentation.exact_pair_probability
+        if probability == 0 or self.unlabelled is None:
+            return None
+        turned = TurnedCases(
+            self.dataset_class(self.preprocessed_dataset_folder, keys),
+            factor=self.config.factor,
+            unlabelled=self.unlabelled,
+        )
+        return ExactPairs(turned, probability)
+
+    @property
+    def unlabelled(self) -> int | None:
+        """The value of voxels without a label in training targets: the ignore label, or one more for exact pairs."""
+        if self.label_manager.has_ignore_label or self.config.segmentation.exact_pair_probability == 0:
+            return self.label_manager.ignore_label
+        return max(self.label_manager.all_labels) + 1
+
+    @property
+    def _lr_scales(self) -> list[list[float]] | None:
+        """Scales of what nnU-Net's validation and Eq. 7 compare: all outputs of thick slices."""
+        scales = self._get_deep_supervision_scales()
+        return [[1, 1, 1]] if self.sees_thin_slices and scales is not None else scales
+
+    @property
+    def _thin_scales(self) -> ThinScales | None:
+        scales = self._get_deep_supervision_scales()
+        if not self.sees_thin_slices or scales is None:
+            return None
+        slices = self.config.factor * self.configuration_manager.patch_size[0]
+        return ThinScales(scales, thin_slices_seen(self.network, slices))
 
     @property
     def _regions(self) -> list | None:
@@ -235,10 +296,12 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         return build_training_transforms(
             stock,
             factor=self.config.factor,
-            highest_label=max([*self.label_manager.all_labels, self.label_manager.ignore_label or 0]),
+            highest_label=max([*self.label_manager.all_labels, self.unlabelled or 0]),
             regions=self._regions,
-            ignore_label=self.label_manager.ignore_label,
-            deep_supervision_scales=self._get_deep_supervision_scales(),
+            ignore_label=self.unlabelled,
+            deep_supervision_scales=self._lr_scales,
+            thin=self._thin_scales,
+            sparse_labels=self.config.segmentation.exact_pair_probability > 0,
             hr_uncertainty=self._weights_hr,
         )
 
@@ -265,4 +328,4 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             self.network.require_forward_param_sync = False
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)
-        predict_hr_validation(self, hr_from=self.config.segmentation.hr_from)
+        predict_hr_validation(self, hr_from=self.config.segmentation.hr_source)

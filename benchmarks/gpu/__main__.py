@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.update(OMP_WAIT_POLICY="PASSIVE", nnUNet_def_n_proc="2", TQDM_DISABLE="1")
     try:
         prepared = GPUData.read(args.data)
+        prepared.check()
         _require_new(args.out)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     with tempfile.TemporaryDirectory(prefix="rehrseg_gpu_", ignore_cleanup_errors=True) as work:
         data = prepared.copied_to(Path(work, "data"))

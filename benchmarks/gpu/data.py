@@ -17,10 +17,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.config.rehrseg import load_config
-from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT, FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.weights import load_frozen
 from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
+from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 CONFIGURATION, FOLD = "3d_fullres", 0
 SMALL, DEFAULT, PAPER = "small", "default", "paper"  # plans of every dataset
@@ -82,6 +84,19 @@ class GPUData:
     def stage_1(self) -> Path:
         """Fold folder of the short stage 1 that came along, of the `SMALL` plans."""
         return self._run("SelfSRTrainer", self.folder / STAGE_1).folder
+
+    def check(self) -> None:
+        """Check that stage 1 is of this version of the package.
+
+        Raises:
+            ValueError: its weights are of another network.
+        """
+        planned = self.planned(self.thick)
+        config = load_config(planned.configuration_manager.configuration)
+        channels = len(planned.configuration_manager.normalization_schemes)
+        network = build_self_sr_network(config, channels, planned.label_manager.num_segmentation_heads)
+        remedy = "the version changed: run `python -m benchmarks.gpu.prepare` again"
+        load_frozen(network, self.stage_1 / FINAL_CHECKPOINT, sizes=f"of {SMALL}.json", remedy=remedy)
 
     def results(self, name: str) -> Path:
         """A folder for nnUNet_results."""

@@ -16,7 +16,8 @@ from benchmarks.gpu.data import SMALL, GPUData
 from benchmarks.gpu.parts import Lengths
 from benchmarks.gpu.scheduler import Context
 from benchmarks.gpu.trainings import build, wait_for
-from rehrseg_nnunet.evaluation.metrics import dice, hd95
+from rehrseg_nnunet.evaluation.metrics import dice
+from rehrseg_nnunet.evaluation.surfaces import hd95
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.label_channels import head_labels
 from rehrseg_nnunet.prediction.predictor import HRPredictor
@@ -173,7 +174,7 @@ def _ways(trainer: Any, data: GPUData, kind: str) -> Segment:
 
         return on_thin_slices
     at_hr = as_predictor(trainer, HRPredictor)
-    way = "HR head" if at_hr.uses_hr_head else "interpolated logits"
+    way = "HR head" if hasattr(trainer, "open_pseudo_hr") else "interpolated logits"
 
     def on_thick_slices(_: str, image: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         thick = labels(plain, image)

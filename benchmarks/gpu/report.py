@@ -29,7 +29,7 @@ Question: does everything run on a GPU as on the CPU, what does it cost there, a
 The machine needs Linux, Python and PyTorch, no network, and what nnU-Net and this package import. SimpleITK is not
 used, so a stub of that name will do. Beside the packages that nnU-Net brings along, a machine with PyTorch alone lacks
 numpy, scipy, matplotlib, pandas, scikit-image, scikit-learn, seaborn, requests, tifffile, tqdm, threadpoolctl, einops,
-msgpack and httpx. How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
+msgpack, httpx and timm. How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
 """
 STEPS = "Steps beside the CPU in float32, from the same weights and batches"
 NOT_RUN = "**Not run yet.** What a run will say is below; nothing here has been measured on a GPU."

@@ -1,11 +1,12 @@
 """*Fill between slices* of 3D Slicer and ITK-SNAP: labels between labelled slices by morphological interpolation.
 
-ITK runs in a process of its own, `python -m benchmarks.quality.filling CASES.npz FILLED.npz FACTOR AXIS`: loaded beside
-SimpleITK and PyTorch it crashed at the end of the process.
+ITK runs in a process of its own, `python -m benchmarks.quality.filling CASES.npz FILLED.npz FACTOR AXIS`, and in one
+thread: with two, the filter's version 2.1.2 sometimes damaged the memory and ended in an abort.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 PACKAGE = "itk-morphologicalcontourinterpolation"
+ONE_THREAD = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
 
 
 def require_filter() -> None:
@@ -43,7 +45,7 @@ def fill_cases(cases: Mapping[str, np.ndarray], factor: int, axis: int) -> dict[
         source, target = Path(folder) / "cases.npz", Path(folder) / "filled.npz"
         np.savez(source, **cases)
         command = [sys.executable, "-m", "benchmarks.quality.filling", str(source), str(target), str(factor), str(axis)]
-        subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[2])
+        subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[2], env={**os.environ, **ONE_THREAD})
         with np.load(target) as filled:
             return dict(filled)
 
@@ -52,8 +54,8 @@ def fill_between_slices(labels: np.ndarray, factor: int, axis: int) -> np.ndarra
     """Thin-slice labels that the filter makes of thick-slice ones.
 
     The filter fills between slices of one grid, so it works on one in steps of 1 / 2r, on which the centres of thick
-    and of thin slices lie. The thin slices at a thick slice's centre (two for even r) keep its labels; beyond the outermost
-    centres there is nothing to fill, and the nearest slice's labels count.
+    and of thin slices lie. The thin slices at a thick slice's centre (two for even r) keep its labels; beyond the
+    outermost centres there is nothing to fill, and the nearest slice's labels count.
 
     Args:
         labels: (D, H, W), thick along `axis`, values from 0 to 255.

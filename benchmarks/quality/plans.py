@@ -12,6 +12,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from benchmarks.quality.benchmark import CONFIGURATION, Benchmark
 from benchmarks.quality.rows import PLANS
+from rehrseg_nnunet.cli.thin_plans import plan_thin_input
 from rehrseg_nnunet.config.presets import apply_preset, load_preset, scale_width
 from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
 from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_json
@@ -30,11 +31,31 @@ def write_plans(benchmark: Benchmark, key: str) -> None:
     name = benchmark.plans_name(key)
     stock = _stock_plans(benchmark, "thick")
     plans = apply_preset(stock, load_preset(benchmark.preset), plans_name=name)
+    if PLANS[key].get("segmentation", {}).get("input") == "thin":
+        plans = _with_thin_input(benchmark, plans)
     for configuration in plans["configurations"].values():
         if BLOCK in configuration:
             block = parse_block(merged(configuration[BLOCK], PLANS[key]))
             configuration[BLOCK] = block.model_dump(mode="json")  # every key: another version may have other defaults
     _write_once(folder / f"{name}.json", plans)
+
+
+def _with_thin_input(benchmark: Benchmark, plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Plans with the network of thin slices, for the benchmark's patch and, as for all others, their own batch size."""
+    result = plan_thin_input(plans)
+    for configuration in result["configurations"].values():
+        if BLOCK not in configuration:
+            continue
+        thin = configuration[BLOCK]["segmentation"]["thin"]
+        thin["batch_size"] = configuration["batch_size"]
+        patch = benchmark.patch_size("interpolated")
+        if patch is not None:
+            finer = [benchmark.factor, 1, 1]
+            spacing = [a / b for a, b in zip(configuration["spacing"], finer, strict=True)]
+            planned = with_patch({**thin, "spacing": spacing}, patch)
+            scale_width(planned["architecture"]["arch_kwargs"], load_preset(benchmark.preset).network_width)
+            thin |= {"architecture": planned["architecture"], "patch_size": benchmark.patch_size("thick")}
+    return result
 
 
 def write_hr_plans(benchmark: Benchmark, data: str) -> None:

@@ -21,6 +21,10 @@ PLANS: dict[str, Changes] = {
     "noLRDice": {"segmentation": {"lr_dice_weight": 0}},
     "noTrueLR": {"segmentation": {"true_lr_probability": 0}},
     "directHead": {"segmentation": {"hr_head": {"label_mode": "direct"}}},
+    "exact": {"segmentation": {"exact_pair_probability": 0.25}},
+    "thin": {"segmentation": {"input": "thin"}},
+    "thinExact": {"segmentation": {"input": "thin", "exact_pair_probability": 0.25}},
+    "thinWeighted": {"segmentation": {"input": "thin", "hr_uncertainty_weighting": True}},
     "interpolatingHead": {"segmentation": {"hr_head": {"label_mode": "direct", "upsampling": "interpolate"}}},
 }
 
@@ -71,6 +75,12 @@ def _variant(key: str, title: str, suffix: str, *, after: Sequence[str] = ("self
 def _setting(plans: str, title: str) -> Row:
     """Stage 2 under other plans, on stage 1 as it is."""
     return Row(plans, title, "REHRSegTrainer", plans=plans, stage_1="self_sr")
+
+
+def _thin(key: str, title: str, suffix: str = "", *, plans: str = "thin", stage_1: str = "self_sr") -> Row:
+    """Quality mode, for as many steps as nnU-Net on interpolated volumes: no baseline of thick slices fits it."""
+    trainer = f"REHRSegTrainer_{suffix}" if suffix else "REHRSegTrainer"
+    return Row(key, f"thin input, {title}", trainer, start="scratch", plans=plans, stage_1=stage_1)
 
 
 def _stage_1_setting(plans: str, title: str, *, smore: bool = False) -> tuple[Row, ...]:
@@ -162,6 +172,13 @@ ROWS = {
         _setting("noTrueLR", "no true acquisitions"),
         _setting("directHead", "HR head for the logits themselves"),
         _setting("interpolatingHead", "HR head on interpolated features (the paper's)"),
+        _setting("exact", "exact pairs across the blurred axis in a quarter of the patches"),
+        _thin("thin", "REHRSeg"),
+        _thin("thinExact", "exact pairs in a quarter of the patches", plans="thinExact"),
+        _thin("thinWeighted", "HR loss weighted by U", plans="thinWeighted"),
+        _thin("thin_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", stage_1=""),
+        _thin("thin_pseudo_data", "pseudo-HR data of self-SR alone", "pseudoDataOnly"),
+        _thin("thin_true_labels", "true HR labels (the room)", "trueLabels", stage_1=""),
         Row("scratch", "from scratch", "REHRSegTrainer", start="scratch", plans="scratch", stage_1="self_sr"),
     )
 }
@@ -208,6 +225,22 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "truth_at_boundaries",
             "true_uncertainty",
             "rehrseg_taught",
+        ),
+    ),
+    "modes": (
+        "thick and thin input",
+        (
+            "rehrseg",
+            "continued",
+            "exact",
+            "interpolated",
+            "thin",
+            "thinExact",
+            "thinWeighted",
+            "thin_bspline",
+            "thin_pseudo_data",
+            "thin_true_labels",
+            "interpolated_true_labels",
         ),
     ),
     "settings": (

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rehrseg_nnunet.cli.thin_plans import plan_thin_input
 from rehrseg_nnunet.config.presets import DEFAULTS, apply_preset, load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block, upgraded_plans
 from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_plans
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="interpolation between slices where a case's spacing is not the plans': 0 nearest as in nnU-Net, 1 linear "
         "(default: 0)",
     )
+    parser.add_argument(
+        "--input",
+        choices=("thick", "thin"),
+        default="thick",
+        help="thin: plan a network of thin slices too, which REHRSegTrainer then trains (quality mode; default: thick)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     preprocess = args.z_spacing == "median" or args.order_z == 1
     if preprocess:
         _set_order_z(plans, args.order_z)
+    if args.input == "thin":
+        plans = plan_thin_input(plans)
     write_atomically(folder / f"{args.o}.json", json.dumps(plans, indent=4))
     print(f"wrote {folder / args.o}.json")
     if preprocess:

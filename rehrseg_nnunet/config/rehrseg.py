@@ -111,6 +111,22 @@ def upgraded_plans(plans: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def with_thin_network(plans: Mapping[str, Any], name: str, config: ResolvedConfig) -> dict[str, Any]:
+    """Plans whose configuration `name` has the patch, batch and network of `segmentation.thin` in nnU-Net's own keys.
+
+    nnU-Net's commands then take this network like any other.
+
+    Args:
+        plans: nnU-Net plans, not changed.
+        name: configuration.
+        config: its block, which says `input: thin`; it becomes the configuration's.
+    """
+    result = copy.deepcopy(dict(plans))
+    thin = config.segmentation.thin.model_dump(mode="json")
+    result["configurations"][name].update(thin, **{BLOCK: config.model_dump(mode="json")})
+    return result
+
+
 def load_config(
     configuration: Mapping[str, Any], *, purpose: Literal["training", "prediction"] = "training"
 ) -> ResolvedConfig:

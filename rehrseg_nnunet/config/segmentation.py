@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -10,6 +10,7 @@ from rehrseg_nnunet.config.models import OURS, PAPER, RELEASE, StrictModel
 
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
 HRSource = Literal["head", "lr", "mean"]
+InputKind = Literal["thick", "thin"]
 
 
 class HRHeadConfig(StrictModel):
@@ -51,8 +52,39 @@ class HRHeadConfig(StrictModel):
         return self
 
 
+class ThinNetworkConfig(StrictModel):
+    """The network of `input: thin`, written by `rehrseg plan --input thin`: nnU-Net's keys, planned for thin slices."""
+
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="patch in thick slices, rows and columns; the network sees r times as many slices",
+        json_schema_extra=OURS,
+    )
+    batch_size: PositiveInt | None = Field(
+        default=None,
+        description="patches a step",
+        json_schema_extra=OURS,
+    )
+    architecture: dict[str, Any] | None = Field(
+        default=None,
+        description="nnU-Net's `architecture`",
+        json_schema_extra=OURS,
+    )
+
+
 class SegmentationConfig(StrictModel):
     """Stage 2, segmentation (paper sections 3.3 to 3.6)."""
+
+    input: InputKind = Field(
+        default="thick",
+        description="what the network sees: `thick` slices, with an HR head behind it (the paper's), or `thin` ones, "
+        "interpolated first (quality mode: r times the voxels)",
+        json_schema_extra=PAPER,
+    )
+    thin: ThinNetworkConfig = Field(
+        default=ThinNetworkConfig(),
+        description="the network of `input: thin`",
+    )
 
     distillation: DistillationKind = Field(
         default="correlation+spatial",
@@ -104,6 +136,15 @@ class SegmentationConfig(StrictModel):
         "pseudo-HR cases made thick again at a random phase (Eq. 1)",
         json_schema_extra=OURS,
     )
+    exact_pair_probability: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the patches that are true acquisitions turned so that an in-plane axis becomes the slice "
+        "axis, which is then made thick (Eq. 1): on the acquired planes the labels between the new thick slices are "
+        "exact; nothing else of these patches counts",
+        json_schema_extra=OURS,
+    )
     hr_head: HRHeadConfig = Field(
         default=HRHeadConfig(),
         description="the HR head",
@@ -112,7 +153,7 @@ class SegmentationConfig(StrictModel):
     hr_from: HRSource = Field(
         default="mean",
         description="what `rehrseg predict` takes thin slices from, unless `--hr_from` says otherwise: the HR `head`, "
-        "the `lr` logits interpolated along z, or the `mean` of both",
+        "the `lr` logits interpolated along z, or the `mean` of both; with `input: thin` it is the network itself",
         json_schema_extra=OURS,
     )
     learning_rate_from_trained: PositiveFloat = Field(
@@ -121,3 +162,14 @@ class SegmentationConfig(StrictModel):
         "trained network; else it is nnU-Net's",
         json_schema_extra=RELEASE,
     )
+
+    @property
+    def hr_source(self) -> HRSource:
+        """What `rehrseg predict` takes thin slices from if it is not told: a network that sees them says it itself."""
+        return "head" if self.input == "thin" else self.hr_from
+
+    @model_validator(mode="after")
+    def _thin_is_planned(self) -> SegmentationConfig:
+        if self.input == "thin" and None in self.thin.model_dump().values():
+            raise ValueError("input thin needs the keys of `thin`, which `rehrseg plan --input thin -o NAME` writes")
+        return self

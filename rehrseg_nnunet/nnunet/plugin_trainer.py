@@ -19,7 +19,7 @@ class PluginTrainer(SafeCheckpoints):
     """Mixin for nnU-Net trainers: the constructor, a length, checkpoints that survive a kill.
 
     nnU-Net reads the signature of a trainer's constructor and stores its arguments by name, so it must have exactly
-    these five. Trainers say what is theirs in two hooks, `read_settings` and `configure`.
+    these five. Trainers say what is theirs in three hooks, `read_settings`, `change_plans` and `configure`.
 
     Attributes:
         length: epochs of a trainer of a length (`_10epochs`); None takes what `configure` left.
@@ -38,6 +38,7 @@ class PluginTrainer(SafeCheckpoints):
         require_compatible()
         plans = upgraded_plans(plans)
         self.read_settings(PlansManager(plans).get_configuration(configuration).configuration)
+        plans = self.change_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.configure()
         self.num_epochs = self.length or self.num_epochs
@@ -47,6 +48,10 @@ class PluginTrainer(SafeCheckpoints):
 
         Nothing is built or written yet.
         """
+
+    def change_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """Plans to train with, and to keep with the model, once the settings of the configuration are read."""
+        return plans
 
     def configure(self) -> None:
         """Set attributes of nnU-Net's trainer, which is constructed but not initialised: epochs, learning rate, ..."""

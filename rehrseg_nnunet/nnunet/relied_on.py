@@ -31,6 +31,7 @@ _PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
 _LOADER = "nnunetv2.training.dataloading.data_loader:nnUNetDataLoader"
 _LABELS = "nnunetv2.utilities.label_handling.label_handling:LabelManager"
 _PLANS = "nnunetv2.utilities.plans_handling.plans_handler"
+_PLANNER = "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner"
 _DATASET = "nnunetv2.training.dataloading.nnunet_dataset"
 _TRANSFORMS = "batchgeneratorsv2.transforms"
 _BLOCKS = "dynamic_network_architectures.building_blocks"
@@ -221,6 +222,16 @@ DATA_PARTS = (
 PLANS_PARTS = (
     Part(_PLANS + ":PlansManager", "plans dataset_name transpose_forward transpose_backward", "plans"),
     Part(_PLANS + ":PlansManager", "get_configuration get_label_manager", "plans"),
+    Part(_PLANS + ":PlansManager", "experiment_planner_class", "planning networks of thin slices"),
+    Part(_PLANNER, "__init__", "planning networks of thin slices", first="dataset_name_or_id"),
+    Part(
+        _PLANNER,
+        "get_plans_for_configuration",
+        "planning networks of thin slices",
+        first="spacing median_shape data_identifier approximate_n_voxels_dataset _cache",
+    ),
+    Part(_PLANNER, "dataset_json UNet_base_num_features", "planning networks of thin slices"),
+    Part("nnunetv2.utilities.json_export", "recursive_fix_for_json_export", "planning networks of thin slices"),
     Part(_PLANS + ":PlansManager", "image_reader_writer_class", "reading and writing whole files only"),
     Part(_PLANS + ":ConfigurationManager", "configuration spacing patch_size", "plans"),
     Part(_PLANS + ":ConfigurationManager", "batch_dice use_mask_for_norm normalization_schemes", "plans"),

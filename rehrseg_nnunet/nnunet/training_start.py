@@ -25,6 +25,7 @@ class BaselineStart(TrainerMixin):
 
     _initial_hash: str | None = None
     _resumed = False
+    without_baseline = "no finished baseline of this fold was found"
     learning_rate_from_trained = 1e-3
 
     def baseline_checkpoint(self) -> Path | None:
@@ -55,7 +56,7 @@ class BaselineStart(TrainerMixin):
         else:
             checkpoint = self.baseline_checkpoint()
             if checkpoint is None:
-                self.print_to_log_file("no finished baseline of this fold was found: training starts from scratch")
+                self.print_to_log_file(f"{self.without_baseline}: training starts from scratch")
                 return
             load_baseline(self.network, checkpoint)
             source = str(checkpoint)

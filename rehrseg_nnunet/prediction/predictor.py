@@ -5,8 +5,8 @@ Convention:
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
     logits, or one of the two (`hr_from`). LR logits alone, which are all that a network without an HR head has, are
-    taken at several phases (`slice_phases`). A model whose planned slices are not thick has r = 1: its logits are
-    nnU-Net's own.
+    taken at several phases (`slice_phases`). So are those of a network that sees thin slices (`thin_input`), which take
+    the place of an HR head's. A model whose planned slices are not thick has r = 1: its logits are nnU-Net's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.inputs import Images, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
-from rehrseg_nnunet.segmentation.hr_head import has_hr_head, hr_factor, output_mode
+from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode, sees_thin_slices
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
@@ -130,12 +130,12 @@ class HRPredictor(nnUNetPredictor):
     def _switch_to_hr(self) -> None:
         config = self._planned()
         factor = 1 if config is None else config.factor
-        self.hr_from = self.wanted_hr_from or ("lr" if config is None else config.segmentation.hr_from)
+        self.hr_from = self.wanted_hr_from or ("lr" if config is None else config.segmentation.hr_source)
         if not self.grids:
             self.grids = (HRGrid() if factor > 1 else NativeGrid(),)
         if factor == 1:
             self._check_grids()
-        if not has_hr_head(self.network):
+        if not gives_hr_logits(self.network):
             if self.wanted_hr_from not in (None, "lr"):
                 raise ValueError(
                     f"--hr_from {self.wanted_hr_from} needs a network with an HR head, which {self.trainer_name} has "
@@ -166,7 +166,7 @@ class HRPredictor(nnUNetPredictor):
             return load_config(configuration, purpose="prediction")
         except (NotImplementedError, ValueError):
             is_cascade = configuration.get("previous_stage") is not None
-            if has_hr_head(self.network) or (BLOCK in configuration and not is_cascade):
+            if gives_hr_logits(self.network) or (BLOCK in configuration and not is_cascade):
                 raise
             return None
 
@@ -191,8 +191,8 @@ class HRPredictor(nnUNetPredictor):
             return torch.as_tensor(super().predict_sliding_window_return_logits(input_image)).cpu()
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        # the HR head, which was trained on every phase, gains nothing from them
-        phases = self.factor if self.hr_from == "lr" else 1
+        # an HR head, which was trained on every phase, gains nothing from them
+        phases = self.factor if self.hr_from == "lr" or sees_thin_slices(self.network) else 1
         passes = []
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors

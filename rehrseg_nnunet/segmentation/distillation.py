@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rehrseg_nnunet.config.segmentation import DistillationKind
 from rehrseg_nnunet.nnunet.precision import at_least_float32, without_autocast
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import regions_and_valid
 

@@ -12,36 +12,17 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from rehrseg_nnunet.config.segmentation import HRHeadConfig
-from rehrseg_nnunet.nnunet.extended_network import Extension, extend, is_extended, unwrap
+from rehrseg_nnunet.nnunet.extended_network import extend
+from rehrseg_nnunet.segmentation.hr_network import HRNetwork, OutputMode, TrainingOutputs, gives_hr_logits
 from rehrseg_nnunet.slices.slice_upsampling import LogitInterpolation, interleave_slices, upsample_slices
-
-OutputMode = Literal["lr", "hr", "training"]
-OUTPUT_MODES = ("lr", "hr", "training")
-
-
-class TrainingOutputs(NamedTuple):
-    """What one pass of the network gives in mode "training".
-
-    Attributes:
-        lr: logits (B, K, D, H, W), or the list of logits from fine to coarse with deep supervision.
-        hr: logits (B, K, r*D, H, W) of the HR head.
-        student: (B, C, D', H', W') encoder skip at in-plane stride 2.
-        adapted: (B, Ct, D', H', W') the student after a 1x1x1 convolution to the teacher's channel count (Eq. 10).
-    """
-
-    lr: torch.Tensor | list[torch.Tensor]
-    hr: torch.Tensor
-    student: torch.Tensor
-    adapted: torch.Tensor
 
 
 class HRHead(nn.Module):
@@ -121,7 +102,7 @@ class HRSegLayer(nn.Conv3d):
         return lr, self.hr_head(features, lr)
 
 
-class HR(Extension):
+class HR(HRNetwork):
     """Forward of a network whose last segmentation layer is an `HRSegLayer`.
 
     Attributes:
@@ -133,6 +114,20 @@ class HR(Extension):
     encoder: Any
     decoder: Any
     student_stage: int
+
+    @property
+    def factor(self) -> int:
+        """r, of the HR head."""
+        return self.decoder.seg_layers[-1].hr_head.factor
+
+    @property
+    def output_mode(self) -> OutputMode:
+        """What the forward returns; the layer needs to know it too."""
+        return self.decoder.seg_layers[-1].output_mode
+
+    @output_mode.setter
+    def output_mode(self, mode: OutputMode) -> None:
+        self.decoder.seg_layers[-1].output_mode = mode
 
     def forward(
         self, image: torch.Tensor
@@ -175,11 +170,11 @@ def add_hr_head(network: nn.Module, *, factor: int, teacher_channels: int, confi
     """
     if int(factor) != factor or factor < 2:
         raise ValueError(f"factor must be an integer of at least 2, got {factor}")
-    if has_hr_head(network):
+    if gives_hr_logits(network):
         raise ValueError(f"network must be without an HR head, got a {type(network).__name__}")
-    unet = _as_unet(network)
+    unet = as_unet(network)
     layer: nn.Conv3d = unet.decoder.seg_layers[-1]
-    stage = _student_stage(unet)
+    stage = student_stage(unet)
     new = HRSegLayer(
         layer,
         head=HRHead(layer.in_channels, layer.out_channels, factor=factor, config=config),
@@ -197,14 +192,19 @@ def _keep(module: nn.Module) -> None:
     """The scheme of a network without one: PyTorch's weights."""
 
 
-class _UNet(Protocol):
+class UNet(Protocol):
     """A network with what is needed of it."""
 
     encoder: Any
     decoder: Any
 
 
-def _as_unet(network: nn.Module) -> _UNet:
+def as_unet(network: nn.Module) -> UNet:
+    """The network as what REHRSeg adds to.
+
+    Raises:
+        NotImplementedError: another architecture, or a 2D network.
+    """
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     known = all(hasattr(encoder, name) for name in ("strides", "output_channels"))
     if not known or not isinstance(getattr(decoder, "seg_layers", [None])[-1], nn.Conv3d):
@@ -212,11 +212,15 @@ def _as_unet(network: nn.Module) -> _UNet:
             f"REHRSeg supports 3D networks with encoder.strides and decoder.seg_layers (PlainConvUNet, "
             f"ResidualEncoderUNet), not {type(network).__name__}"
         )
-    return cast("_UNet", network)
+    return cast("UNet", network)
 
 
-def _student_stage(network: _UNet) -> int:
-    """Index of the first encoder stage whose in-plane stride relative to the input is 2."""
+def student_stage(network: UNet) -> int:
+    """Index of the first encoder stage whose in-plane stride relative to the input is 2.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
     in_plane = [1, 1]
     for stage, (_, y, x) in enumerate(network.encoder.strides):
         in_plane = [in_plane[0] * y, in_plane[1] * x]
@@ -226,56 +230,3 @@ def _student_stage(network: _UNet) -> int:
         f"REHRSeg distils into the encoder stage at in-plane stride 2, which this {type(network).__name__} has not "
         f"(strides {[list(s) for s in network.encoder.strides]})"
     )
-
-
-def has_hr_head(network: nn.Module) -> bool:
-    """Whether the network, wrapped or not, came from `add_hr_head`."""
-    return is_extended(network, HR)
-
-
-def _hr_layer(network: nn.Module) -> HRSegLayer:
-    unwrapped = unwrap(network)
-    if not isinstance(unwrapped, HR):
-        raise ValueError(f"network must have an HR head, got a {type(unwrapped).__name__}")
-    return unwrapped.decoder.seg_layers[-1]
-
-
-def hr_factor(network: nn.Module) -> int:
-    """The factor r of the network's HR head.
-
-    Raises:
-        ValueError: a network without an HR head.
-    """
-    return _hr_layer(network).hr_head.factor
-
-
-def set_output_mode(network: nn.Module, mode: OutputMode) -> None:
-    """Choose what the network returns.
-
-    Args:
-        network: what `add_hr_head` returned, possibly inside DistributedDataParallel or torch.compile.
-        mode: "lr": exactly what the stock network returns. "hr": the pair of LR logits (B, K, D, H, W) and HR logits
-            (B, K, r*D, H, W), whatever deep supervision is set to. "training": `TrainingOutputs`.
-
-    Raises:
-        ValueError: unknown mode, or a network without an HR head.
-    """
-    if mode not in OUTPUT_MODES:
-        raise ValueError(f"mode must be one of {OUTPUT_MODES}, got {mode!r}")
-    _hr_layer(network).output_mode = mode
-
-
-def get_output_mode(network: nn.Module) -> OutputMode:
-    """The mode set by `set_output_mode`; "lr" for a new network."""
-    return _hr_layer(network).output_mode
-
-
-@contextmanager
-def output_mode(network: nn.Module, mode: OutputMode) -> Iterator[None]:
-    """`set_output_mode` for the duration of a with statement."""
-    before = get_output_mode(network)
-    set_output_mode(network, mode)
-    try:
-        yield
-    finally:
-        set_output_mode(network, before)

@@ -10,7 +10,7 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from rehrseg_nnunet.cases.case_dataset import Cases
+from rehrseg_nnunet.cases.turned import TurnedCases
 from rehrseg_nnunet.segmentation.case_scale import CaseScale
+from rehrseg_nnunet.segmentation.certain_cases import CertainImage
 from rehrseg_nnunet.segmentation.targets import FIELDS, PatchTargets
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
 
@@ -91,6 +93,18 @@ class FirstChannel:
         return self.labels[(slice(0, 1), *index)][0]
 
 
+class ExactPairs(NamedTuple):
+    """Cases that are shown in place of pseudo-HR ones now and then.
+
+    Attributes:
+        cases: turned acquisitions, image (C, n*r, H, W) without U.
+        probability: share of the patches.
+    """
+
+    cases: TurnedCases
+    probability: float
+
+
 class PhasedCases:
     """A dataset of pseudo-HR cases, each loaded at a random phase.
 
@@ -100,6 +114,8 @@ class PhasedCases:
         lr_dataset: the same cases as acquired, (C, D, H, W) and (1, D, H, W), or None.
         true_lr_probability: share of the cases that show the true acquisition and its labels, at phase 0; the others
             are at phases drawn uniformly.
+        exact_pairs: turned acquisitions of the same identifiers and how often they are shown, at such phases too, or
+            None; `true_lr_probability` is then the share of the others.
         normalise_uncertainty: see `CaseScale.of_case`.
 
     Attributes:
@@ -113,6 +129,7 @@ class PhasedCases:
         factor: int,
         lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
+        exact_pairs: ExactPairs | None = None,
         normalise_uncertainty: bool = True,
     ):
         if true_lr_probability > 0 and lr_dataset is None:
@@ -122,17 +139,37 @@ class PhasedCases:
         self.factor = factor
         self.lr_dataset = lr_dataset
         self.true_lr_probability = true_lr_probability
+        self.exact_pairs = exact_pairs
         self.normalise_uncertainty = normalise_uncertainty
         self.scales: dict[str, CaseScale] = {}
 
     def load_case(self, identifier: str) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
-        """Draw whether to show the true acquisition, else a phase, then load."""
+        """Draw whether to show the true acquisition, turned or as it is, else a phase, then load."""
+        if self.exact_pairs is not None and np.random.uniform() < self.exact_pairs.probability:  # noqa: NPY002
+            return self._exact_pair(identifier, self.exact_pairs.cases)
         case = self.dataset.load_case(identifier)
         phases = self.factor if case[0].shape[1] > self.factor else 1  # a single thick slice fits at phase 0 only
         # nnU-Net seeds numpy's global generator anew in every worker; an own generator would repeat itself in them
         use_true_lr = bool(np.random.uniform() < self.true_lr_probability)  # noqa: NPY002
         phase = 0 if use_true_lr else int(np.random.randint(phases))  # noqa: NPY002
         return self.at_phase(identifier, case, phase=phase, use_true_lr=use_true_lr)
+
+    def _exact_pair(self, identifier: str, cases: TurnedCases) -> tuple[MarkedImage, SliceWindow, None, dict[str, Any]]:
+        """A turned acquisition at a random phase; its U is 0."""
+        if identifier not in self.scales:
+            data, _, _, properties = self.dataset.load_case(identifier)  # U of the turned one says nothing of the case
+            self._remember_scale(identifier, data, properties)
+        image, labels, _, properties = cases.load_case(identifier)
+        phase = int(np.random.randint(self.factor if image.shape[1] > self.factor else 1))  # noqa: NPY002
+        case = (CertainImage(image), labels, None, properties)
+        data, labels, _, properties = self.at_phase(identifier, case, phase=phase, use_true_lr=False)
+        return data, labels, None, properties
+
+    def _remember_scale(self, identifier: str, data: Any, properties: Mapping[str, Any]) -> None:
+        if identifier not in self.scales:
+            self.scales[identifier] = CaseScale.of_case(
+                data, properties, factor=self.factor, normalise_uncertainty=self.normalise_uncertainty
+            )
 
     def at_phase(
         self, identifier: str, case: tuple[Any, Any, Any, dict[str, Any]], *, phase: int, use_true_lr: bool
@@ -149,10 +186,7 @@ class PhasedCases:
         data, labels, _, properties = case
         if data.shape[1] % self.factor:
             raise ValueError(f"slices of case {identifier} must be a multiple of {self.factor}, got {data.shape[1]}")
-        if identifier not in self.scales:
-            self.scales[identifier] = CaseScale.of_case(
-                data, properties, factor=self.factor, normalise_uncertainty=self.normalise_uncertainty
-            )
+        self._remember_scale(identifier, data, properties)
         slices = (data.shape[1] - phase) // self.factor * self.factor
         hr_data = SliceWindow(data, start=phase, slices=slices)
         hr_labels = SliceWindow(labels, start=phase, slices=slices)
@@ -199,6 +233,7 @@ class HRPatchLoader(nnUNetDataLoader):
         factor: r.
         lr_dataset: the cases as acquired, for `true_lr_probability`.
         true_lr_probability: share of the patches whose input is the true acquisition with its true label, at phase 0.
+        exact_pairs: see `PhasedCases`.
         normalise_uncertainty: see `CaseScale.of_case`.
         **options: nnUNetDataLoader's further options (oversampling, transforms, ...).
 
@@ -217,6 +252,7 @@ class HRPatchLoader(nnUNetDataLoader):
         factor: int,
         lr_dataset: Cases | None = None,
         true_lr_probability: float = 0.0,
+        exact_pairs: ExactPairs | None = None,
         normalise_uncertainty: bool = True,
         **options: Any,
     ):
@@ -232,6 +268,7 @@ class HRPatchLoader(nnUNetDataLoader):
             factor=factor,
             lr_dataset=lr_dataset,
             true_lr_probability=true_lr_probability,
+            exact_pairs=exact_pairs,
             normalise_uncertainty=normalise_uncertainty,
         )
         super().__init__(

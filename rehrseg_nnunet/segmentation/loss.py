@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from rehrseg_nnunet.nnunet.precision import at_least_float32, connected_zero
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs
 from rehrseg_nnunet.segmentation.targets import FIELDS, PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss, uncertainty_to_weight
 
@@ -24,7 +24,7 @@ class REHRSegLoss(nn.Module):
 
     Args:
         lr_loss: L_u of Eq. 7.
-        hr_loss: nnU-Net's loss of (HR logits, HR target).
+        hr_loss: nnU-Net's loss of (HR logits, HR target), or of the lists of both with deep supervision of thin slices.
         validation_loss: nnU-Net's stock loss of (outputs, targets), for everything that is not `TrainingOutputs`.
         distillation: gives the terms that lambda weighs, e.g. `rehrseg_nnunet.segmentation.distillation.Distillation`.
             None: no distillation.
@@ -62,8 +62,8 @@ class REHRSegLoss(nn.Module):
 
         Args:
             outputs: `TrainingOutputs` of the network with its HR head on, or the stock network's output.
-            targets: for training outputs the LR target of each LR output, full resolution first, then `PatchTargets`;
-                else the stock target.
+            targets: for training outputs the LR target of each LR output, full resolution first, then the HR target of
+                each coarser HR output, if there are, then `PatchTargets`; else the stock target.
 
         Returns:
             Scalar.
@@ -74,14 +74,15 @@ class REHRSegLoss(nn.Module):
         if not isinstance(outputs, TrainingOutputs):
             return self.validation_loss(outputs, targets)
         lr_outputs = [outputs.lr] if isinstance(outputs.lr, Tensor) else outputs.lr
-        if len(targets) != len(lr_outputs) + len(FIELDS):
-            raise ValueError(
-                f"targets must be {len(lr_outputs)} LR targets and {', '.join(FIELDS)}, got {len(targets)} entries"
-            )
-        lr_targets, others = targets[: len(lr_outputs)], PatchTargets(*targets[len(lr_outputs) :])
+        coarser = 0 if isinstance(outputs.hr, Tensor) else len(outputs.hr) - 1
+        first = len(lr_outputs) + coarser
+        if len(targets) != first + len(FIELDS):
+            labels = f"{len(lr_outputs)} LR targets" + (f", {coarser} coarser HR targets" if coarser else "")
+            raise ValueError(f"targets must be {labels} and {', '.join(FIELDS)}, got {len(targets)} entries")
+        lr_targets, others = targets[: len(lr_outputs)], PatchTargets(*targets[first:])
         terms = {
             "lr": self.lr_loss(lr_outputs, lr_targets, self._weight(others.uncertainty)),
-            "hr": self._hr(at_least_float32(outputs.hr), others),
+            "hr": self._hr(outputs.hr, [others.hr, *targets[len(lr_outputs) : first]], others.hr_uncertainty),
         }
         loss = terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)
         if self.distillation is not None and self.distillation_weight != 0:
@@ -94,7 +95,11 @@ class REHRSegLoss(nn.Module):
     def _weight(self, uncertainty: Tensor) -> Tensor:
         return uncertainty_to_weight(uncertainty, strength=self.uncertainty_strength)
 
-    def _hr(self, logits: Tensor, targets: PatchTargets) -> Tensor:
+    def _hr(self, outputs: Tensor | list[Tensor], targets: list[Tensor], uncertainty: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            logits, target = at_least_float32(outputs), targets[0]
+        else:
+            logits, target = [at_least_float32(output) for output in outputs], targets
         if self.weighted_hr_loss is None:
-            return self.hr_loss(logits, targets.hr)
-        return self.weighted_hr_loss(logits, targets.hr, self._weight(targets.hr_uncertainty))
+            return self.hr_loss(logits, target)
+        return self.weighted_hr_loss(logits, target, self._weight(uncertainty))

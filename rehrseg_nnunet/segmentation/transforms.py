@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
@@ -27,6 +27,7 @@ from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentatio
 
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
+from rehrseg_nnunet.slices.slice_upsampling import repeat_last_slice
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
 Region = int | Sequence[int]
@@ -95,6 +96,29 @@ class DegradeTransform(BasicTransform):
         return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
 
 
+class KeepSparseLabels(BasicTransform):
+    """A spatial transform that takes the nearest label where labels lie on planes.
+
+    Labels on planes one voxel thick would be outvoted by what is around them, or get the label between two others.
+
+    Args:
+        transform: nnU-Net's; interpolates labels.
+        unlabelled: value of the voxels without label.
+    """
+
+    def __init__(self, transform: SpatialTransform, *, unlabelled: int):
+        super().__init__()
+        self.transform = transform
+        self.nearest = copy.copy(transform)
+        self.nearest.mode_seg = "nearest"
+        self.unlabelled = unlabelled
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """Transform a sample."""
+        sparse = is_sparse(data_dict["segmentation"], self.unlabelled)
+        return (self.nearest if sparse else self.transform)(**data_dict)
+
+
 class SetTargetsAside(BasicTransform):
     """Put what must not be changed any more under keys that no transform knows.
 
@@ -104,12 +128,15 @@ class SetTargetsAside(BasicTransform):
     Args:
         factor: r.
         hr_uncertainty: U is at HR and wanted there too.
+        sparse_label: value of voxels without label; where most have it, no slice teaches what stage 1 knows, which
+            looks at labels too. None: all do.
     """
 
-    def __init__(self, factor: int, *, hr_uncertainty: bool = False):
+    def __init__(self, factor: int, *, hr_uncertainty: bool = False, sparse_label: int | None = None):
         super().__init__()
         self.factor = factor
         self.hr_uncertainty = hr_uncertainty
+        self.sparse_label = sparse_label
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Make the fields of `PatchTargets` that are not labels, without batch, of image, U and segmentation."""
@@ -118,6 +145,8 @@ class SetTargetsAside(BasicTransform):
         uncertainty = data_dict["regression_target"].float().clamp(0, 1)
         lr = slice_mean(uncertainty, self.factor) if self.hr_uncertainty else uncertainty
         has_data = (segmentation[:1] >= 0).amax((2, 3), keepdim=True)  # the loader pads labels with -1
+        if self.sparse_label is not None and is_sparse(segmentation, self.sparse_label):
+            has_data = torch.zeros_like(has_data)
         return {
             **others,
             "uncertainty": torch.zeros_like(lr) if is_true_acquisition(segmentation) else lr,
@@ -151,6 +180,23 @@ class LRLabelTransform(BasicTransform):
         return {**data_dict, "segmentation": lr, "hr_segmentation": segmentation[:1].contiguous()}
 
 
+class ThinScales(NamedTuple):
+    """Scales of HR labels, for deep supervision of a network of thin slices.
+
+    Attributes:
+        scales: nnU-Net's, full resolution first.
+        slices: what the network sees, r*D and repetitions of the last slice (`thin_input.padded_slices`).
+    """
+
+    scales: list[list[float]]
+    slices: int
+
+    def coarser(self, labels: torch.Tensor) -> list[torch.Tensor]:
+        """All but the finest of HR labels (1 or regions, r*D, H, W)."""
+        downsample = DownsampleSegForDSTransform(self.scales[1:])
+        return downsample(segmentation=repeat_last_slice(labels, self.slices))["segmentation"]
+
+
 class PackHRTargets(BasicTransform):
     """Finish both label maps as nnU-Net does and put all targets into the list that its loader batches.
 
@@ -158,6 +204,7 @@ class PackHRTargets(BasicTransform):
         regions: foreground regions in the order of the heads, or None.
         ignore_label: becomes the last channel with regions, stays a value without.
         deep_supervision_scales: scales of the LR labels; None gives exactly one LR map.
+        thin: scales of the HR labels; None gives exactly one HR map.
         hr_dtype: dtype of the HR label map without regions (with regions both are bool, as in nnU-Net).
     """
 
@@ -167,6 +214,7 @@ class PackHRTargets(BasicTransform):
         regions: Sequence[Region] | None = None,
         ignore_label: int | None = None,
         deep_supervision_scales: list[list[float]] | None = None,
+        thin: ThinScales | None = None,
         hr_dtype: torch.dtype = torch.int16,
     ):
         super().__init__()
@@ -176,16 +224,18 @@ class PackHRTargets(BasicTransform):
             labels.append(ConvertSegmentationToRegionsTransform(regions=channels, channel_in_seg=0))
         scales = [] if deep_supervision_scales is None else [DownsampleSegForDSTransform(deep_supervision_scales)]
         self.finish_hr = ComposeTransforms(labels)
+        self.thin = thin
         self.finish_lr = ComposeTransforms([*labels, *scales])
         self.hr_dtype = None if regions is not None else hr_dtype
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, *PatchTargets]."""
+        """Return `image` and `segmentation` = [LR scale 0, .., LR scale N, coarser HR scales, *PatchTargets]."""
         # RemoveLabelTransform writes in place
         lr = self.finish_lr(segmentation=data_dict["segmentation"].clone())["segmentation"]
         hr = self.finish_hr(segmentation=data_dict["hr_segmentation"].clone())["segmentation"]
         if self.hr_dtype is not None:
             hr = hr.to(self.hr_dtype)
+        coarser = [] if self.thin is None else self.thin.coarser(hr)
         targets = PatchTargets(
             hr=hr,
             uncertainty=data_dict["uncertainty"],
@@ -194,7 +244,13 @@ class PackHRTargets(BasicTransform):
             hr_uncertainty=data_dict["hr_uncertainty"],
         )
         lr_scales = lr if isinstance(lr, list) else [lr]
-        return {"image": data_dict["image"].contiguous(), "segmentation": [*lr_scales, *targets]}
+        return {"image": data_dict["image"].contiguous(), "segmentation": [*lr_scales, *coarser, *targets]}
+
+
+def is_sparse(segmentation: torch.Tensor, unlabelled: int) -> bool:
+    """Whether a sample's labels lie on planes, up to every other one: a quarter of its voxels have none."""
+    inside = segmentation >= 0
+    return bool((segmentation == unlabelled).sum() > 0.25 * inside.sum())
 
 
 def is_true_acquisition(segmentation: torch.Tensor) -> bool:
@@ -220,6 +276,8 @@ def build_training_transforms(
     regions: Sequence[Region] | None = None,
     ignore_label: int | None = None,
     deep_supervision_scales: list[list[float]] | None = None,
+    thin: ThinScales | None = None,
+    sparse_labels: bool = False,
     hr_uncertainty: bool = False,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
@@ -236,7 +294,9 @@ def build_training_transforms(
         highest_label: largest label that occurs, the ignore label included; up to 127 HR labels are int8.
         regions: foreground regions, or None.
         ignore_label: ignore label, or None.
-        deep_supervision_scales: nnU-Net's scales, or None.
+        deep_supervision_scales: nnU-Net's scales of the LR labels, or None.
+        thin: scales of the HR labels, or None.
+        sparse_labels: some samples have labels on planes of single voxels only, `ignore_label` elsewhere.
         hr_uncertainty: give U at HR too.
 
     Raises:
@@ -255,10 +315,16 @@ def build_training_transforms(
         spatial = [degradation, *spatial]
     else:  # without the conversions to 2D and back
         spatial = [*(_on_hr_grid(cast("SpatialTransform", t), factor) for t in spatial), degradation]
+    sparse_label = ignore_label if sparse_labels else None
+    if sparse_label is not None:
+        spatial = [
+            KeepSparseLabels(t, unlabelled=sparse_label) if isinstance(t, SpatialTransform) else t for t in spatial
+        ]
     pack = PackHRTargets(
         regions=regions,
         ignore_label=ignore_label,
         deep_supervision_scales=deep_supervision_scales,
+        thin=thin,
         hr_dtype=torch.int8 if highest_label <= torch.iinfo(torch.int8).max else torch.int16,
     )
     return ComposeTransforms(
@@ -266,7 +332,7 @@ def build_training_transforms(
             TakeUncertaintyOut(),
             *spatial,
             *mirrors,
-            SetTargetsAside(factor, hr_uncertainty=hr_uncertainty),
+            SetTargetsAside(factor, hr_uncertainty=hr_uncertainty, sparse_label=sparse_label),
             *intensity,
             LRLabelTransform(factor),
             *transforms[labels_at:],

@@ -184,6 +184,14 @@ def _spline_matrix(slices: int, positions: np.ndarray, order: int) -> torch.Tens
     return torch.from_numpy(spline(inside) + beyond * spline(inside, nu=1))
 
 
+@lru_cache(maxsize=128)
+def spline_between_slices(slices: int, factor: int) -> torch.Tensor:
+    """Matrix (r*(D - 1) + 1, D), float64: a cubic B-spline (linear below 4 slices) through slices that lie at r*k."""
+    if slices == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    return _spline_matrix(slices, np.arange(factor * (slices - 1) + 1) / factor, 3)
+
+
 def interpolate(volume: torch.Tensor, factor: int, axis: int, *, order: int = 3) -> torch.Tensor:
     """Interpolate an image to r times as many slices over the same field of view (see `interpolation_matrix`).
 

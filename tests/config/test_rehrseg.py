@@ -3,7 +3,13 @@
 import pytest
 from pydantic import ValidationError
 
-from rehrseg_nnunet.config.rehrseg import RehrsegConfig, change_segmentation, load_config, parse_block
+from rehrseg_nnunet.config.rehrseg import (
+    RehrsegConfig,
+    change_segmentation,
+    load_config,
+    parse_block,
+    with_thin_network,
+)
 
 THICK = {"spacing": [4.0, 1.0, 1.0]}
 
@@ -124,3 +130,31 @@ def test_changed_settings_of_stage_2_are_checked_and_leave_the_rest():
         change_segmentation(config, {"lambda": 1})
     with pytest.raises(ValueError, match="changes must leave hr_head as it is in the plans"):
         change_segmentation(config, {"hr_head": {"hidden_features": 8}})
+
+
+THIN = {"patch_size": [4, 16, 16], "batch_size": 3, "architecture": {"network_class_name": "a"}}
+
+
+def test_thin_input_needs_its_network():
+    with pytest.raises(ValueError, match=r"rehrseg\.segmentation: input thin needs .* `rehrseg plan --input thin"):
+        parse_block({"segmentation": {"input": "thin", "thin": {**THIN, "batch_size": None}}})
+    assert parse_block({"segmentation": {"input": "thin", "thin": THIN}}).segmentation.hr_source == "head"
+    assert parse_block({"segmentation": {"thin": THIN}}).segmentation.hr_source == "mean"
+
+
+def test_the_network_of_thin_slices_takes_the_place_of_that_of_thick_ones():
+    plans = {
+        "configurations": {
+            "3d_fullres": {"spacing": [4.0, 1.0, 1.0], "patch_size": [8, 32, 32], "batch_size": 2},
+            "2d": {"spacing": [1.0, 1.0]},
+        }
+    }
+    config = load_config({"spacing": [4.0, 1.0, 1.0], "rehrseg": {"segmentation": {"input": "thin", "thin": THIN}}})
+    changed = with_thin_network(plans, "3d_fullres", config)
+    result = changed["configurations"]["3d_fullres"]
+    assert {key: result[key] for key in THIN} == THIN
+    assert result["spacing"] == [4.0, 1.0, 1.0]
+    assert load_config(result) == config
+    assert changed["configurations"]["2d"] == plans["configurations"]["2d"]
+    assert plans["configurations"]["3d_fullres"]["patch_size"] == [8, 32, 32]
+    assert with_thin_network(changed, "3d_fullres", config) == changed

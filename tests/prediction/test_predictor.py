@@ -14,7 +14,8 @@ from torch import nn
 from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.prediction import predictor as module
 from rehrseg_nnunet.prediction.predictor import HRPredictor, fold_phases
-from rehrseg_nnunet.segmentation.hr_head import add_hr_head, get_output_mode, output_mode
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import get_output_mode, output_mode
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices, upsample_slices

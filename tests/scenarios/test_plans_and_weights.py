@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
-from workspace import assert_same_field_of_view, log_of
+from workspace import assert_same_field_of_view, environment, log_of
 
 from rehrseg_nnunet.config import removed_settings
 from rehrseg_nnunet.config.rehrseg import upgraded_plans
@@ -61,6 +61,19 @@ def pretrained(trained):
     for trainer, source in (("SelfSRTrainer", "SelfSRTrainer"), ("REHRSegTrainer", "nnUNetTrainer")):
         weights = trained.fold(source, THICK) / FINAL
         trained.train(trainer, THICK, "-pretrained_weights", weights, fold="1")
+    return trained
+
+
+@pytest.fixture(scope="module")
+def thin(trained):
+    """Quality mode: plans `thin` with exact pairs, stage 2 from scratch on the stage 1 of plans `tiny`."""
+    trained.rehrseg("plan", "-d", THICK, "--preset", "demo", "--input", "thin", "-o", "thin")
+    file = trained.plans(THICK, "thin")
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["rehrseg"]["segmentation"]["exact_pair_probability"] = 0.5
+    file.write_text(json.dumps(plans))
+    with environment(REHRSEG_SELF_SR=str(trained.fold("SelfSRTrainer", THICK))):
+        trained.train("REHRSegTrainer", THICK, plans="thin")
     return trained
 
 
@@ -291,3 +304,54 @@ def test_stage_2_without_checkpoints_trains_and_validates(pretrained):
     fold = pretrained.train("REHRSegTrainer_5epochs", THICK, "--disable_checkpointing", fold="1")
     assert not list(fold.glob("*.pth"))
     assert voxels(fold / "validation").keys() == voxels(fold / "validation_hr").keys()
+
+
+def test_thin_input_is_planned_by_nnunets_planner_for_thin_slices(thin):
+    """As nnU-Net plans the isotropic dataset that the thick one was made from, but for the preset's width."""
+    plans = json.loads(thin.plans(THICK, "thin").read_text())["configurations"]["3d_fullres"]
+    planned = plans["rehrseg"]["segmentation"]["thin"]
+    stock = json.loads(thin.plans(ISOTROPIC, thin.plan(ISOTROPIC)).read_text())["configurations"]["3d_fullres"]
+    assert planned["patch_size"] == [stock["patch_size"][0] // FACTOR, *stock["patch_size"][1:]]
+    assert planned["batch_size"] == stock["batch_size"]
+    ours, theirs = (p["architecture"]["arch_kwargs"] for p in (planned, stock))
+    assert ours["strides"] == theirs["strides"]
+    assert ours["features_per_stage"] == [max(4, f // 4) for f in theirs["features_per_stage"]]
+    thick = json.loads(thin.plans(THICK, "tiny").read_text())["configurations"]["3d_fullres"]
+    assert {key: plans[key] for key in thick if key != "rehrseg"} == {k: v for k, v in thick.items() if k != "rehrseg"}
+
+
+def test_thin_input_starts_from_scratch_and_keeps_its_network_with_the_model(thin):
+    fold = thin.fold("REHRSegTrainer", THICK, plans="thin")
+    assert "no baseline fits thin slices" in log_of(fold)
+    assert torch.load(fold / FINAL, weights_only=False)["logging"]["lrs"][0] == pytest.approx(0.01)
+    kept = json.loads((fold.parent / "plans.json").read_text())["configurations"]["3d_fullres"]
+    planned = kept["rehrseg"]["segmentation"]["thin"]
+    assert planned == {key: kept[key] for key in ("patch_size", "batch_size", "architecture")}
+    assert json.loads((fold / "validation" / "summary.json").read_text())["metric_per_case"]
+
+
+def test_thin_input_predicts_thick_slices_by_the_stock_command_and_thin_ones(thin, tmp_path):
+    images = thin.raw / thin.dataset(THICK) / "imagesTr"
+    lr = thin.predict(images, tmp_path / "lr", THICK, plans="thin")
+    hr = thin.predict_hr(images, tmp_path / "hr", THICK, plans="thin")
+    files = sorted(lr.glob("*.nii.gz"))
+    assert files
+    for file in files:
+        thick, fine = (sitk.ReadImage(str(folder / file.name)) for folder in (lr, hr))
+        assert thick.GetSize() == sitk.ReadImage(str(images / file.name.replace(".nii", "_0000.nii"))).GetSize()
+        assert_same_field_of_view(thick, fine, factor=FACTOR)
+    one_phase = thin.predict_hr(images, tmp_path / "one", THICK, "--disable_tta", plans="thin")
+    fold = thin.fold("REHRSegTrainer", THICK, plans="thin")
+    assert voxels(one_phase).keys() == voxels(hr).keys()
+    validated = voxels(fold / "validation_hr")
+    assert_same_voxels(validated, {name: voxels(hr)[name] for name in validated})
+
+
+def test_thin_input_goes_on_from_another_network_of_thin_slices(thin):
+    weights = thin.fold("REHRSegTrainer", THICK, plans="thin") / FINAL
+    with environment(REHRSEG_SELF_SR=str(thin.fold("SelfSRTrainer", THICK))):
+        fold = thin.train("REHRSegTrainer_1epoch", THICK, "-pretrained_weights", weights, plans="thin")
+    assert "training starts from -pretrained_weights" in log_of(fold)
+    assert f"initial learning rate {RATE}" in log_of(fold)
+    with pytest.raises(AssertionError, match="compatible with your network"):
+        trainer_with(thin, "REHRSegTrainer", weights)  # of plans `tiny`

@@ -16,7 +16,7 @@ from rehrseg_nnunet.segmentation.distillation import (
     resize_to,
     spatial_loss,
 )
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs
+from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 
 IGNORE = 3

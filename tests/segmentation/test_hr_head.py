@@ -6,12 +6,11 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from rehrseg_nnunet.config.segmentation import HRHeadConfig
-from rehrseg_nnunet.segmentation.hr_head import (
-    HRHead,
+from rehrseg_nnunet.segmentation.hr_head import HRHead, add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import (
     TrainingOutputs,
-    add_hr_head,
     get_output_mode,
-    has_hr_head,
+    gives_hr_logits,
     output_mode,
     set_output_mode,
 )
@@ -262,7 +261,7 @@ def test_reaches_through_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(with_head(stock(deep_supervision=True)))
-        assert has_hr_head(wrapped)
+        assert gives_hr_logits(wrapped)
         set_output_mode(wrapped, "training")
         out = wrapped(image())
         assert isinstance(out, TrainingOutputs)

@@ -6,10 +6,12 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
+from torch.nn import functional
 
 from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
-from rehrseg_nnunet.segmentation.hr_head import TrainingOutputs, add_hr_head, output_mode
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs, output_mode
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
@@ -199,3 +201,33 @@ def test_where_u_is_1_nothing_teaches_the_lr_head_but_eq_7():
     assert (head.weight.grad == 0).all()
     assert (head.bias.grad == 0).all()
     assert head.hr_head.first.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_thin_slices_that_are_supervised_deeply_have_nnunets_weighted_sum(weighted):
+    """Whatever each scale says, its factor times the loss of that scale alone; U is pooled to it."""
+    outputs, lr_targets, others = training_batch(deep_supervision=False)
+    coarser_logits, coarser_target = batch((2 * FACTOR, 4, 4), seed=9)
+    uncertainty = torch.rand(2, 1, 4 * FACTOR, 8, 8, generator=torch.Generator().manual_seed(8))
+    others = others._replace(hr_uncertainty=uncertainty)
+    factors = (0.7, 0.3)
+
+    def total(hr, targets, hr_factors):
+        hr_loss = build_label_loss(PLAIN, batch_dice=False, ddp=False, ignore_index=IGNORE)
+        own = UncertaintyWeightedLoss(hr_factors, ignore_label=IGNORE, dice=hr_loss.dc) if weighted else None
+        module = REHRSegLoss(
+            UncertaintyWeightedLoss(ignore_label=IGNORE),
+            hr_loss if hr_factors is None else DeepSupervisionWrapper(hr_loss, hr_factors),
+            nn.Identity(),
+            weighted_hr_loss=own,
+        )
+        module(outputs._replace(hr=hr), targets)
+        return module.components["hr"]
+
+    deep = total([outputs.hr, coarser_logits], [*lr_targets, coarser_target, *others], factors)
+    pooled = functional.avg_pool3d(uncertainty, 2)
+    fine = total(outputs.hr, [*lr_targets, *others], None)
+    coarse = total(coarser_logits, [*lr_targets, *others._replace(hr=coarser_target, hr_uncertainty=pooled)], None)
+    torch.testing.assert_close(deep, factors[0] * fine + factors[1] * coarse)
+    with pytest.raises(ValueError, match=r"1 LR targets, 1 coarser HR targets and hr, uncertainty, .* got 6 entries"):
+        total([outputs.hr, coarser_logits], [*lr_targets, *others], factors)

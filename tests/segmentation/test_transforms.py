@@ -27,6 +27,7 @@ from rehrseg_nnunet.segmentation.transforms import (
     HALO_LR_SLICES,
     LRLabelTransform,
     TakeUncertaintyOut,
+    ThinScales,
     build_training_transforms,
     slice_mean,
 )
@@ -423,6 +424,37 @@ def test_targets_have_the_shapes_and_types_of_nnunets_loader(kind, scales):
     full = their_targets[0].shape
     assert hr_target.shape == (*full[:2], factor * full[2], *full[3:])
     assert hr_target.dtype == (torch.bool if regions is not None else torch.int8)
+
+
+@pytest.mark.parametrize("kind", ["labels", "regions"])
+@pytest.mark.parametrize(("slices", "seen"), [(4, 12), (5, 16)])  # a network of stride 4 sees 12 slices and 15 + 1
+def test_thin_slices_have_targets_at_the_scales_of_their_network(kind, slices, seen):
+    factor, patch = 3, (slices, 8, 8)
+    regions = [(1, 2, 3), 2] if kind == "regions" else None
+    scales = [[1, 1, 1], [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]]
+    transforms = build_training_transforms(
+        stock_transforms(patch, dummy_2d=False),
+        factor=factor,
+        highest_label=3,
+        regions=regions,
+        thin=ThinScales(scales, seen),
+    )
+    data, labels = volume(factor)
+    loader = HRPatchLoader(memory_dataset(data, labels), 2, patch, patch, LABELS, factor=factor, transforms=transforms)
+    lr, *coarser = next(loader)["target"][: -len(PatchTargets._fields)]
+    (hr, *_) = split(next(loader)["target"])[1]
+    assert lr.shape[2:] == patch
+    assert [tuple(t.shape[2:]) for t in coarser] == [(seen // 2, 4, 4), (seen // 4, 2, 2)]
+    assert hr.shape[2:] == (factor * slices, 8, 8)
+    assert {t.dtype for t in (hr, *coarser)} == {torch.bool if regions else torch.int8}
+    assert {t.shape[1] for t in (hr, *coarser)} == {2 if regions else 1}
+
+
+def test_coarser_targets_are_what_nnunet_makes_of_the_labels_that_the_network_sees():
+    labels = torch.randint(0, 4, (1, 15, 8, 8), generator=torch.Generator().manual_seed(0))
+    (coarse,) = ThinScales([[1, 1, 1], [0.5, 0.5, 0.5]], 16).coarser(labels)
+    seen = torch.cat([labels, labels[:, -1:]], dim=1)
+    assert torch.equal(coarse, seen[:, 1::2, 1::2, 1::2])  # nearest, as nnU-Net takes it
 
 
 def test_regions_and_ignore_channel_hold_the_right_voxels():

@@ -5,11 +5,19 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import BSpline, CubicSpline
 from torch import nn
 
 from rehrseg_nnunet.slices.geometry import hr_slice_positions
-from rehrseg_nnunet.slices.slice_upsampling import REACH, LogitInterpolation, interleave_slices, upsample_slices
+from rehrseg_nnunet.slices.slice_profile import FWHM_PER_SIGMA, degrade, interpolate
+from rehrseg_nnunet.slices.slice_upsampling import (
+    REACH,
+    LogitInterpolation,
+    SmoothInterpolation,
+    centre_slices,
+    interleave_slices,
+    upsample_slices,
+)
 
 FACTOR = 3
 factors = pytest.mark.parametrize("factor", [2, 3, 4, 7])
@@ -101,3 +109,76 @@ def test_gradients_reach_the_taps_and_keep_their_sum():
     interpolation(maps(1, 2, 5, 4, 3)).square().sum().backward()
     assert interpolation.change.grad.abs().sum() > 0
     torch.testing.assert_close(interpolation.change.grad.sum(1), torch.zeros(FACTOR), atol=1e-4, rtol=0)
+
+
+@factors
+def test_smooth_interpolation_keeps_constants_everywhere_and_ramps_inside(factor):
+    smooth = SmoothInterpolation(factor)
+    ones = torch.ones(1, 2, 4, 3, 3)
+    torch.testing.assert_close(smooth(ones), torch.ones(1, 2, 4 * factor, 3, 3))
+    ramp = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 1, 9, 2, 3)
+    inside = slice(2 * factor, -2 * factor)
+    expected = torch.from_numpy(hr_slice_positions(9, factor)).float()
+    torch.testing.assert_close(smooth(ramp)[0, 0, inside, 1, 2], expected[inside])
+
+
+@factors
+@pytest.mark.parametrize("slices", [1, 2, 6])
+def test_smooth_interpolation_is_the_b_spline_of_the_slices_as_coefficients(factor, slices):
+    image = maps(2, 3, slices, 4, 5).double()
+    padded = np.pad(image.numpy(), [(0, 0), (0, 0), (3, 3), (0, 0), (0, 0)], mode="edge")
+    knots = np.arange(-5.0, slices + 5)  # one coefficient for each slice from -3 on, centred on it
+    spline = BSpline(knots, padded, 3, axis=2)
+    expected = spline(hr_slice_positions(slices, factor))
+    np.testing.assert_allclose(SmoothInterpolation(factor).double()(image).numpy(), expected, atol=1e-6)
+
+
+@factors
+def test_smooth_interpolation_commutes_with_flips_and_with_moving_by_a_slice(factor):
+    smooth, image = SmoothInterpolation(factor), maps(1, 1, 8, 2, 2)
+    torch.testing.assert_close(smooth(image.flip(2)), smooth(image).flip(2))
+    inside = slice(2 * factor, -2 * factor)
+    torch.testing.assert_close(smooth(image[:, :, 1:])[:, :, inside], smooth(image)[:, :, factor:][:, :, inside])
+
+
+def responses(interpolate, factor, slices=12):
+    """What a point at each of the r places in the middle slice becomes, moved to the same place: (r, thin slices)."""
+    middle = factor * (slices // 2)
+    points = torch.zeros(factor, 1, factor * slices, 1, 1)
+    for place in range(factor):
+        points[place, 0, middle + place] = 1
+    thin = interpolate(degrade(points, factor, axis=2))[:, 0, :, 0, 0]
+    return torch.stack([line.roll(-place) for place, line in enumerate(thin)])
+
+
+def aliases_bound(factor):
+    """Largest change of a response with the place of its point, by the frequencies that sampling folds back.
+
+    A point at t becomes the sum over m of exp(-2 pi i m t) times the part with the spectrum B(f) h(f - m): B that of
+    the B-spline, h that of the Gaussian profile of FWHM one slice. All parts but m = 0 change with t.
+    """
+    sigma = 1 / FWHM_PER_SIGMA
+    f = np.linspace(-60, 60, 240_001)
+    spectra = [np.sinc(f) ** 4 * np.exp(-2 * (np.pi * sigma * (f - m)) ** 2) for m in (*range(-9, 0), *range(1, 10))]
+    return sum(np.trapezoid(np.abs(s), f) for s in spectra) / factor
+
+
+@factors
+def test_the_response_to_a_point_depends_on_its_place_in_a_slice_as_little_as_theory_says(factor):
+    def varying(lines):  # share of the responses' energy
+        return (lines - lines.mean(0)).square().sum() / lines.square().sum()
+
+    smooth = responses(SmoothInterpolation(factor), factor)
+    assert (smooth - smooth.mean(0)).abs().max() < aliases_bound(factor) * 1.05  # sampled, almost the Gaussian
+    assert varying(smooth) < 0.02
+    assert varying(smooth) < 0.4 * varying(responses(lambda lr: interpolate(lr, factor, 2), factor))
+
+
+@factors
+def test_slices_at_the_centre_are_the_mean_of_what_is_around_it(factor):
+    ramp = torch.from_numpy(hr_slice_positions(6, factor)).view(1, 1, -1, 1, 1)
+    torch.testing.assert_close(centre_slices(ramp, factor).flatten(), torch.arange(6.0, dtype=torch.float64))
+    thin = maps(1, 2, 6 * factor, 2, 2)
+    torch.testing.assert_close(centre_slices(thin.flip(2), factor), centre_slices(thin, factor).flip(2))
+    moved = centre_slices(torch.ones(1, 1, factor, 1, 1).cumsum(2) - 1, factor)
+    assert moved.item() == (factor - 1) / 2

@@ -1,0 +1,131 @@
+"""Quality mode: nnU-Net's network of thin slices, which takes thick ones, interpolates them and says what is on both.
+
+Convolutions share their weights along z: what labels teach at the acquired slices holds between them too if the input
+does not show where they are, hence the kind of interpolation (`SmoothInterpolation`). Every thin slice sees full
+context, at the price of r times as many voxels as the network of thick slices with an HR head has.
+
+Convention:
+    (B, C, D, H, W) with the slice axis z first. Thin slices are at `rehrseg_nnunet.slices.geometry.hr_slice_positions`.
+    What the labels of a thick slice say they say at its centre (`degrade_labels`), so its logits are those of the thin
+    slices there. Beyond the first and last slice of the input, a patch's as well, the outer slices are repeated: by up
+    to 1.5 slices in the interpolation, and to the next multiple of the network's stride at the far end.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rehrseg_nnunet.nnunet.extended_network import extend, unwrap
+from rehrseg_nnunet.segmentation.hr_head import as_unet, student_stage
+from rehrseg_nnunet.segmentation.hr_network import HRNetwork, OutputMode, TrainingOutputs, gives_hr_logits
+from rehrseg_nnunet.slices.slice_upsampling import SmoothInterpolation, centre_slices, repeat_last_slice
+
+
+class ThinInput(HRNetwork):
+    """Forward of a network of thin slices that takes thick ones.
+
+    Attributes:
+        encoder: the network's.
+        decoder: the network's.
+        factor: r.
+        output_mode: see `set_output_mode`.
+        interpolation: from thick to thin slices.
+        student_stage: index of the encoder stage that is the student of the distillation.
+        stride: of the network along z.
+    """
+
+    sees_thin_slices: ClassVar[bool] = True
+    encoder: Any
+    decoder: Any
+    factor: int
+    output_mode: OutputMode
+    interpolation: SmoothInterpolation
+    student_stage: int
+    stride: int
+
+    def forward(
+        self, image: torch.Tensor
+    ) -> torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, torch.Tensor] | TrainingOutputs:
+        """Segment (B, C_in, D, H, W): what the output mode says, see `set_output_mode`.
+
+        With deep supervision mode "lr" gives a list of one. The coarser outputs are in mode "training", for targets of
+        the slices that `padded_slices` counts.
+        """
+        slices = image.shape[2] * self.factor
+        skips = self.encoder(repeat_last_slice(self.interpolation(image), padded_slices(slices, self.stride)))
+        outputs = self.decoder(skips)
+        finest, coarser = (outputs[0], outputs[1:]) if isinstance(outputs, list) else (outputs, None)
+        thin = finest[:, :, :slices]
+        thick = centre_slices(thin, self.factor)
+        if self.output_mode == "lr":
+            return thick if coarser is None else [thick]
+        if self.output_mode == "hr":
+            return thick, thin
+        student = self._student(skips[self.student_stage], image.shape[2])
+        return TrainingOutputs(
+            lr=thick,
+            hr=thin if coarser is None else [thin, *coarser],
+            student=student,
+            adapted=self.decoder.seg_layers[-1].adaptor(student),
+        )
+
+    def _student(self, skip: torch.Tensor, slices: int) -> torch.Tensor:
+        """The features of D thick slices, means of those of thin ones, without what was added at the far end."""
+        stride = padded_slices(slices * self.factor, self.stride) // skip.shape[2]
+        inside = skip[:, :, : -(-slices * self.factor // stride)]
+        lines = functional.adaptive_avg_pool2d(inside.flatten(3), (slices, inside[0, 0, 0].numel()))
+        return lines.unflatten(3, inside.shape[3:])
+
+
+def padded_slices(slices: int, stride: int) -> int:
+    """How many thin slices a network of a stride along z is given for as many: the next multiple."""
+    return -(-slices // stride) * stride
+
+
+def thin_slices_seen(network: nn.Module, slices: int) -> int:
+    """`padded_slices` of a network of thin slices, wrapped or not."""
+    return padded_slices(slices, cast("ThinInput", unwrap(network)).stride)
+
+
+def add_thin_input(network: nn.Module, *, factor: int, teacher_channels: int) -> nn.Module:
+    """Make a U-Net that nnU-Net planned for thin slices take thick ones, and give it a distillation adaptor.
+
+    The network's weights keep their names. The adaptor's have `.seg_layers.` in theirs, as an HR head's have.
+
+    Args:
+        network: see `rehrseg_nnunet.segmentation.hr_head.add_hr_head`; it is changed in place.
+        factor: r.
+        teacher_channels: Ct, channels of the teacher's features.
+
+    Returns:
+        The same object, in output mode "lr": thick slices in, logits of thick slices out.
+
+    Raises:
+        NotImplementedError: another architecture, a 2D network, or no encoder stage at in-plane stride 2.
+        ValueError: factor is not an integer of at least 2, or the network is one of stage 2 already.
+    """
+    if int(factor) != factor or factor < 2:
+        raise ValueError(f"factor must be an integer of at least 2, got {factor}")
+    if gives_hr_logits(network):
+        raise ValueError(f"network must be one of nnU-Net's own, got a {type(network).__name__}")
+    unet = as_unet(network)
+    layer: nn.Conv3d = unet.decoder.seg_layers[-1]
+    stage = student_stage(unet)
+    adaptor = nn.Conv3d(int(unet.encoder.output_channels[stage]), teacher_channels, 1)
+    layer.adaptor = adaptor.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    if hasattr(network, "initialize"):
+        layer.adaptor.apply(network.initialize)  # pyright: ignore[reportArgumentType] # nnU-Net's scheme
+    return extend(
+        network,
+        ThinInput,
+        factor=factor,
+        output_mode="lr",
+        interpolation=SmoothInterpolation(factor).to(layer.weight.device),
+        student_stage=stage,
+        stride=math.prod(stride[0] for stride in unet.encoder.strides),
+    )
