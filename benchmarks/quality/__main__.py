@@ -32,6 +32,9 @@ from benchmarks.quality.tables import write_tables
 from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.config.presets import preset_names
 
+SETTINGS = (
+    "letters and digits; train this package's trainers under this name, beside those of a version of other settings"
+)
 PATCH = "patch size of thick slices, r times as many thin ones (default: nnU-Net's own)"
 
 
@@ -79,7 +82,7 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
 def _runs(benchmark: Benchmark, keys: list[str], args: argparse.Namespace) -> list[Run]:
     """Runs of rows and of what they build on, each once: all rows of a seed and fold before the next."""
     runs = [
-        Run(benchmark, row, fold, seed, epochs)
+        Run(benchmark, row, fold, seed, epochs, args.settings)
         for seed in args.seeds
         for fold in args.folds
         for row in in_order(keys)
@@ -96,26 +99,26 @@ def _work_alone(benchmark: Benchmark, runs: list[Run], args: argparse.Namespace)
     """
     try:
         with FileLock(benchmark.work / "work.lock", timeout=0):
-            _work(benchmark, runs, device=args.device, jobs=args.jobs)
+            _work(benchmark, runs, args)
     except Timeout:
         raise ValueError(f"--work {benchmark.work} is being worked in; wait for that, or add --report") from None
 
 
-def _work(benchmark: Benchmark, runs: list[Run], *, device: str, jobs: int) -> None:
+def _work(benchmark: Benchmark, runs: list[Run], args: argparse.Namespace) -> None:
     rows = [run.row for run in runs]
     if any(row.hr == "upsampled" for row in rows):
         require_filter()  # not after hours
-    set_environment(benchmark, jobs=jobs)
+    set_environment(benchmark, jobs=args.jobs)
     datasets = {row.data for row in rows} - {"thick"}
-    prepare(benchmark, datasets, {row.plans for row in rows}, execute)
+    prepare(benchmark, datasets, {row.plans for row in rows}, execute, settings=args.settings)
 
     def work(run: Run) -> None:
-        train(run, device=device)
+        train(run, device=args.device)
         if run.row.segments:
-            predict(run, device=device)
+            predict(run, device=args.device)
             score(run)
 
-    do_jobs([Job(_name(run), frozenset(map(_name, run.before)), partial(work, run)) for run in runs], at_once=jobs)
+    do_jobs([Job(_name(run), frozenset(map(_name, run.before)), partial(work, run)) for run in runs], at_once=args.jobs)
 
 
 def _name(run: Run) -> tuple[int, str]:
@@ -135,6 +138,12 @@ def _legend(args: argparse.Namespace) -> str:
     )
 
 
+def _settings(name: str) -> str:
+    if name and not name.isalnum():
+        raise argparse.ArgumentTypeError(f"must be letters and digits, got {name}")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -152,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stage-2-epochs", type=int, nargs="+", default=[10], help="one or more lengths")
     parser.add_argument("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help=PATCH)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, with one thread each if more than 1")
+    parser.add_argument("--settings", type=_settings, default="", metavar="NAME", help=SETTINGS)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["2", "3", "4", "5", "6"])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")

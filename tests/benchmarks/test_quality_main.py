@@ -15,7 +15,7 @@ def start(make_benchmark, write_source, monkeypatch):
     def note(run, step):
         steps.append((step, run.row.key, run.seed, run.fold, run.epochs))
 
-    def prepare(benchmark, datasets, plans, execute):
+    def prepare(benchmark, datasets, plans, execute, *, settings):
         steps.append(("prepare", benchmark, datasets, plans))
 
     monkeypatch.setattr(command, "set_environment", lambda benchmark, jobs: steps.append(jobs) if jobs > 1 else None)

@@ -359,3 +359,19 @@ def test_execute_says_what_the_command_and_its_children_took():
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
     assert runs.execute([sys.executable, "-c", nested]) >= 0.3
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_named_settings_are_beside_others_only_where_they_count(make_run, key):
+    plain, named = make_run(key), make_run(key, settings="v2")
+    depends = ROWS[key].trainer not in ("SafeTrainer", "ContinuedBaselineTrainer")
+    assert (plain.folder != named.folder) == (plain.label != named.label) == depends
+    assert all(other.settings == "v2" for other in named.pipeline)
+
+
+def test_the_baseline_is_found_under_named_settings(make_run, recorder, finish):
+    finish(make_run("baseline"))
+    run = make_run("rehrseg", settings="v2")
+    train(run, device="cpu", execute=recorder)
+    found = BASELINE.find(FoldRun.parse(run.folder))
+    assert found.folder.resolve() == make_run("baseline").folder.resolve()
