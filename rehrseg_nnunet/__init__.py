@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rehrseg_nnunet.config.presets import apply_preset, load_preset, preset_names
     from rehrseg_nnunet.evaluation.compare import evaluate_case, evaluate_folders
-    from rehrseg_nnunet.evaluation.metrics import dice, hd95, psnr, ssim
+    from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim, volume_bias
+    from rehrseg_nnunet.evaluation.surfaces import assd, hd95, nsd
+    from rehrseg_nnunet.prediction.api import Model, Prediction, load_model, predict
     from rehrseg_nnunet.prediction.predictor import HRPredictor
     from rehrseg_nnunet.slices.geometry import sr_factor
     from rehrseg_nnunet.slices.grids import Grid
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Grid",
     "HRPredictor",
+    "Model",
+    "Prediction",
     "__version__",
     "apply_preset",
+    "assd",
     "degrade",
     "degrade_labels",
     "dice",
@@ -35,17 +40,23 @@ __all__ = [
     "interpolate",
     "interpolate_labels",
     "interpolate_logits",
+    "load_model",
     "load_preset",
+    "nsd",
+    "predict",
     "preset_names",
     "psnr",
     "sr_factor",
     "ssim",
+    "volume_bias",
 ]
 
 _MODULES = {
     "config.presets": ("apply_preset", "load_preset", "preset_names"),
     "evaluation.compare": ("evaluate_case", "evaluate_folders"),
-    "evaluation.metrics": ("dice", "hd95", "psnr", "ssim"),
+    "evaluation.metrics": ("dice", "psnr", "ssim", "volume_bias"),
+    "evaluation.surfaces": ("assd", "hd95", "nsd"),
+    "prediction.api": ("Model", "Prediction", "load_model", "predict"),
     "prediction.predictor": ("HRPredictor",),
     "slices.geometry": ("sr_factor",),
     "slices.grids": ("Grid",),

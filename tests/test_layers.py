@@ -14,6 +14,7 @@ ORDER = [
     "self_sr",
     "smore",
     "restoration",
+    "surfaces",
     "evaluation",
     "cases",
     "nnunet",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from random_model import scan, write_random_model
 
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.prediction.image_checks import check_image
+from rehrseg_nnunet.self_sr.frozen import check_version
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "messages.md"
 ROW = re.compile(r"^\| (.+) \| (error|warning) \| `(.+)` \|$", re.MULTILINE)
@@ -360,6 +364,17 @@ def thin_slices(dataset):
     return check_scan(dataset, (1.0, 1.0, 4.0))
 
 
+@provoke("Stage 1 was trained by an earlier version")
+def old_stage_1(dataset):
+    checkpoint = dataset.folder / "checkpoint_final.pth"
+    torch.save({"network_weights": {"head.fuse.weight": torch.zeros(1)}}, checkpoint)
+    try:
+        check_version(checkpoint, command="nnUNetv2_train Dataset001_A 3d_fullres 0 -tr SelfSRTrainer")
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
 @provoke("A prediction lies on another grid than its reference")
 def displaced_prediction(dataset):
     dataset.write("predicted/b.nrrd", np.zeros(SHAPE, np.uint8), origin=(0, 0, 0.5))
@@ -370,6 +385,160 @@ def displaced_prediction(dataset):
 def no_prediction(dataset):
     (dataset.raw / "predicted" / "b.nrrd").unlink()
     return dataset.evaluate()
+
+
+def surfaces(dataset):
+    return dataset.says("surfaces", "-i", dataset.raw / "predicted", "-o", dataset.folder / "surfaces")
+
+
+def save_probabilities(dataset, heads=2):
+    """A folder of predictions with probabilities of case `a` alone."""
+    (dataset.raw / "predicted" / "dataset.json").write_text((dataset.raw / "dataset.json").read_text())
+    file = dataset.raw / "predicted" / "a.npz"
+    np.savez(file, probabilities=np.full((heads, *SHAPE), 1 / heads, np.float32))
+    return file
+
+
+@provoke("A label is empty")
+def empty_label(dataset):
+    dataset.write("predicted/b.nrrd", np.zeros(SHAPE, np.uint8))
+    save_probabilities(dataset).unlink()
+    return surfaces(dataset)
+
+
+@provoke("There are labels and no probabilities")
+def labels_only(dataset):
+    return surfaces(dataset)
+
+
+@provoke("The pkl file of an npz file is missing")
+def no_pkl(dataset):
+    save_probabilities(dataset)
+    return surfaces(dataset)
+
+
+@provoke("An npz file is damaged")
+def damaged_npz(dataset):
+    file = save_probabilities(dataset)
+    file.write_bytes(file.read_bytes()[:-9])
+    return surfaces(dataset)
+
+
+@provoke("An npz file is of another dataset")
+def npz_of_another_dataset(dataset):
+    save_probabilities(dataset, heads=3)
+    return surfaces(dataset)
+
+
+@provoke("An npz file comes without dataset.json")
+def npz_without_dataset_json(dataset):
+    save_probabilities(dataset).with_name("dataset.json").unlink()
+    return surfaces(dataset)
+
+
+@provoke("A folder has neither")
+def no_cases(dataset):
+    for case in "ab":
+        (dataset.raw / "predicted" / f"{case}.nrrd").unlink()
+    return surfaces(dataset)
+
+
+@provoke("The extra is not installed")
+def no_extra(dataset):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "slicerio", None)
+        return dataset.says("viewers", "-i", dataset.raw / "predicted")
+
+
+class Prediction:
+    """A model of one channel and a scan, and what `rehrseg predict` says."""
+
+    def __init__(self, dataset):
+        self.says, self.folder = dataset.says, dataset.folder / "predict"
+        self.model = write_random_model(self.folder / "models")
+        sitk.WriteImage(scan(), str(self.folder / "scan.nii.gz"))
+
+    def __call__(self, *options, model=None, source=("scan.nii.gz",), target="seg.nii.gz"):
+        files = [self.folder / name for name in source]
+        chosen = ["-m", self.model if model is None else model]
+        here = ["-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar", *options]
+        return self.says("predict", *chosen, "-i", *files, "-o", self.folder / target, *here)
+
+    def csv(self, *lines, options=()):
+        (self.folder / "cases.csv").write_text("\n".join(lines))
+        return self(*options, source=("cases.csv",), target="out")
+
+
+@provoke("Neither `-m` nor `-d`")
+def no_model_named(dataset):
+    return dataset.says("predict", "-i", dataset.raw, "-o", dataset.folder / "out")
+
+
+@provoke("Both `-m` and `-d`")
+def two_models_named(dataset):
+    return dataset.says("predict", "-m", "a", "-d", 1, "-i", dataset.raw, "-o", dataset.folder / "out")
+
+
+@provoke("`-m` has no model in it, or a zip file has none")
+def no_model(dataset):
+    return Prediction(dataset)(model=dataset.raw)
+
+
+@provoke("`-m` holds several models")
+def several_models(dataset):
+    predict = Prediction(dataset)
+    write_random_model(predict.folder / "models", 2)
+    return predict(model=predict.folder / "models")
+
+
+@provoke("A zip file is damaged, or is none")
+def damaged_zip(dataset):
+    return Prediction(dataset)(model=dataset.raw / "dataset.json")
+
+
+@provoke("A fold has no checkpoint")
+def no_checkpoint(dataset):
+    return Prediction(dataset)("-f", 3)
+
+
+@provoke("`-i` has more or fewer files than the model has channels")
+def other_channels(dataset):
+    return Prediction(dataset)(source=("scan.nii.gz", "scan.nii.gz"))
+
+
+@provoke("Several files for `-i` and a folder for `-o`")
+def channels_to_a_folder(dataset):
+    return Prediction(dataset)(source=("scan.nii.gz", "scan.nii.gz"), target=".")
+
+
+@provoke("`-o` has an unknown ending")
+def unknown_ending(dataset):
+    return Prediction(dataset)(target="seg.txt")
+
+
+@provoke("`-o` would replace a scan")
+def onto_itself(dataset):
+    return Prediction(dataset)(target="scan.nii.gz")
+
+
+@provoke("A csv file lacks a column")
+def no_column(dataset):
+    return Prediction(dataset).csv("case,file", "a,scan.nii.gz")
+
+
+@provoke("A csv file names a case twice")
+def case_twice(dataset):
+    return Prediction(dataset).csv("case,file0", "a,scan.nii.gz", "a,scan.nii.gz")
+
+
+@provoke("A csv file names a file that is not there")
+def no_file(dataset):
+    return Prediction(dataset).csv("case,file0", "a,none.nii.gz")
+
+
+@provoke("Cases failed with `--keep_going`")
+def failed_cases(dataset):
+    return Prediction(dataset).csv("case,file0", "a,none.nii.gz", options=("--keep_going",))
 
 
 def test_every_documented_situation_is_provoked():

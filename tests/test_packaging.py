@@ -14,6 +14,8 @@ PACKAGE = REPOSITORY / "rehrseg_nnunet"
 SETUP = configparser.ConfigParser()
 SETUP.read(REPOSITORY / "setup.cfg")
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)(?P<versions>.*)")
+EXTRAS = ("surfaces", "slicer")
+OTHER_NAMES = {"skimage": "scikit-image", "nrrd": "pynrrd"}
 
 
 def listed(section, key):
@@ -42,15 +44,34 @@ def imported_packages(file):
 def test_every_imported_package_is_a_requirement_and_the_other_way_round():
     sources = [*PACKAGE.rglob("*.py"), *(REPOSITORY / "trainers").glob("*.py")]
     packages = {package for file in sources for package in imported_packages(file)}
-    # all of them are distributed under the name that is imported, but for its spelling
-    imported = {normalised(package) for package in packages - sys.stdlib_module_names - {"rehrseg_nnunet"}}
+    # most of them are distributed under the name that is imported, but for its spelling
+    packages = {OTHER_NAMES.get(package, package) for package in packages - sys.stdlib_module_names}
+    imported = {normalised(package) for package in packages - {"rehrseg_nnunet"}}
     assert {"torch", "numpy", "simpleitk"} <= imported
-    assert imported == set(requirements("options", "install_requires"))
+    in_extras = {name for extra in EXTRAS for name in requirements("options.extras_require", extra)}
+    assert imported | in_extras == set(requirements("options", "install_requires")) | in_extras
+    assert {"trimesh", "scikit-image", "slicerio"} <= imported & in_extras
 
 
 def test_every_requirement_has_a_lower_bound():
-    for name, versions in requirements("options", "install_requires").items():
-        assert versions.startswith(">="), name
+    extras = [requirements("options.extras_require", extra) for extra in EXTRAS]
+    for listed_ones in (requirements("options", "install_requires"), *extras):
+        for name, versions in listed_ones.items():
+            assert versions.startswith(">="), name
+
+
+def test_tests_install_what_they_test():
+    assert f"rehrseg-nnunet[{','.join(EXTRAS)}]" in listed("options.extras_require", "test")
+
+
+@pytest.mark.parametrize("package", ["trimesh", "skimage", "slicerio", "nrrd", "lxml", "networkx"])
+def test_packages_of_extras_are_imported_when_they_are_used(package):
+    """Without the extra everything else must work."""
+    for file in PACKAGE.rglob("*.py"):
+        top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [alias.name for node in top for alias in node.names]
+        modules = [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
+        assert package not in {name.split(".")[0] for name in (*names, *modules)}, file
 
 
 def test_no_python_is_too_new():

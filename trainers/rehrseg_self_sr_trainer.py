@@ -26,7 +26,7 @@ from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.restoration.export import CaseExport
 from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
 from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
-from rehrseg_nnunet.self_sr.calibrate import calibrate
+from rehrseg_nnunet.self_sr.calibrate import calibrate, stored_calibration
 from rehrseg_nnunet.self_sr.calibration import Calibration
 from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE, STORE_NAME, ExportOptions, export_pseudo_hr
 from rehrseg_nnunet.self_sr.frozen import check_version
@@ -208,28 +208,32 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         self._smore_images(self.cases_to_write())  # cases of another header are removed, so these must be there
         export = self.settings.export
         smore = self.interpolated.fingerprint() if export.image == "smore" else {}
-        calibration = {} if self.calibration is None else {"calibration": self.calibration.as_json()}
-        return {
+        made_with: dict[str, JsonValue] = {
             "method_version": METHOD_VERSION,
             "factor": self.config.factor,
             "export": export.model_dump(mode="json"),
-            **calibration,
             **smore,
         }
+        if self.calibration is not None:
+            made_with["calibration"] = self.calibration.as_json()
+        return made_with
 
     @cached_property
     def calibration(self) -> Calibration | None:
         """Of U, measured on the validation cases once the network is trained; None where U is not calibrated."""
         if self.settings.export.uncertainty != "calibrated":
             return None
-        _, val_keys = self.do_split()
         found: list[Calibration | None] = [None]
         if self.local_rank == 0:
-            network = unwrap(self.network).eval()
-            found = [calibrate(network, self.interpolated.cases(val_keys), PlannedDataset.of_trainer(self))]
+            stored = stored_calibration(FoldRun.of_trainer(self), unwrap(self.network))
+            found = [stored or self._calibrate(unwrap(self.network).eval())]
         if self.is_ddp:
             dist.broadcast_object_list(found)  # ranks may round differently, and one header is for all
         return found[0]
+
+    def _calibrate(self, network: Any) -> Calibration:
+        _, val_keys = self.do_split()
+        return calibrate(network, self.interpolated.cases(val_keys), PlannedDataset.of_trainer(self))
 
     def _export_options(self, identifiers: Sequence[str]) -> ExportOptions:
         return ExportOptions(self.settings.export, smore=self._smore_images(identifiers), calibration=self.calibration)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.benchmark import Benchmark
-from benchmarks.quality.datasets import decimate_folder, whole
+from benchmarks.quality.datasets import FILES, decimate_folder, read_folder, whole
+from benchmarks.quality.filling import fill_cases
 from benchmarks.quality.runs import Run, scores_file
+from benchmarks.quality.unbiased import choose_on_folder, decide_folder, has_probabilities
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
+from rehrseg_nnunet.evaluation.summary import SEGMENTATION_METRICS
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_in_every_way
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.slices.geometry import scale_slice_geometry
 
 SETS = {"validation": "Tr", "test": "Ts"}
 ALL_PHASES = "cubic logits, all phases"  # what `rehrseg predict` makes of a network without an HR head
+FILLED = "Fill between slices"
+UNBIASED = "one offset a class"  # see `unbiased`
 
 
 def score(run: Run) -> None:
@@ -40,15 +46,30 @@ def read_scores(run: Run) -> dict[str, Any] | None:
 
 
 def _complete(run: Run) -> bool:
-    """Whether the scores are there, by all ways: an earlier version may have known fewer."""
+    """Whether the scores are there, by all ways and metrics: an earlier version may have known fewer."""
     scores = read_scores(run)
-    return scores is not None and all(_ways(run, name) <= scored["hr"].keys() for name, scored in scores.items())
+    return scores is not None and all(
+        _ways(run, name) <= scored["hr"].keys() and all(map(_has_every_metric, scored["hr"].values()))
+        for name, scored in scores.items()
+    )
+
+
+def _has_every_metric(scored: Mapping[str, Any]) -> bool:
+    return all(set(SEGMENTATION_METRICS) <= metrics.keys() for metrics in scored["cases"][0]["metrics"].values())
 
 
 def _ways(run: Run, name: str) -> set[str]:
-    if run.row.hr != "upsampled":
-        return {""}
-    return {*METHODS.values(), *([ALL_PHASES] if name == "test" else [])}
+    """Ways to HR that a set of a run can be scored by."""
+    best = ""
+    ways = {best}
+    if run.row.hr == "upsampled":
+        best = ALL_PHASES
+        ways = {*METHODS.values(), FILLED, *([best] if _best_folder(run, name).is_dir() else [])}
+    return ways | ({_unbiased(best)} if _probabilities(run) is not None else set())
+
+
+def _unbiased(best: str) -> str:
+    return ", ".join(filter(None, [best, UNBIASED]))
 
 
 def _source(run: Run, name: str) -> Path | None:
@@ -93,21 +114,66 @@ def _lr_folder(run: Run, name: str) -> Path:
 
 
 def _hr_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
+    best = ""
     if run.row.hr == "data":
-        yield "", _source(run, name)
+        yield best, _source(run, name)
     elif run.row.hr == "head":
-        yield "", run.folder / "validation_hr" if name == "validation" else run.predictions / "hr"
+        yield best, run.folder / "validation_hr" if name == "validation" else run.predictions / "hr"
     else:
-        yield from upsample_in_every_way(
-            _source(run, name),
-            lambda method: run.predictions / f"{name}_{method}",
-            plans_file=run.folder.parent / "plans.json",
-            factor=run.benchmark.factor,
-            axis=run.benchmark.array_axis,
-            dataset_json=_dataset_json(run.benchmark),
-        )
-        if name == "test":
-            yield ALL_PHASES, run.predictions / "hr"
+        best = ALL_PHASES
+        yield from _upsampled_folders(run, name)
+        if _best_folder(run, name).is_dir():
+            yield best, _best_folder(run, name)
+    if _probabilities(run) is not None:
+        yield _unbiased(best), _unbiased_folder(run, name)
+
+
+def _upsampled_folders(run: Run, name: str) -> Iterator[tuple[str, Path]]:
+    source, factor, axis = _source(run, name), run.benchmark.factor, run.benchmark.array_axis
+    yield from upsample_in_every_way(
+        source,
+        lambda method: run.predictions / f"{name}_{method}",
+        plans_file=run.folder.parent / "plans.json",
+        factor=factor,
+        axis=axis,
+        dataset_json=_dataset_json(run.benchmark),
+    )
+    filled = run.predictions / f"{name}_filled"
+    if not filled.is_dir():
+        with whole(filled) as partial:
+            cases = {file.name: (labels, properties) for file, labels, properties in read_folder(source, labels=True)}
+            thin = fill_cases({case: labels for case, (labels, _) in cases.items()}, factor, axis)
+            for case, (_, properties) in cases.items():
+                FILES().write_seg(thin[case], str(partial / case), scale_slice_geometry(properties, axis, 1 / factor))
+    yield FILLED, filled
+
+
+def _best_folder(run: Run, name: str) -> Path:
+    """Folder of a set's HR predictions as a user would make them, with probabilities."""
+    if run.row.hr == "data":
+        return run.folder / "validation" if name == "validation" else run.predictions / "hr"
+    return run.predictions / ("validation_hr" if name == "validation" else "hr")
+
+
+def _probabilities(run: Run) -> tuple[Path, Path] | None:
+    """Folders of the validation and the test set's HR predictions; None for regions, or without probabilities."""
+    folders = _best_folder(run, "validation"), _best_folder(run, "test")
+    labels = _dataset_json(run.benchmark)["labels"].values()
+    return folders if has_probabilities(folders) and all(isinstance(label, int) for label in labels) else None
+
+
+def _unbiased_folder(run: Run, name: str) -> Path:
+    """A set's HR predictions with one offset a class, which the validation cases' thick labels choose."""
+    raw = run.benchmark.folder("raw", run.benchmark.dataset("thick"))
+    offsets = choose_on_folder(
+        _best_folder(run, "validation"),
+        raw / "labelsTr",
+        classes=len(_dataset_json(run.benchmark)["labels"]),
+        factor=run.benchmark.factor,
+        file=run.predictions / "offsets.json",
+    )
+    decide_folder(_best_folder(run, name), run.predictions / f"{name}_unbiased", offsets)
+    return run.predictions / f"{name}_unbiased"
 
 
 def _dataset_json(benchmark: Benchmark) -> dict[str, Any]:

@@ -8,21 +8,21 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.rows import ROWS, TABLES, Row
+from benchmarks.quality.clock import read_seconds
+from benchmarks.quality.differences import Method, by_method, compare_methods, cpu_seconds, equal_time
+from benchmarks.quality.rows import ROWS, TABLES
 from benchmarks.quality.runs import Run, seconds_file
 from benchmarks.quality.scores import SETS, read_scores
 from rehrseg_nnunet.evaluation.summary import (
     MEAN,
+    MISSED,
     SEGMENTATION_METRICS,
-    WITHOUT_HD95,
     method_summary,
-    paired_test,
     statistic,
 )
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
@@ -31,15 +31,16 @@ RESOLUTIONS = {"lr": "thick slices (LR)", "hr": "thin slices (HR)"}
 TITLES = {
     "Dice": "Dice",
     "HD95": "HD95 (mm)",
+    "NSD": "NSD",
+    "ASSD": "ASSD (mm)",
+    "VolumeBias": "volume bias (%)",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
     "dice": "Dice",
     "spearman": "Spearman of U",
 }
-DIGITS = {"Dice": 3, "HD95": 2, "psnr": 2, "ssim": 3, "dice": 3, "spearman": 2}
-# Rows whose times are summed up, and those over which
-PIPELINES = (("self_sr", "rehrseg"), ("smore", "self_sr_smore", "rehrseg_smore"))
-BASELINES = (("baseline",), ("baseline", "continued"))
+COMPARED = ("Dice", "HD95")  # with the first row
+DIGITS = {"Dice": 3, "HD95": 2, "NSD": 3, "ASSD": 2, "VolumeBias": 1, "psnr": 2, "ssim": 3, "dice": 3, "spearman": 2}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def write_tables(numbers: Sequence[str], runs: Sequence[Run], folder: Path) -> s
     """
     scores = {run: found for run in runs if run.row.segments and (found := read_scores(run)) is not None}
     tables = [table for number in numbers for table in _tables(number, runs, scores)]
-    tables += [table for table in [cost_table(runs)] if table.rows]
+    tables += [table for table in [_time_table(runs)] if table.rows]
     folder.mkdir(parents=True, exist_ok=True)
     markdown = "\n".join(table.markdown() for table in tables)
     write_atomically(folder / "tables.md", markdown)
@@ -89,79 +90,124 @@ def _tables(number: str, runs: Sequence[Run], scores: Mapping[Run, Any]) -> Iter
         table = restoration_table(name, [run for run in runs if run.row.key in keys])
         return [table] if table.rows else []
     shown = {run: found for run, found in scores.items() if run.row.key in keys}
-    return [
-        table
+    made = [
+        make(name, keys, shown, dataset=dataset, resolution=resolution)
         for dataset in SETS
         for resolution in RESOLUTIONS
-        if (table := segmentation_table(name, keys, shown, dataset=dataset, resolution=resolution)).rows
+        for make in (segmentation_table, equal_time_table)
     ]
+    return [table for table in made if table.rows]
 
 
 def segmentation_table(
     name: str, keys: Sequence[str], scores: Mapping[Run, Any], *, dataset: str, resolution: str
 ) -> Table:
-    """Dice and HD95 of rows, pooled over folds and seeds, the others tested against the first.
+    """All metrics of rows over folds and seeds, and the others minus the first: over runs, and over cases.
 
     Args:
         name: of the table.
-        keys: its rows, the one that the others are tested against first.
+        keys: its rows, the one that the others are compared with first.
         scores: of finished runs.
         dataset: "validation" or "test".
         resolution: "lr" or "hr".
     """
-    methods, labels = _by_method(keys, scores, dataset, resolution)
+    methods = by_method(keys, scores, dataset, resolution)
     title = f"{name}, {RESOLUTIONS[resolution]}, {dataset} cases"
+    compared = compare_methods(methods, first=keys[0])
     rows, data = [], {}
-    reference = next((folds for (row, _), folds in methods.items() if row.key == keys[0]), None)
-    for (row, way), folds in methods.items():
-        summary = method_summary(folds, dict.fromkeys(folds, Path()), labels=labels, metrics=SEGMENTATION_METRICS)
-        tests = {} if reference is None or folds is reference else _tests(folds, reference, labels)
-        epochs = next(run.all_epochs for run in scores if run.row is row)
-        full_name = f"{row.title}, {way}" if way else row.title
-        rows.append(_segmentation_cells(full_name, epochs, summary, tests))
-        kept = {over: summary[over] for over in ("over_cases", "over_folds", "hd95_one_empty")}
-        data[full_name] = {"epochs": epochs, "runs": sorted(folds), **kept, "against_first": tests}
+    for method in methods:
+        summary = method_summary(
+            method.cases, dict.fromkeys(method.cases, Path()), labels=method.labels, metrics=SEGMENTATION_METRICS
+        )
+        differences = compared.get(method.name_and_epochs, {})
+        seconds = cpu_seconds(method.runs)
+        rows.append(_segmentation_cells(method, summary, differences, seconds))
+        kept = {over: summary[over] for over in ("over_cases", "over_folds", "one_empty")}
+        data[method.name_and_epochs] = {
+            "epochs": method.epochs,
+            "runs": sorted(method.cases),
+            **kept,
+            "minus_first": differences,
+            "cpu_seconds": seconds,
+        }
     return Table(title, rows, data)
 
 
-def _tests(
-    folds: Mapping[str, list[dict[str, Any]]], reference: Mapping[str, list[dict[str, Any]]], labels: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Paired tests over the runs that both have: other folds and seeds would be part of the difference."""
-    common = sorted(folds.keys() & reference.keys())
-    pair = [{run: method[run] for run in common} for method in (folds, reference)]
-    return {
-        metric: {"runs": common, **paired_test(*pair, labels=labels, metric=metric)} for metric in SEGMENTATION_METRICS
-    }
+def equal_time_table(
+    name: str, keys: Sequence[str], scores: Mapping[Run, Any], *, dataset: str, resolution: str
+) -> Table:
+    """The first row minus each other method at the shortest length that takes at least as much CPU time.
 
-
-def _by_method(
-    keys: Sequence[str], scores: Mapping[Run, Any], dataset: str, resolution: str
-) -> tuple[dict[tuple[Row, str], dict[str, list[dict[str, Any]]]], list[str]]:
-    """Cases by run's name, by row and way to HR, in the order of the keys; and the labels."""
-    methods: dict[tuple[Row, str], dict[str, list[dict[str, Any]]]] = {}
-    labels: list[str] = []
-    for run in sorted(scores, key=lambda run: keys.index(run.row.key)):
-        for way, scored in scores[run].get(dataset, {}).get(resolution, {}).items():
-            labels = list(scored["labels"])
-            methods.setdefault((run.row, way), {})[f"seed {run.seed} fold {run.fold}"] = scored["cases"]
-    return methods, labels
+    Arguments as of `segmentation_table`.
+    """
+    pairs = equal_time(by_method(keys, scores, dataset, resolution), first=keys[0])
+    rows, data = [], {}
+    for pair in pairs:
+        cells = {"": f"{pair.first.name}, {pair.first.epochs}", "against": f"{pair.rival.name}, {pair.rival.epochs}"}
+        cells["runs"] = str(pair.runs)
+        cells["CPU time (s)"] = " / ".join(f"{seconds:.0f}" for seconds in pair.seconds)
+        for metric in COMPARED:
+            cells[f"{TITLES[metric]}, first minus this ± SE over runs"] = _over_runs(
+                {"over_runs": pair.differences[metric]}, DIGITS[metric]
+            )
+        rows.append(cells)
+        data[f"{cells['']} - {cells['against']}"] = {"seconds": pair.seconds, "differences": pair.differences}
+    return Table(f"{name}, {RESOLUTIONS[resolution]}, {dataset} cases, at equal CPU time", rows, data)
 
 
 def _segmentation_cells(
-    name: str, epochs: str, summary: Mapping[str, Any], tests: Mapping[str, Mapping[str, Any]]
+    method: Method,
+    summary: Mapping[str, Any],
+    differences: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
 ) -> dict[str, str]:
-    over_cases, over_runs = summary["over_cases"][MEAN], summary["over_folds"][MEAN]
-    cells = {"": name, "epochs": epochs, "runs": str(len(summary["folds"])), "cases": str(over_cases["Dice"]["n"])}
+    over_cases = summary["over_cases"][MEAN]
+    cells = {"": method.name, "epochs": method.epochs, "runs": str(len(method.cases))}
+    cells["cases"] = str(over_cases["Dice"]["n"])
     for metric in SEGMENTATION_METRICS:
-        cells[f"{TITLES[metric]}, mean ± std over cases"] = _mean_std(over_cases[metric], DIGITS[metric])
-        cells[f"± over runs ({metric})"] = _number(over_runs[metric]["std"], DIGITS[metric])
-        test = tests.get(metric)
-        cells[f"first minus this ({metric})"] = _difference(test, DIGITS[metric])
-        cells[f"p ({metric})"] = "" if test is None else _p_value(test["p"])
-    missed = sum(summary["hd95_one_empty"].values())
-    cells[WITHOUT_HD95] = str(missed or "")
+        cells[TITLES[metric]] = _mean_std(over_cases[metric], DIGITS[metric])
+    for metric in COMPARED:
+        difference = differences.get(metric)
+        cells[f"minus first, {TITLES[metric]} ± SE over runs"] = _over_runs(difference, DIGITS[metric])
+        cells[f"95 % over cases ({metric})"] = _interval(difference, DIGITS[metric])
+        cells[f"p, Holm ({metric})"] = "" if difference is None else _p_value(difference["over_cases"]["p_holm"])
+    cells[MISSED] = str(sum(summary["one_empty"].values()) or "")
+    cells["CPU time of all training (s)"] = _mean_std(seconds, 0)
     return cells
+
+
+def _over_runs(difference: Mapping[str, Any] | None, digits: int) -> str:
+    if difference is None or math.isnan(difference["over_runs"]["mean"]):
+        return ""
+    error = difference["over_runs"]["standard_error"]
+    return f"{difference['over_runs']['mean']:+.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def _interval(difference: Mapping[str, Any] | None, digits: int) -> str:
+    low, high = (math.nan, math.nan) if difference is None else difference["over_cases"]["interval"]
+    return "" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
+
+
+def _time_table(runs: Sequence[Run]) -> Table:
+    """CPU and wall seconds of every row's own training, export and validation: mean ± std over runs."""
+    taken: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    for run in runs:
+        if run.finished and "train" in (seconds := read_seconds(seconds_file(run))):
+            taken.setdefault((run.row.title, run.all_epochs), []).append(seconds["train"])
+    data = {
+        f"{title}, {epochs}": {clock: statistic(values[clock] for values in seconds) for clock in ("cpu", "wall")}
+        for (title, epochs), seconds in taken.items()
+    }
+    rows = [
+        {
+            "training, export and validation": title,
+            "epochs": epochs,
+            "runs": str(len(seconds)),
+            **{f"{clock} (s)": _mean_std(statistic(s[clock] for s in seconds), 0) for clock in ("cpu", "wall")},
+        }
+        for (title, epochs), seconds in taken.items()
+    ]
+    return Table("Time of single trainings", rows, data)
 
 
 def restoration_table(name: str, runs: Sequence[Run]) -> Table:
@@ -193,35 +239,6 @@ def restoration_table(name: str, runs: Sequence[Run]) -> Table:
     return Table(f"{name}, validation cases", rows, data)
 
 
-def cost_table(runs: Sequence[Run]) -> Table:
-    """What REHRSeg's trainings take, over what the baseline's do, in wall and in CPU time, per fold and seed.
-
-    Trainings of which an attempt was killed are left out: nobody knows how long it was.
-    """
-    totals: dict[tuple[int, int], dict[str, dict[str, float]]] = {}
-    for run in runs:
-        file = seconds_file(run)
-        taken = json.loads(file.read_text()).get("train") if file.is_file() and run.finished else None
-        if taken is not None and not taken.get("incomplete"):
-            totals.setdefault((run.seed, run.fold), {})[run.row.key] = taken
-    rows, data = [], {}
-    for pipeline, base in product(PIPELINES, BASELINES):
-        ratios = {
-            clock: statistic(
-                sum(taken[key][clock] for key in pipeline) / sum(taken[key][clock] for key in base)
-                for taken in totals.values()
-                if taken.keys() >= {*pipeline, *base}
-            )
-            for clock in ("wall", "cpu")
-        }
-        if ratios["cpu"]["n"]:
-            trainers, bases = [ROWS[key].trainer for key in pipeline], [ROWS[key].title for key in base]
-            name = f"{' + '.join(trainers)}, over {' + '.join(bases)}"
-            rows.append({"training, export and validation": name, **{c: _mean_std(r, 2) for c, r in ratios.items()}})
-            data[name] = ratios
-    return Table("Time, ratios within one run", rows, data)
-
-
 def _csv(scores: Mapping[Run, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -236,7 +253,7 @@ def _csv(scores: Mapping[Run, Any]) -> str:
                     for case in scored["cases"]:
                         for label, metrics in case["metrics"].items():
                             for metric in SEGMENTATION_METRICS:
-                                value = metrics[metric]
+                                value = metrics.get(metric, math.nan)  # not of an earlier version
                                 writer.writerow(
                                     (
                                         *head,
@@ -257,13 +274,8 @@ def _mean_std(value: Mapping[str, float], digits: int) -> str:
     return f"{_number(value['mean'], digits)}{deviation}"
 
 
-def _difference(test: Mapping[str, Any] | None, digits: int) -> str:
-    undefined = test is None or math.isnan(test["mean_difference"])
-    return "" if undefined else f"{-test['mean_difference']:+.{digits}f}"
-
-
 def _p_value(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else _number(p, 4)
+    return "" if math.isnan(p) else "< 0.0001" if p < 0.0001 else _number(p, 4)
 
 
 def _number(value: float, digits: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from rehrseg_nnunet.nnunet.safe_files import check_writable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `rehrseg evaluate`; names are those of nnUNetv2_evaluate_folder where the meaning is."""
     parser.description = (
-        "Dice and HD95 of segmentations, or PSNR and SSIM of images, for every case and label, for one or more methods "
-        "side by side. Files must have the same physical voxel positions as their reference. Dice is undefined where "
-        "both masks are empty and 0 where one is; HD95 is undefined in both cases, and the second kind is counted."
+        "Dice, HD95, NSD (surface Dice), ASSD and volume bias of segmentations, or PSNR and SSIM of images, for every "
+        "case and label, for one or more methods side by side. Files must have the same physical voxel positions as "
+        "their reference. Where both masks are empty nothing is defined. A structure that is missed or made up is a "
+        "failure: Dice and NSD 0, HD95 and ASSD the image's diagonal; failures are counted."
     )
     parser.add_argument("-ref", required=True, metavar="FOLDER", help="folder with the reference files")
     parser.add_argument(
@@ -42,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: print only)",
     )
     parser.add_argument("-np", type=int, metavar="N", help="cases compared at the same time (default: as nnU-Net)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="MM",
+        help="distance that NSD takes for no difference (default: one pixel of the reference's slices)",
+    )
     parser.add_argument("--images", action="store_true", help="compare images (PSNR, SSIM) instead of segmentations")
     parser.add_argument("--chill", action="store_true", help="skip files without a partner instead of refusing them")
 
@@ -50,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
     """Compare, print the tables and write the files."""
     # monai 1.6 warns about an argument that its own code passes.
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
+    if args.tolerance is not None and not (math.isfinite(args.tolerance) and args.tolerance >= 0):
+        raise ValueError(f"--tolerance must be a finite number of mm >= 0, got {args.tolerance}")
     methods = _methods(args.pred, args.names)
     reference_folder = Path(args.ref)
     inputs = [reference_folder, *(folder for folders in methods.values() for folder in folders)]
@@ -62,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         images=args.images,
         chill=args.chill,
         workers=default_workers() if args.np is None else args.np,
+        tolerance_mm=args.tolerance,
     )
     print(format_summary(summary))
     if outputs is not None:

@@ -14,6 +14,8 @@ COMMANDS = {
     "trainers": "print the folder that nnUNet_extTrainer must name",
     "plan": "write nnU-Net plans with a REHRSeg preset",
     "predict": "predict high-resolution segmentations",
+    "surfaces": "write surfaces of segmentations: STL, PLY, OBJ, GLB, 3MF",
+    "viewers": "write label images with names and colours for 3D Slicer and ITK-SNAP",
     "simulate": "make a thick-slice dataset with known truth from an isotropic one",
     "evaluate": "compare segmentations or images with a reference",
     "convert-flavr": "turn the published FLAVR checkpoint into -pretrained_weights for SelfSRTrainer",

@@ -94,11 +94,6 @@ class SelfSRConfig(StrictModel):
         description="the error that U learns (Eq. 6): of the image, or how likely the label is wrong, or their mean",
         json_schema_extra=OURS,
     )
-    uncertainty_input: Literal["attention", "features"] = Field(
-        default="features",
-        description="what U is computed from: the attention maps alone (Eq. 5), or also the features before them",
-        json_schema_extra=OURS,
-    )
     simulated_axes: tuple[Literal["y", "x"], ...] = Field(
         default=("x", "y"),
         min_length=1,

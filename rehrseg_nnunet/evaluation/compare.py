@@ -14,9 +14,16 @@ import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key, region_or_label_to_mask
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.evaluation.metrics import HAUSDORFF_PERCENTILE, SSIM_SIGMA, SSIM_WINDOW, dice, hd95, psnr, ssim
+from rehrseg_nnunet.evaluation.metrics import SSIM_SIGMA, SSIM_WINDOW, dice, psnr, ssim, volume_bias
 from rehrseg_nnunet.evaluation.pairing import Pair, pair_files, short_names
-from rehrseg_nnunet.evaluation.summary import IMAGE_METRICS, SEGMENTATION_METRICS, method_summary, paired_test
+from rehrseg_nnunet.evaluation.summary import (
+    IMAGE_METRICS,
+    SEGMENTATION_METRICS,
+    corrected_tests,
+    method_summary,
+    paired_test,
+)
+from rehrseg_nnunet.evaluation.surfaces import HAUSDORFF_PERCENTILE, assd, hd95, in_plane_mm, nsd
 from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
 from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, label_manager_of, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import say_left_out
@@ -68,11 +75,12 @@ def evaluate_case(
     *,
     known: Collection[int] | None = None,
     reader: WholeFiles | None = None,
+    tolerance_mm: float | None = None,
 ) -> dict[str, Any]:
-    """Dice and HD95 of one segmentation for each label or region.
+    """Overlap, distances of surfaces and volume of one segmentation for each label or region.
 
-    Voxels that have the ignore label in the reference do not count for Dice and are background in both masks for
-    HD95: a structure that is cut by an ignored area gets a surface there in both.
+    Voxels that have the ignore label in the reference do not count for overlap and volume and are background in both
+    masks for distances: a structure that is cut by an ignored area gets a surface there in both.
 
     Args:
         reference_file: file with the reference labels.
@@ -81,11 +89,12 @@ def evaluate_case(
         ignore_label: label of voxels that do not count; None if there is none.
         known: all labels of dataset.json; None does not look for others.
         reader: for both files; None chooses by the file's ending.
+        tolerance_mm: of the surface overlap; None: one pixel of the reference's slices.
 
     Returns:
         ``reference_file``, ``prediction_file`` and ``metrics``: for each label or region, by nnU-Net's key (``"1"``,
-        ``"(1, 2)"``), ``Dice``, ``HD95`` in mm, and the voxel counts ``n_ref`` and ``n_pred``. Where a file has labels
-        that are not known, also ``unknown_labels`` by file.
+        ``"(1, 2)"``), ``Dice``, ``HD95`` in mm, ``NSD``, ``ASSD`` in mm, ``VolumeBias`` in percent, and the voxel
+        counts ``n_ref`` and ``n_pred``. Where a file has labels that are not known, also ``unknown_labels`` by file.
 
     Raises:
         ValueError: the files' grids differ, or a file cannot be used.
@@ -97,18 +106,28 @@ def evaluate_case(
     for label in labels_or_regions:
         first = region_or_label_to_mask(reference, label) & valid
         second = region_or_label_to_mask(prediction, label) & valid
-        metrics[_key(label)] = {
-            "Dice": dice(first, second),
-            "HD95": hd95(first, second, grid.spacing_mm),
-            "n_ref": int(first.sum()),
-            "n_pred": int(second.sum()),
-        }
+        metrics[_key(label)] = _mask_metrics(first, second, grid.spacing_mm, tolerance_mm=tolerance_mm)
     result = {"reference_file": files[0], "prediction_file": files[1], "metrics": metrics}
     if known is None:
         return result
     unknown = {file: unknown_labels(labels, known) for file, labels in zip(files, (reference, prediction), strict=True)}
     unknown = {file: labels for file, labels in unknown.items() if labels}
     return {**result, "unknown_labels": unknown} if unknown else result
+
+
+def _mask_metrics(
+    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], *, tolerance_mm: float | None
+) -> dict[str, float]:
+    tolerance_mm = in_plane_mm(spacing_mm) if tolerance_mm is None else tolerance_mm
+    return {
+        "Dice": dice(reference, prediction),
+        "HD95": hd95(reference, prediction, spacing_mm),
+        "NSD": nsd(reference, prediction, spacing_mm, tolerance_mm=tolerance_mm),
+        "ASSD": assd(reference, prediction, spacing_mm),
+        "VolumeBias": volume_bias(reference, prediction),
+        "n_ref": int(reference.sum()),
+        "n_pred": int(prediction.sum()),
+    }
 
 
 def evaluate_image(
@@ -153,6 +172,7 @@ def evaluate_folders(
     images: bool = False,
     chill: bool = False,
     workers: int = 1,
+    tolerance_mm: float | None = None,
 ) -> dict[str, Any]:
     """Compare one or more methods with a folder of references.
 
@@ -161,9 +181,10 @@ def evaluate_folders(
         methods: for each method's name its folders: one, or one for each fold.
         dataset_json: content of nnU-Net's dataset.json (labels, channel names, file ending).
         plans_file: nnU-Net plans that name the reader and the label manager; None derives both from dataset.json.
-        images: compare images (PSNR, SSIM) instead of segmentations (Dice, HD95).
+        images: compare images (PSNR, SSIM) instead of segmentations.
         chill: compare only the files that have a partner instead of refusing the rest.
         workers: cases that are compared at the same time.
+        tolerance_mm: of the surface overlap; None: one pixel of each reference's slices.
 
     Returns:
         A dictionary for :func:`rehrseg_nnunet.evaluation.tables.write_summary`: ``settings``; ``methods``, with
@@ -197,7 +218,9 @@ def evaluate_folders(
             manager = plans.get_label_manager(dict(dataset_json))
         labels, settings = _segmentation_settings(dataset_json["labels"], manager)
         known, ignore_label = known_labels(manager), manager.ignore_label
-        compare = partial(_compare_labels, labels=labels, ignore_label=ignore_label, known=known, reader=reader)
+        how = {"ignore_label": ignore_label, "known": known, "reader": reader, "tolerance_mm": tolerance_mm}
+        compare = partial(_compare_labels, labels=labels, how=how)
+        settings["nsd_tolerance_mm"] = tolerance_mm
     else:
         settings = _image_settings(channels)
         compare = partial(_compare_images, reader=reader)
@@ -235,18 +258,15 @@ def _assemble(
         folders = dict(zip(folds, methods[name], strict=True))
         summary["methods"][name] = method_summary(folds, folders, labels=labels, metrics=metrics)
     first, *others = cases
-    for name in others:
-        for metric in metrics:
-            test = paired_test(cases[name], cases[first], labels=labels, metric=metric)
+    for metric in metrics:
+        tests = {name: paired_test(cases[name], cases[first], labels=labels, metric=metric) for name in others}
+        for name, test in corrected_tests(tests).items():
             summary["paired"].append({"name": name, "against": first, "metric": metric, **test})
     return summary
 
 
-def _compare_labels(
-    pair: Pair, *, labels: Sequence[Label], ignore_label: int | None, known: Collection[int], reader: WholeFiles
-) -> dict[str, Any]:
-    result = evaluate_case(pair.reference, pair.prediction, labels, ignore_label, known=known, reader=reader)
-    return {"case": pair.case, **result}
+def _compare_labels(pair: Pair, *, labels: Sequence[Label], how: Mapping[str, Any]) -> dict[str, Any]:
+    return {"case": pair.case, **evaluate_case(pair.reference, pair.prediction, labels, **how)}
 
 
 def _compare_images(pair: Pair, *, reader: WholeFiles) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rehrseg_nnunet.evaluation.compare import evaluate_folders
-from rehrseg_nnunet.evaluation.summary import MEAN, WITHOUT_HD95
+from rehrseg_nnunet.evaluation.summary import MEAN, MISSED
 from rehrseg_nnunet.evaluation.tables import format_table, write_summary
 from rehrseg_nnunet.evaluation.upsampling import upsample_in_every_way
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
@@ -66,7 +66,7 @@ def compare_fold(
 def brief_table(summary: Mapping[str, Any]) -> str:
     """One row per method of `evaluate_folders`: Dice and HD95, mean over foreground and mean ± std over cases.
 
-    A structure that only one of reference and prediction has is without HD95; where there are such, they are counted.
+    Where structures are missed or made up, they are counted.
     """
     rows = []
     for name, method in summary["methods"].items():
@@ -74,8 +74,8 @@ def brief_table(summary: Mapping[str, Any]) -> str:
         row = {"": name, "n": str(scores["Dice"]["n"])}
         for metric, title, digits in (("Dice", "Dice", 4), ("HD95", "HD95 (mm)", 2)):
             row[title] = f"{scores[metric]['mean']:.{digits}f} ± {scores[metric]['std']:.{digits}f}"
-        row[WITHOUT_HD95] = str(sum(method["hd95_one_empty"].values()) or "")
+        row[MISSED] = str(sum(method["one_empty"].values()) or "")
         rows.append(row)
-    if not any(row[WITHOUT_HD95] for row in rows):
-        rows = [{title: cell for title, cell in row.items() if title != WITHOUT_HD95} for row in rows]
+    if not any(row[MISSED] for row in rows):
+        rows = [{title: cell for title, cell in row.items() if title != MISSED} for row in rows]
     return format_table(rows)

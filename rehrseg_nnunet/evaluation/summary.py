@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-SEGMENTATION_METRICS = ("Dice", "HD95")
+SEGMENTATION_METRICS = ("Dice", "HD95", "NSD", "ASSD", "VolumeBias")
 IMAGE_METRICS = ("PSNR", "SSIM")
 MEAN = "mean"
-WITHOUT_HD95 = "without HD95 (empty)"  # title of the count of structures that are missed or made up
+MISSED = "missed or made up"  # title of the count of structures that only one of reference and prediction has
+CONFIDENCE = 0.95
 _MIN_PAIRS = 6
 
 
@@ -76,9 +77,9 @@ def method_summary(
     """Statistics of one method.
 
     Returns:
-        ``over_cases`` (cases of all folds), ``over_folds`` (of the folds' means), ``hd95_one_empty`` (number of results
-        by label, of a case and fold, in which exactly one of reference and prediction is empty, so that HD95 leaves
-        them out although the segmentation is wrong), and for each of ``folds`` its folder, statistics and single cases.
+        ``over_cases`` (cases of all folds), ``over_folds`` (of the folds' means), ``one_empty`` (number of results by
+        label, of a case and fold, in which exactly one of reference and prediction is empty: failures, which have the
+        worst value of every metric), and for each of ``folds`` its folder, statistics and single cases.
     """
     pooled = [case for cases in folds.values() for case in cases]
     fold_statistics = {fold: statistics(cases, labels=labels, metrics=metrics) for fold, cases in folds.items()}
@@ -97,9 +98,7 @@ def method_summary(
         },
     }
     if "HD95" in metrics:
-        summary["hd95_one_empty"] = {
-            label: sum(_one_empty(case["metrics"][label]) for case in pooled) for label in labels
-        }
+        summary["one_empty"] = {label: sum(_one_empty(case["metrics"][label]) for case in pooled) for label in labels}
     return summary
 
 
@@ -112,13 +111,13 @@ def paired_test(
 ) -> dict[str, Any]:
     """Two-sided Wilcoxon signed-rank test of the cases' means over labels, method minus other method.
 
-    The cases of all folds are pooled; cases that only one method has are left out. For HD95 a label counts in a case
-    (and fold, if the methods have the same folds) only where both methods have a distance, so that a method cannot gain
-    by missing a structure.
+    The cases of all folds are pooled; cases that only one method has are left out. A label counts in a case (and fold,
+    if the methods have the same folds) only where both methods have a value: where both masks of one are empty there is
+    none.
 
     Returns:
-        ``n`` pairs, ``mean_difference``, ``p`` (nan without pairs, 1 without differences) and a ``note`` on what limits
-        the test, or an empty one.
+        ``n`` pairs, ``mean_difference``, its bootstrap ``interval`` (95 %, low and high, over the pairs), ``p`` (nan
+        without pairs, 1 without differences) and a ``note`` on what limits the test, or an empty one.
     """
     if folds.keys() != other_folds.keys():
         folds, other_folds = ({"": [case for cases in m.values() for case in cases]} for m in (folds, other_folds))
@@ -127,8 +126,7 @@ def paired_test(
         first, second = (case_scores(m[fold], labels=labels, metric=metric) for m in (folds, other_folds))
         for case in first.keys() & second.keys():
             pair = np.stack([first[case], second[case]])
-            if metric == "HD95":
-                pair[:, np.isnan(pair).any(axis=0)] = np.nan
+            pair[:, np.isnan(pair).any(axis=0)] = np.nan
             pairs.setdefault(case, []).append(pair)
     means = [_nan_mean(_nan_mean(np.stack(pairs[case]), axis=0), axis=1) for case in sorted(pairs)]
     return wilcoxon(*np.reshape(means, (-1, 2)).T)
@@ -147,7 +145,13 @@ def wilcoxon(values: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     differences = np.zeros(values.shape)
     differences[different] = values[different] - others[different]
     count = int(differences.size)
-    result = {"n": count, "mean_difference": float(_nan_mean(differences, axis=0)), "p": math.nan, "note": ""}
+    result = {
+        "n": count,
+        "mean_difference": float(_nan_mean(differences, axis=0)),
+        "interval": mean_interval(differences),
+        "p": math.nan,
+        "note": "",
+    }
     if count == 0:
         return result | {"note": "no common cases"}
     if not different.any():
@@ -156,6 +160,45 @@ def wilcoxon(values: np.ndarray, others: np.ndarray) -> dict[str, Any]:
         result["note"] = f"fewer than {_MIN_PAIRS} differences: p cannot be below 0.05"
     _, p = np.asarray(stats.wilcoxon(differences))
     return result | {"p": float(p)}
+
+
+def mean_interval(values: np.ndarray) -> list[float]:
+    """Bootstrap interval (95 %, bias-corrected, ``scipy.stats.bootstrap``) of a mean: low and high, always the same.
+
+    Example:
+        >>> mean_interval(np.array([1.0, 1.0]))
+        [1.0, 1.0]
+    """
+    if values.size < 2 or not np.isfinite(values).all():
+        return [math.nan, math.nan]
+    if np.ptp(values) == 0:
+        return [float(values[0])] * 2
+    # declared as `rng`, its name from SciPy 1.15 on, which knows both
+    seed: Any = {"random_state": np.random.default_rng(0)}
+    interval = stats.bootstrap((np.sort(values),), np.mean, confidence_level=CONFIDENCE, **seed)
+    return [float(bound) for bound in interval.confidence_interval]
+
+
+def corrected_tests(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tests of several methods in one metric, with ``p_holm`` for as many comparisons; see `holm`."""
+    adjusted = holm([test["p"] for test in tests.values()])
+    return {name: {**test, "p_holm": p} for (name, test), p in zip(tests.items(), adjusted, strict=True)}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down method; nan stays nan and does not count.
+
+    Example:
+        >>> holm([0.03, 0.01, 0.5])
+        [0.06, 0.03, 0.5]
+    """
+    result = np.full(len(p_values), math.nan)
+    ascending = [index for index in np.argsort(p_values) if not math.isnan(p_values[index])]
+    highest = 0.0
+    for rank, index in enumerate(ascending):
+        highest = max(highest, min(1.0, (len(ascending) - rank) * p_values[index]))
+        result[index] = highest
+    return result.tolist()
 
 
 def _one_empty(metrics: Mapping[str, Any]) -> bool:

@@ -13,8 +13,14 @@ from typing import Any
 from rehrseg_nnunet.evaluation.summary import MEAN
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
-_DECIMALS = {"Dice": 4, "HD95": 2, "PSNR": 2, "SSIM": 4}
-_TITLES = {"HD95": "HD95 (mm)", "PSNR": "PSNR (dB)"}
+_DECIMALS = {"Dice": 4, "HD95": 2, "NSD": 4, "ASSD": 2, "VolumeBias": 1, "PSNR": 2, "SSIM": 4}
+_TITLES = {
+    "HD95": "HD95 (mm)",
+    "NSD": "NSD (surface Dice)",
+    "ASSD": "ASSD (mm)",
+    "VolumeBias": "volume bias (%)",
+    "PSNR": "PSNR (dB)",
+}
 CSV_COLUMNS = ("name", "fold", "case", "label", "metric", "value")
 
 
@@ -54,8 +60,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if summary["paired"]:
         rows = [_paired_row(test) for test in summary["paired"]]
         parts.append(
-            "Paired two-sided Wilcoxon test of the cases' means over labels, not corrected for several comparisons\n"
-            + format_table(rows)
+            "Paired differences of the cases' means over labels: 95 % bootstrap interval of the mean; p of a two-sided "
+            "Wilcoxon test, and corrected by Holm for the number of methods\n" + format_table(rows)
         )
     return "\n\n".join(parts)
 
@@ -81,23 +87,37 @@ def _mean_std(statistic: Mapping[str, float], decimals: int) -> str:
 
 
 def _paired_row(test: Mapping[str, Any]) -> dict[str, str]:
+    decimals = _DECIMALS[test["metric"]]
+    low, high = test["interval"]
     return {
         "": f"{test['name']} - {test['against']}",
         "metric": test["metric"],
         "n": str(test["n"]),
-        "mean difference": f"{test['mean_difference']:+.{_DECIMALS[test['metric']]}f}",
-        "p": "-" if math.isnan(test["p"]) else f"{test['p']:.3g}",
+        "mean difference": f"{test['mean_difference']:+.{decimals}f}",
+        "95 % interval": "-" if math.isnan(low) else f"{low:+.{decimals}f} to {high:+.{decimals}f}",
+        "p": _p_value(test["p"]),
+        "p (Holm)": _p_value(test["p_holm"]),
         "note": test["note"],
     }
+
+
+def _p_value(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.3g}"
 
 
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     settings = summary["settings"]
     for name, method in summary["methods"].items():
-        counts = {label: count for label, count in method.get("hd95_one_empty", {}).items() if count}
+        counts = {label: count for label, count in method.get("one_empty", {}).items() if count}
         if counts:
             listed = ", ".join(f"{settings['labels'][label]} in {count}" for label, count in counts.items())
-            yield f"{name}: HD95 leaves out cases where only one of reference and prediction is empty: {listed}"
+            yield (
+                f"{name}: structures that are missed or made up: {listed}; they count as Dice and NSD 0, and as HD95 "
+                "and ASSD of the image's diagonal"
+            )
+    if "nsd_tolerance_mm" in settings:
+        tolerance = settings["nsd_tolerance_mm"]
+        yield f"NSD: tolerance {'one pixel of the slices' if tolerance is None else f'{tolerance:g} mm'}"
     if "data_range" in settings:
         ranges = [value for *_, metric, value in score_rows(summary) if metric == "data_range"]
         yield (

@@ -12,6 +12,7 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 logger = logging.getLogger(__name__)
 
 MACOS_PREFIX = "._"  # macOS keeps a file's attributes beside it under this name on other systems' disks
+SLICER_ENDING = ".seg.nrrd"  # a copy of a segmentation for 3D Slicer, written beside it
 MOST_NAMED = 5
 IMAGE_ENDINGS = tuple(sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}))
 
@@ -23,7 +24,9 @@ def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
 
 
 def image_files(folder: Path, ending: str) -> list[Path]:
-    """Files of a folder with an ending, by name; not those that macOS puts beside them (`._a.nii.gz`).
+    """Files of a folder with an ending, by name.
+
+    Left out is what macOS puts beside them (`._a.nii.gz`), and 3D Slicer's copies (`a.seg.nrrd`) among `.nrrd` files.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -31,13 +34,17 @@ def image_files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist")
     files = (file for file in folder.iterdir() if file.name.endswith(ending))
-    return sorted(file for file in files if not file.name.startswith(MACOS_PREFIX))
+    return sorted(
+        file for file in files if not (file.name.startswith(MACOS_PREFIX) or file.name.endswith(SLICER_ENDING))
+    )
 
 
 def other_images(folder: Path, ending: str) -> list[str]:
     """Names of images with another ending."""
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-    return [name for name in names if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith(ending)]
+    return [
+        name for name in names if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith((ending, SLICER_ENDING))
+    ]
 
 
 def say_left_out(folder: Path, ending: str) -> None:
@@ -112,11 +119,18 @@ def list_cases(folder: Path, ending: str, *, channels: int) -> dict[str, list[st
         )
     wrong = {case: files for case, files in cases.items() if not has_all_channels(files, ending, channels=channels)}
     if wrong:
-        raise ValueError(_wrong_channels(folder, wrong, [f"_{channel:04d}{ending}" for channel in range(channels)]))
+        raise ValueError(wrong_channels(folder, wrong, [f"_{channel:04d}{ending}" for channel in range(channels)]))
     return cases
 
 
-def _wrong_channels(folder: Path, cases: dict[str, list[str]], expected: Sequence[str]) -> str:
+def wrong_channels(folder: Path, cases: dict[str, list[str]], expected: Sequence[str]) -> str:
+    """What is wrong with cases that lack a channel or have one too many.
+
+    Args:
+        folder: theirs.
+        cases: their files.
+        expected: how the names of a case's files must end.
+    """
     case, found = next(iter(cases.items()))
     more = f" (and {len(cases) - 1} more cases)" if len(cases) > 1 else ""
     wanted = ", ".join(case + ending for ending in expected)

@@ -198,4 +198,5 @@ class RestorationReport:
             for comparison, methods in self.comparisons.items()
             for method, scores in methods.items()
         ]
-        return format_table([{key: row.get(key, "") for key in rows[-1]} for row in rows]) if rows else "no cases"
+        columns = dict.fromkeys(key for row in rows for key in row)
+        return format_table([{key: row.get(key, "") for key in columns} for row in rows]) if rows else "no cases"

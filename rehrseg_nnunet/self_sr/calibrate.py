@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
+from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.self_sr import ExportConfig
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.restoration.report import load_volumes
 from rehrseg_nnunet.self_sr.calibration import Calibration
-from rehrseg_nnunet.self_sr.export import super_resolve_case
+from rehrseg_nnunet.self_sr.export import STORE_NAME, super_resolve_case
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.simulated_cases import simulated_cases
 from rehrseg_nnunet.self_sr.uncertainty_quality import TrueErrors
@@ -21,6 +25,18 @@ from rehrseg_nnunet.self_sr.uncertainty_quality import TrueErrors
 CASES = 8
 VOXELS = 100_000  # of a case
 LABELS_ALONE = ExportConfig(back_projection_steps=0)
+
+
+def stored_calibration(run: FoldRun, network: nn.Module) -> Calibration | None:
+    """The calibration in the manifest of a run's cases, None if they are not this network's.
+
+    Measured anew, it could differ by rounding, and all cases would be made again.
+    """
+    manifest = CaseStore(run.folder, STORE_NAME).read_manifest()
+    if manifest is None or manifest.weights_sha256 != hash_weights(network.state_dict()):
+        return None
+    content = manifest.made_with.get("calibration")
+    return Calibration.of_json(content) if isinstance(content, dict) else None
 
 
 def calibrate(network: SelfSRNetwork, interpolated: Cases, planned: PlannedDataset) -> Calibration:

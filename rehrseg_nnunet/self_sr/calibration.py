@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 from scipy.optimize import isotonic_regression
 
 BINS = 64
@@ -51,7 +52,7 @@ class Calibration:
         """What `as_json` gave."""
         return cls(uncertainty=tuple(content["uncertainty"]), wrong=tuple(content["wrong"]))
 
-    def as_json(self) -> dict[str, list[float]]:
+    def as_json(self) -> dict[str, JsonValue]:
         """For a manifest."""
         return {"uncertainty": list(self.uncertainty), "wrong": list(self.wrong)}
 

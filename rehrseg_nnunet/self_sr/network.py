@@ -120,18 +120,10 @@ class UASRHead(nn.Module):
         label_channels: label maps per candidate.
         factor: r.
         candidates: N.
-        uncertainty_input: what U is computed from, "attention" (Eq. 5), or "features": F_m as well.
     """
 
     def __init__(
-        self,
-        features: int,
-        image_channels: int,
-        label_channels: int,
-        *,
-        factor: int,
-        candidates: int,
-        uncertainty_input: str = "attention",
+        self, features: int, image_channels: int, label_channels: int, *, factor: int, candidates: int
     ) -> None:
         super().__init__()
         self.factor = factor
@@ -139,8 +131,7 @@ class UASRHead(nn.Module):
         self.image_branch = nn.Conv3d(features, candidates * image_channels, 1)
         self.label_branch = nn.Conv3d(features, candidates * label_channels, 1)
         self.attention_branch = nn.Conv3d(features, candidates, 1)
-        self.sees_features = uncertainty_input == "features"
-        self.uncertainty = nn.Conv3d(candidates + self.sees_features * features, 1, 1)
+        self.uncertainty = nn.Conv3d(candidates, 1, 1)
         # Training starts from the interpolation (the constant, in direct mode) and from U close to 1/2.
         start_at_zero(self.image_branch)
         zero_bias(self.uncertainty)
@@ -157,15 +148,13 @@ class UASRHead(nn.Module):
         merged = functional.leaky_relu(self.fuse(merge_slices(features)), NEGATIVE_SLOPE)
         fused = split_slices(merged, self.factor)
         attention = self.attention_branch(fused).softmax(dim=1)
-        # softmax leaves mixed precision; in float16 the sigmoid would reach 1, and lose its gradient, at 8
-        # Attention averages 1/N: brought to an average of 1, U's few weights train at the pace of the others.
-        seen = attention.shape[1] * attention
-        if self.sees_features:
-            seen = torch.cat((seen, fused.to(seen.dtype)), dim=1)
+        candidates = attention.shape[1]
         return SelfSROutput(
             mix_candidates(fused, attention, self.image_branch, bounded=True),
             mix_candidates(fused, attention, self.label_branch, bounded=False),
-            self.uncertainty(seen).to(attention.dtype).sigmoid(),
+            # softmax leaves mixed precision; in float16 the sigmoid would reach 1, and lose its gradient, at 8
+            # Attention averages 1/N: brought to an average of 1, U's few weights train at the pace of the others.
+            self.uncertainty(candidates * attention).to(attention.dtype).sigmoid(),
         )
 
 
@@ -264,7 +253,6 @@ class SelfSRNetwork(nn.Module):
         image_mode: "residual" or "direct".
         label_mode: "residual" or "direct".
         smooth_upsampling: no checkerboard, see `GatedUpConv`.
-        uncertainty_input: see `UASRHead`.
 
     Raises:
         ValueError: an impossible size or an unknown mode.
@@ -281,7 +269,6 @@ class SelfSRNetwork(nn.Module):
         image_mode: str = "residual",
         label_mode: str = "residual",
         smooth_upsampling: bool = True,
-        uncertainty_input: str = "features",
     ) -> None:
         super().__init__()
         sizes = {"image_channels": image_channels, "label_channels": label_channels, "base_features": base_features}
@@ -303,14 +290,7 @@ class SelfSRNetwork(nn.Module):
             self.interpolation = SliceInterpolation(factor)
         self.encoder = FLAVREncoder(image_channels + label_channels, base_features=base_features)
         self.decoder = FLAVRDecoder(base_features=base_features, smooth=smooth_upsampling)
-        self.head = UASRHead(
-            base_features,
-            image_channels,
-            label_channels,
-            factor=factor,
-            candidates=candidates,
-            uncertainty_input=uncertainty_input,
-        )
+        self.head = UASRHead(base_features, image_channels, label_channels, factor=factor, candidates=candidates)
         for part in (self.encoder, self.decoder, self.head.fuse):
             initialise(part)
         if label_mode == "residual":
@@ -392,5 +372,4 @@ def build_self_sr_network(config: ResolvedConfig, image_channels: int, label_cha
         image_mode=config.self_sr.image_mode,
         label_mode=config.self_sr.label_mode,
         smooth_upsampling=config.self_sr.smooth_upsampling,
-        uncertainty_input=config.self_sr.uncertainty_input,
     )

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from scipy.ndimage import distance_transform_edt, gaussian_filter, uniform_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter, uniform_filter1d
 from scipy.special import entr, expit, softmax
 from scipy.stats import rankdata, spearmanr
 
@@ -72,7 +72,7 @@ class TrueErrors:
         """Voxels near a boundary whose label is known; none where there is no boundary."""
         if not self.edge.any():
             return np.zeros_like(self.edge)
-        return self.known & (distance_transform_edt(~self.edge) <= NEAR_VOXELS)
+        return self.known & (np.asarray(distance_transform_edt(~self.edge)) <= NEAR_VOXELS)
 
 
 def judge(maps: Mapping[str, np.ndarray], errors: TrueErrors, *, factor: int) -> dict[str, Row]:
@@ -129,10 +129,12 @@ def checkerboard_share(uncertainty: np.ndarray) -> float:
         return 0.0
     rows, columns = (1.0 - 2 * (np.arange(n) % 2) for n in uncertainty.shape[1:])
     patterns = (rows[:, None], columns[None, :], rows[:, None] * columns[None, :])
-    power = sum(
-        float((uniform_filter(uncertainty * signs, (1, TILE, TILE), mode="mirror") ** 2).mean()) for signs in patterns
-    )
+    power = sum(float((_tile_means(uncertainty * signs) ** 2).mean()) for signs in patterns)
     return power / total
+
+
+def _tile_means(maps: np.ndarray) -> np.ndarray:
+    return uniform_filter1d(uniform_filter1d(maps, TILE, axis=1, mode="mirror"), TILE, axis=2, mode="mirror")
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks.quality.datasets import CONFIGURATION, Benchmark
+from benchmarks.quality.benchmark import CONFIGURATION, Benchmark
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import Run
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
@@ -29,8 +29,8 @@ def make_benchmark(tmp_path):
 
 @pytest.fixture
 def make_run(make_benchmark):
-    def make(key, *, fold=0, seed=0, epochs=10, **changes):
-        return Run(make_benchmark(**changes), ROWS[key], fold, seed, epochs)
+    def make(key, *, fold=0, seed=0, epochs=10, settings="", **changes):
+        return Run(make_benchmark(**changes), ROWS[key], fold, seed, epochs, settings)
 
     return make
 
@@ -107,6 +107,7 @@ def recorder():
             self.commands.append(command)
             self.environments.append(environment)
             self.effect(command)
+            return 0.0
 
     return Recorder(commands=[], environments=[], effect=lambda command: None)
 

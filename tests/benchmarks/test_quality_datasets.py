@@ -9,18 +9,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from benchmarks.quality.benchmark import CONFIGURATION, OFFSETS, labelled_files
 from benchmarks.quality.datasets import (
-    CONFIGURATION,
     copy_cases,
     copy_true_hr,
     decimate_folder,
     interpolate_dataset,
-    labelled_files,
-    merged,
     prepare,
     read_folder,
     whole,
+    write_thin_dataset,
 )
+from benchmarks.quality.plans import merged, with_patch
 from rehrseg_nnunet.cli.simulate import AXES, add_arguments, simulate
 from rehrseg_nnunet.cli.simulate import run as run_simulate
 from rehrseg_nnunet.config.presets import load_preset
@@ -125,23 +125,24 @@ def test_thick_slices_must_fit_into_every_case(make_benchmark, write_source, axi
             make_benchmark(axis=axis, factor=factor).check()
 
 
-@pytest.mark.parametrize("name", ["Dataset001_Lowest", "Dataset299_Highest"])
+@pytest.mark.parametrize("name", ["Dataset001_Lowest", "Dataset199_Highest"])
 def test_every_dataset_of_a_source_has_a_number_that_nnunet_takes(make_benchmark, write_source, tmp_path, name):
     benchmark = make_benchmark(source=tmp_path / name)
     write_source(benchmark.source)
     benchmark.check()
-    numbers = [int(benchmark.dataset(data)[7:10]) for data in ("thick", "interpolated", "true_hr")]
-    assert numbers == [int(name[7:10]) + offset for offset in (500, 600, 700)]
-    assert all(benchmark.dataset(data)[10] == "_" for data in ("thick", "interpolated", "true_hr"))
+    numbers = [int(benchmark.dataset(data)[7:10]) for data in OFFSETS]
+    assert numbers == [int(name[7:10]) + offset for offset in OFFSETS.values()]
+    assert len({*numbers, int(name[7:10])}) == len(OFFSETS) + 1
+    assert all(benchmark.dataset(data)[10] == "_" for data in OFFSETS)
 
 
 @pytest.mark.parametrize(
-    "name", ["Dataset300_Liver", "Dataset999_Liver", "Dataset000_Liver", "Hippocampus", "004_Tiny", "Dataset004"]
+    "name", ["Dataset200_Liver", "Dataset999_Liver", "Dataset000_Liver", "Hippocampus", "004_Tiny", "Dataset004"]
 )
 def test_a_number_without_room_is_refused(make_benchmark, write_source, tmp_path, name):
     benchmark = make_benchmark(source=tmp_path / name)
     write_source(benchmark.source)
-    with pytest.raises(ValueError, match=rf"^--source must be named Dataset001_NAME to Dataset299_NAME, got {name}$"):
+    with pytest.raises(ValueError, match=rf"^--source must be named Dataset001_NAME to Dataset199_NAME, got {name}$"):
         benchmark.check()
 
 
@@ -265,6 +266,62 @@ def test_the_true_thin_slices_are_a_dataset_of_their_own(simulated, tmp_path):
             assert (target / subfolder / file).read_bytes() == (kept / file).read_bytes()
 
 
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_interpolated_images_with_other_labels(simulated, tmp_path, factor, axis):
+    thick = simulated(factor, axis)
+    targets = {}
+    for data in ("interpolated", "interpolated_true_labels", "interpolated_sparse"):
+        targets[data] = tmp_path / data
+        write_thin_dataset(data, thick, targets[data], factor=factor, axis=AXES[axis])
+        assert names(targets[data]) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs"]
+        images = [(targets[name] / "imagesTr" / "case_1_0000.nii.gz") for name in ("interpolated", data)]
+        np.testing.assert_array_equal(*map(values, images))
+    for file in (thick / "labelsTrHR").iterdir():
+        copied = targets["interpolated_true_labels"] / "labelsTr" / file.name
+        assert copied.read_bytes() == file.read_bytes()
+        sparse, truth = (
+            sitk.ReadImage(str(f)) for f in (targets["interpolated_sparse"] / "labelsTr" / file.name, file)
+        )
+        assert same_grid(sparse, truth)
+        fine = np.moveaxis(sitk.GetArrayFromImage(sparse), AXES[axis], 0)
+        acquired = np.moveaxis(values(thick / "labelsTr" / file.name), AXES[axis], 0)
+        centres = {2: [0, 1], 3: [1], 4: [1, 2]}[factor]
+        for phase in range(factor):
+            expected = acquired if phase in centres else np.full_like(acquired, 3)
+            np.testing.assert_array_equal(fine[phase::factor], expected)
+    labels = json.loads((targets["interpolated_sparse"] / "dataset.json").read_text())["labels"]
+    assert labels == {"background": 0, "a": 1, "b": 2, "ignore": 3}
+
+
+def test_plans_for_another_patch_are_what_nnunet_plans_for_it(nnunet_plans):
+    configuration = nnunet_plans("Dataset504_Tiny", (4.0, 1.0, 1.0))["configurations"][CONFIGURATION]
+    before = json.dumps(configuration)
+    changed = with_patch(configuration, [16, 64, 64])
+    assert json.dumps(configuration) == before
+    assert changed["patch_size"] == [16, 64, 64]
+    architecture = changed["architecture"]["arch_kwargs"]
+    strides = np.prod(architecture["strides"], axis=0)
+    smallest = np.array([16, 64, 64]) // strides
+    assert (smallest >= 4).all()
+    assert (smallest < 8).all()
+    assert architecture["strides"][1] == [1, 2, 2]  # thick slices are halved when pixels are as large
+    assert architecture["n_stages"] == len(architecture["kernel_sizes"]) == len(architecture["features_per_stage"]) == 5
+    assert architecture["features_per_stage"] == [32, 64, 128, 256, 320]
+    assert json.loads(json.dumps(changed)) == changed
+    with pytest.raises(
+        ValueError, match=r"^--patch must be a size that nnU-Net's network can halve, got \[16, 65, 64\]"
+    ):
+        with_patch(configuration, [16, 65, 64])
+
+
+def test_the_patch_of_thin_slices_is_as_large(make_benchmark):
+    benchmark = make_benchmark(patch=(8, 40, 48))
+    assert benchmark.patch_size("thick") == [8, 40, 48]
+    assert benchmark.patch_size("true_hr") == benchmark.patch_size("interpolated") == [32, 40, 48]
+    assert make_benchmark().patch_size("thick") is None
+
+
 def test_merged_replaces_at_every_depth_and_changes_nothing_else():
     block = {"a": {"b": {"c": 1, "d": 2}, "e": 3}, "f": 4}
     changes = {"a": {"b": {"d": 5}, "g": 6}, "f": {"h": 7}}
@@ -283,12 +340,15 @@ def test_merged_replaces_at_every_depth_and_changes_nothing_else():
         ("axis", "x", "z"),
         ("preset", "demo", "cpu"),
         ("precision", "bfloat16", "float32"),
+        ("patch", (4, 8, 8), None),
     ],
 )
 def test_a_work_folder_is_of_one_benchmark(make_benchmark, key, value, before):
     make_benchmark().remember()
     make_benchmark().remember()
-    with pytest.raises(ValueError, match=rf"^--work \S+ was made with {key} {before}, got {value}; take another$"):
+    with pytest.raises(
+        ValueError, match=rf"^--work \S+ was made with {key} {before}, got {re.escape(str(value))}; take another$"
+    ):
         make_benchmark(**{key: value}).remember()
 
 
@@ -336,7 +396,9 @@ def prepared(make_benchmark, write_source, write_json, recorder, nnunet_plans, m
         write_json(folder / "nnUNetPlans.json", nnunet_plans(raw.name, spacing))
 
     recorder.effect = effect
-    return benchmark, lambda *plans: prepare(benchmark, {"interpolated", "true_hr"}, set(plans), recorder)
+    return benchmark, lambda *plans, **options: prepare(
+        benchmark, {"interpolated", "true_hr"}, set(plans), recorder, **options
+    )
 
 
 def plans_of(benchmark, data, name="rehrsegCPU"):
@@ -407,6 +469,27 @@ def test_changed_plans_are_refused(prepared, write_json, data, name):
     with pytest.raises(ValueError, match=rf"{name}\.json must be what this version makes of its preset; take another"):
         run("noLRDice")
     assert json.loads(file.read_text()) == plans  # left as it is
+
+
+def test_other_settings_have_plans_of_their_own_beside_those_of_plain_networks(prepared, write_json):
+    """As of a version with other defaults: what does not depend on them stays, and goes on being used."""
+    benchmark, run = prepared
+    run()
+    plans = plans_of(benchmark, "thick")
+    plans["configurations"][CONFIGURATION][BLOCK]["segmentation"]["lr_dice_weight"] = 0.5
+    file = benchmark.folder("preprocessed", benchmark.dataset("thick")) / "rehrsegCPU.json"
+    write_json(file, plans)
+    with pytest.raises(ValueError, match=r"or give this version's settings a name with --settings$"):
+        run()
+    run("noLRDice", settings="v2")
+    assert plans_of(benchmark, "thick") == plans
+    weights = {
+        name: load_config(
+            plans_of(benchmark, "thick", name)["configurations"][CONFIGURATION]
+        ).segmentation.lr_dice_weight
+        for name in ("rehrsegCPU_v2", "rehrsegCPU_v2_noLRDice")
+    }
+    assert weights == {"rehrsegCPU_v2": 1, "rehrsegCPU_v2_noLRDice": 0}
 
 
 def test_interrupted_preprocessing_is_repeated(prepared, recorder):

@@ -1,5 +1,7 @@
 """nnU-Net's training from a seed and in another precision."""
 
+import atexit
+import json
 import random
 import sys
 from types import SimpleNamespace
@@ -8,16 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from benchmarks.quality import launch
+from benchmarks.quality.clock import Clock
 
 ARGUMENTS = ["Dataset504_Tiny_r4z", "3d_fullres", "0", "--c"]
 
 
 @pytest.fixture
-def start(monkeypatch):
+def start(monkeypatch, tmp_path):
     """Launch with a seed and a precision; what nnU-Net's command would be given and draw."""
     drawn = []
 
@@ -25,12 +29,14 @@ def start(monkeypatch):
         drawn.append((sys.argv[1:], random.random(), np.random.random(), float(torch.rand(1))))  # noqa: NPY002
 
     def run(seed, precision="float32"):
-        monkeypatch.setattr(sys, "argv", ["launch", seed, precision, *ARGUMENTS])
+        monkeypatch.setattr(sys, "argv", ["launch", seed, precision, str(tmp_path / "seconds.json"), *ARGUMENTS])
         launch.main()
         return drawn.pop()
 
     monkeypatch.setattr(launch, "run_training_entry", entry_point)
     monkeypatch.setattr(nnUNetTrainer, "initialize", nnUNetTrainer.initialize)  # undone after the test
+    monkeypatch.setattr(nnUNetTrainer, "save_checkpoint", nnUNetTrainer.save_checkpoint)
+    monkeypatch.setattr(atexit, "register", lambda function: None)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     yield run
     random.setstate(states[0])
@@ -106,3 +112,40 @@ def test_other_networks_and_the_state_dict_stay_as_they_are(network):
     other = Network()
     other(torch.rand(4, 64))
     assert other.computed_in == torch.float32
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    """nnU-Net's trainer with a save that notes its file; what is registered for the end of the process."""
+    saved, at_end = [], []
+    monkeypatch.setattr(nnUNetTrainer, "save_checkpoint", lambda trainer, filename: saved.append(filename))
+    monkeypatch.setattr(atexit, "register", at_end.append)
+    return saved, at_end
+
+
+def test_seconds_are_written_with_every_checkpoint_and_at_the_end(patched, monkeypatch, tmp_path):
+    """So those of a killed attempt until its last checkpoint count, and what it did after that does not."""
+    saved, (file, other) = patched[0], (tmp_path / "a" / "seconds.json", tmp_path / "other.json")
+    cpu = iter([10.0, 25.0, 4.0, 7.0])
+    monkeypatch.setattr(launch, "cpu_seconds", lambda: next(cpu))
+    launch.measure(Clock(file, "train"))
+    trainer = SimpleNamespace()
+    for name, expected in (("latest", 10), ("best", 25)):
+        nnUNetTrainer.save_checkpoint(trainer, name)
+        assert json.loads(file.read_text())["train"]["cpu"] == expected
+    Clock(file, "predict_lr").save(3.0)
+    launch.measure(Clock(file, "train"))  # the next attempt, by another process
+    patched[1][-1]()
+    seconds = json.loads(file.read_text())
+    assert seconds["train"]["cpu"] == 29
+    assert seconds["predict_lr"]["cpu"] == 3
+    assert saved == ["latest", "best"]
+    assert not other.exists()
+
+
+def test_one_process_trains_a_run(start, tmp_path, monkeypatch):
+    start("0")
+    with FileLock(tmp_path / "other.lock"):
+        monkeypatch.setattr(sys, "argv", ["launch", "0", "float32", str(tmp_path / "other.json"), *ARGUMENTS])
+        with pytest.raises(SystemExit, match=r"^error: another process still trains what .*other\.json is of"):
+            launch.main()

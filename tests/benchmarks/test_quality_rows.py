@@ -1,15 +1,16 @@
 """Which trainings are compared, and that nnU-Net has every trainer and accepts all plans."""
 
 import os
+from pathlib import Path
 
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.datasets import merged
+from benchmarks.quality.plans import merged
 from benchmarks.quality.rows import PLANS, ROWS, TABLES, in_order
-from benchmarks.quality.runs import DEFAULTS, OWN_TRAINERS, set_environment
+from benchmarks.quality.runs import DEFAULTS, OWN_TRAINERS, SIDE_BY_SIDE, set_environment
 from rehrseg_nnunet.cli.trainers import VARIABLE, trainers_folder
 from rehrseg_nnunet.config.presets import load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import parse_block
@@ -19,13 +20,28 @@ from rehrseg_nnunet.trainers import rehrseg_training_lengths
 OWN_TRAINER = {
     "true_hr_data": "quality_true_hr_data",
     "self_sr_taught": "quality_true_hr_data",
+    "true_hr_only": "quality_true_hr_data",
+    "thick_true_labels": "quality_true_hr_data",
+    "truth_everywhere": "quality_true_hr_data",
+    "truth_between": "quality_true_hr_data",
+    "truth_at_boundaries": "quality_true_hr_data",
+    "true_uncertainty": "quality_true_hr_data",
+    "thin_true_labels": "quality_true_hr_data",
 }
 
 
 @pytest.fixture
 def environment(make_benchmark, monkeypatch):
     """The benchmark's, undone after the test."""
-    for name in (VARIABLE, "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", *DEFAULTS):
+    for name in (
+        VARIABLE,
+        "PYTHONPATH",
+        "nnUNet_raw",
+        "nnUNet_preprocessed",
+        "nnUNet_results",
+        *DEFAULTS,
+        *SIDE_BY_SIDE,
+    ):
         monkeypatch.setenv(name, "")  # remembers what it was
     monkeypatch.setenv("nnUNet_def_n_proc", "7")
     set_environment(make_benchmark())
@@ -86,22 +102,21 @@ def test_nnunet_finds_every_rows_trainer(key, make_run, environment):
     trainer = recursive_find_trainer_class_by_name(run.trainer)
     assert trainer.__name__ == run.trainer
     assert issubclass(trainer, nnUNetTrainer)
-    if key in ("interpolated", "true_hr"):
+    if run.row.trainer == "SafeTrainer":
         assert trainer.__module__ == "quality_safe_trainer"
         assert issubclass(trainer, SafeCheckpoints)
     elif key in OWN_TRAINER:
         assert trainer.__module__ == OWN_TRAINER[key]
-    elif key != "baseline":
+    else:
         assert trainer.__name__ in (run.row.trainer, f"{run.row.trainer}_{run.epochs}epochs")
         assert hasattr(rehrseg_training_lengths, f"{run.row.trainer}_10epochs")
-    if key != "baseline":
-        assert trainer.length == run.epochs
+    assert trainer.length == run.epochs
 
 
 def test_lengths_of_trainings(make_run):
     lengths = {key: make_run(key, epochs=30).epochs for key in ("baseline", "smore", "rehrseg", "true_hr", "scratch")}
     assert lengths == {"baseline": 10, "smore": None, "rehrseg": 30, "true_hr": 40, "scratch": 40}
-    assert make_run("baseline").trainer == "nnUNetTrainer_10epochs"
+    assert make_run("baseline").trainer == "SafeTrainer_10epochs"
     assert make_run("true_hr").trainer == "SafeTrainer_20epochs"
     assert make_run("rehrseg", epochs=1).trainer == "REHRSegTrainer_1epoch"
     assert make_run("smore").trainer == "SMORETrainer"
@@ -115,6 +130,14 @@ def test_the_environment(environment, make_benchmark):
     assert os.environ[VARIABLE].split(os.pathsep) == [str(trainers_folder()), str(OWN_TRAINERS)]
     assert os.environ["nnUNet_def_n_proc"] == "7"  # the user's own
     assert (work / "nnUNet_preprocessed").is_dir()
+    assert (Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "benchmarks" / "quality").is_dir()
+
+
+def test_trainings_side_by_side_have_one_thread_each(environment, make_benchmark, monkeypatch):
+    for name in SIDE_BY_SIDE:
+        monkeypatch.delenv(name, raising=False)
+    set_environment(make_benchmark(), jobs=2)
+    assert {name: os.environ[name] for name in SIDE_BY_SIDE} == SIDE_BY_SIDE
 
 
 def test_trainer_folders_are_added_once_and_the_users_stay(environment, make_benchmark, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from rehrseg_nnunet.evaluation.compare import default_workers, evaluate_case, evaluate_folders, evaluate_image
 from rehrseg_nnunet.evaluation.metrics import psnr, ssim
+from rehrseg_nnunet.evaluation.summary import SEGMENTATION_METRICS
 from rehrseg_nnunet.evaluation.tables import format_summary, format_table, write_summary
 
 LABELS = {"background": 0, "head": 1, "tail": 2}
@@ -263,16 +264,34 @@ def test_incomplete_dataset_json(folders):
         evaluate(folders, workers=0)
 
 
-def test_one_empty_segmentation_is_counted_and_told(folders):
+def test_a_missed_structure_is_a_failure_that_counts_and_is_told(folders):
     write(folders / "perfect" / "c3.nrrd", np.where(two_cubes() == 2, 0, two_cubes()).astype(np.uint8))
     summary = evaluate(folders)
     perfect = summary["methods"]["perfect"]
-    assert perfect["hd95_one_empty"] == {"1": 0, "2": 1}
-    assert perfect["over_cases"]["2"]["HD95"]["n"] == 6
-    assert perfect["over_cases"]["2"]["Dice"]["mean"] == pytest.approx(6 / 7)
-    assert "perfect: HD95 leaves out cases where only one of reference and prediction is empty: tail in 1" in (
+    assert perfect["one_empty"] == {"1": 0, "2": 1}
+    statistics = perfect["over_cases"]["2"]
+    assert {metric: values["n"] for metric, values in statistics.items()} == dict.fromkeys(SEGMENTATION_METRICS, 7)
+    for metric in ("Dice", "NSD"):
+        assert statistics[metric]["mean"] == pytest.approx(6 / 7)
+    for metric in ("HD95", "ASSD"):
+        assert statistics[metric]["mean"] == pytest.approx(math.hypot(12, 12, 25) / 7)
+    assert statistics["VolumeBias"]["mean"] == pytest.approx(-100 / 7)
+    assert "perfect: structures that are missed or made up: tail in 1; they count as Dice and NSD 0" in (
         format_summary(summary)
     )
+
+
+def test_the_tolerance_of_nsd(folders):
+    shifted = np.roll(two_cubes(), 1, axis=2)
+    for case in (folders / "perfect").glob("*.nrrd"):
+        write(case, shifted)
+    narrow, wide = (
+        evaluate(folders, tolerance_mm=tolerance)["methods"]["perfect"]["over_cases"]["1"]["NSD"]["mean"]
+        for tolerance in (0.01, 100)
+    )
+    assert narrow < wide == 1
+    settings = [evaluate(folders, **options)["settings"] for options in ({}, {"tolerance_mm": 2.0})]
+    assert [setting["nsd_tolerance_mm"] for setting in settings] == [None, 2.0]
 
 
 def test_image_folders_state_the_data_range(tmp_path):
@@ -320,7 +339,7 @@ def test_files_hold_every_value(folders, tmp_path):
     assert json.dumps(json.loads(json_file.read_text())) == json.dumps(summary)
     with csv_file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 2 * 7 * 2 * 4
+    assert len(rows) == 2 * 7 * 2 * 7
     dice = {
         (row["name"], row["fold"], row["case"], row["label"]): float(row["value"])
         for row in rows

@@ -103,7 +103,7 @@ def statistic(mean, std, n=3):
 
 
 def method(dice, hd95, missed=0):
-    return {"over_cases": {"mean": {"Dice": dice, "HD95": hd95}}, "hd95_one_empty": {"1": missed, "2": 0}}
+    return {"over_cases": {"mean": {"Dice": dice, "HD95": hd95}}, "one_empty": {"1": missed, "2": 0}}
 
 
 def test_the_brief_table():
@@ -123,6 +123,6 @@ def test_the_brief_table_tells_of_missed_structures():
         "another": method(statistic(0.9, 0.05), statistic(1.25, 0.125)),
     }
     lines = brief_table({"methods": methods}).splitlines()
-    assert lines[0].split()[-3:] == ["without", "HD95", "(empty)"]
+    assert lines[0].split()[-3:] == ["or", "made", "up"]
     assert lines[2].split()[-1] == "2"
     assert lines[3].split()[-1] == "0.12"

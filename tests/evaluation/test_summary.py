@@ -8,6 +8,8 @@ from scipy import stats
 
 from rehrseg_nnunet.evaluation.summary import (
     case_scores,
+    holm,
+    mean_interval,
     method_summary,
     paired_test,
     statistic,
@@ -69,13 +71,20 @@ def test_deviation_over_folds_is_that_of_their_means():
     assert summary["folds"]["0"]["over_cases"]["mean"]["Dice"]["mean"] == pytest.approx(0.3)
 
 
-def test_a_structure_that_one_run_missed_is_left_out_of_that_pair_of_runs():
-    """Not of the case: the mean over a method's other runs would be compared with the mean over all of the other's."""
-    missed = {"0": [result("a", {"1": 0.0}, {"1": NAN})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
+def test_a_structure_that_one_run_missed_counts_in_that_pair_of_runs():
+    missed = {"0": [result("a", {"1": 0.0}, {"1": 50.0})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
     other = {"0": [result("a", {"1": 0.7}, {"1": 20.0})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
-    for first, second in ((missed, other), (other, missed)):
-        assert paired_test(first, second, labels=["1"], metric="HD95")["mean_difference"] == 0
+    for first, second, sign in ((missed, other, 1), (other, missed, -1)):
+        assert paired_test(first, second, labels=["1"], metric="HD95")["mean_difference"] == sign * 15
     assert paired_test(missed, other, labels=["1"], metric="Dice")["mean_difference"] == pytest.approx(-0.35)
+
+
+def test_a_label_that_is_undefined_in_one_run_is_left_out_of_that_pair_of_runs():
+    """Not of the case: the mean over a method's other runs would be compared with the mean over all of the other's."""
+    absent = {"0": [result("a", {"1": NAN}, {"1": NAN})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
+    other = {"0": [result("a", {"1": 0.0}, {"1": 50.0})], "1": [result("a", {"1": 0.8}, {"1": 2.0})]}
+    for metric in ("Dice", "HD95"):
+        assert paired_test(absent, other, labels=["1"], metric=metric)["mean_difference"] == 0
 
 
 def test_cases_with_one_empty_mask_are_counted():
@@ -86,7 +95,7 @@ def test_cases_with_one_empty_mask_are_counted():
         result("d", {"1": 0.5}),
     ]
     summary = method_summary({"0": cases}, {"0": Path("x")}, labels=["1"], metrics=["Dice", "HD95"])
-    assert summary["hd95_one_empty"] == {"1": 2}
+    assert summary["one_empty"] == {"1": 2}
 
 
 def test_paired_test_equals_scipy_on_pooled_common_cases():
@@ -114,7 +123,8 @@ def test_wilcoxon_equals_enumeration_of_all_signs():
 
 def test_wilcoxon_without_differences_or_pairs():
     same = wilcoxon(np.array([0.5, 0.7, math.inf]), np.array([0.5, 0.7, math.inf]))
-    assert same == {"n": 3, "mean_difference": 0.0, "p": 1.0, "note": "all differences are zero"}
+    expected = {"n": 3, "mean_difference": 0.0, "interval": [0.0, 0.0], "p": 1.0, "note": "all differences are zero"}
+    assert same == expected
     nothing = wilcoxon(np.array([NAN, 0.2]), np.array([0.5, NAN]))
     assert nothing["n"] == 0
     assert math.isnan(nothing["p"])
@@ -134,3 +144,44 @@ def test_hd95_is_paired_only_where_both_methods_have_a_distance():
     test = paired_test(misses, good, labels=["1", "2"], metric="HD95")
     # Without pairing label by label, the method that misses label 2 would look 3.5 mm better.
     assert test["mean_difference"] == pytest.approx(0.5)
+
+
+def naive_holm(p_values):
+    """Of ordered p-values the k-th is taken times the number of those from it on; none below one before it."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    result = [0.0] * len(p_values)
+    for rank, index in enumerate(order):
+        candidates = [min(1, (len(order) - k) * p_values[order[k]]) for k in range(rank + 1)]
+        result[index] = max(candidates)
+    return result
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+    values = np.random.default_rng(2).random(9).tolist()
+    assert holm(values) == pytest.approx(naive_holm(values))
+    with_nan = holm([0.02, NAN, 0.5])
+    assert with_nan[::2] == [0.04, 0.5]
+    assert math.isnan(with_nan[1])
+
+
+def test_intervals_of_means():
+    values = np.random.default_rng(4).normal(3, 2, size=200)
+    low, high = mean_interval(values)
+    error = values.std(ddof=1) / np.sqrt(200)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
+    assert mean_interval(values) == [low, high]  # the same numbers in every table
+    assert mean_interval(-values) == pytest.approx([-high, -low], abs=0.1 * error)
+    assert all(math.isnan(bound) for few in ([], [1.0], [1.0, math.inf]) for bound in mean_interval(np.array(few)))
+
+
+def test_paired_tests_have_an_interval_of_the_difference():
+    rng = np.random.default_rng(0)
+    first, second = rng.random(20), rng.random(20)
+    folds = [{"0": [result(f"c{i}", {"1": value}) for i, value in enumerate(values)]} for values in (first, second)]
+    test = paired_test(*folds, labels=["1"], metric="Dice")
+    assert test["interval"] == mean_interval(first - second)
+    assert test["interval"][0] < test["mean_difference"] < test["interval"][1]

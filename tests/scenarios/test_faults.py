@@ -98,6 +98,16 @@ def test_a_bad_pseudo_hr_case_is_named_and_alone_made_again(trained, stage_1, da
     assert_stage_2_starts(trained)
 
 
+def test_a_stage_1_of_an_earlier_version_is_refused_wherever_it_is_used(trained, stage_1):
+    for file in stage_1.glob("checkpoint_*.pth"):
+        content = torch.load(file, weights_only=False)
+        del content["network_weights"]["version"]
+        torch.save(content, file)
+    for trainer, options in ((STAGE_2, ()), (STAGE_1, ("--val",)), (STAGE_1, ("--c",))):
+        with pytest.raises(ValueError, match=rf"got version 1, .*; train it anew: {remedy(trained)}$"):
+            trained.train(trainer, THICK, *options)
+
+
 def test_a_case_whose_labels_were_corrected_since_is_named_and_alone_made_again(trained, stage_1, tmp_path):
     file, *others = sorted(file for file in (stage_1 / "pseudo_hr").glob("*.b2nd") if "_seg" not in file.name)
     source = trained.plans(THICK).parent / "nnUNetPlans_3d_fullres" / f"{file.stem}_seg.b2nd"

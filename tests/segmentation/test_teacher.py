@@ -111,7 +111,7 @@ def a_little_trained():
     torch.manual_seed(0)
     network = SelfSRNetwork(1, 2, 2, base_features=8, candidates=2)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    for step in range(15):
+    for step in range(40):
         hr, lr, labels = textured(4, 4, 16, seed=step)
         output = network(torch.cat([lr, labels], dim=1))
         loss = functional.l1_loss(output.image, hr[:, :, 3:5])

@@ -122,15 +122,6 @@ def test_weights_of_another_version_do_not_load():
         make_network().load_state_dict(weights)
 
 
-def test_u_sees_the_attention_alone_or_the_features_too():
-    for source, channels in (("attention", 3), ("features", 5)):
-        network = make_network(uncertainty_input=source)
-        assert network.head.uncertainty.in_channels == channels
-    network.head.uncertainty.weight.data[:, :3] = 0  # what is left are the features
-    uncertainty = network(make_window(1, 3, 4, 8, 8)).uncertainty
-    assert uncertainty.std() > 0
-
-
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 16), (9, 3), (13, 24)])
 @pytest.mark.parametrize("label_channels", [1, 3])
 def test_any_plane_size(height, width, label_channels):

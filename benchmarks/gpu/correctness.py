@@ -1,0 +1,198 @@
+"""Whether trainings do on the GPU what they do on the CPU: same losses, no nan, resumption, DDP."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from nnunetv2.run.run_training import cleanup_ddp, find_free_network_port, maybe_load_checkpoint, setup_ddp
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.gpu.data import SMALL
+from benchmarks.gpu.scheduler import Context
+from benchmarks.gpu.trainings import build, next_epoch, show_baseline, start, without_companions
+from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.weights import hash_weights
+
+REFERENCE_THREADS = 2
+# float16 keeps 11 bits; the sums over a batch and the layers before them lose a few more
+LOSS_TOLERANCE, LEAST_COSINE = 0.02, 0.95
+
+
+def steps(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
+    """Compare every step with one on the CPU in float32 from the same weights on the same batch."""
+    show_baseline(context.settings.data, context.results)
+    yield _compared(context, trainer)
+
+
+def variants(context: Context, *, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The same for variants of stage 2, as many as there is time for."""
+    show_baseline(context.settings.data, context.results)
+    for name in names:
+        yield _compared(context, f"REHRSegTrainer_{name}")
+
+
+def _compared(context: Context, name: str) -> dict[str, Any]:
+    torch.set_num_threads(REFERENCE_THREADS)
+    settings, count = context.settings, context.settings.lengths.steps
+    per_epoch = -(-count // 2)  # two epochs: stage 1 has a phase for each
+    trainer, reference = (
+        build(name, settings.data.thick, SMALL, device=device, steps=per_epoch) for device in (settings.device, "cpu")
+    )
+    for one in (trainer, reference):
+        start(one)
+    comparison = Comparison()
+    for step in range(count):
+        if step == per_epoch:
+            for one in (trainer, reference):
+                next_epoch(one)
+        comparison.add(trainer, reference, next(reference.dataloader_train))
+    compiled = any(hasattr(module, "_orig_mod") for module in (trainer.network,))
+    return {"trainer": name, "compiled": compiled, "steps": count, **comparison.result()}
+
+
+class Comparison:
+    """Losses and gradients of two trainers' steps from the first one's weights."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[float, float]] = []
+        self.cosines: list[float] = []
+        self.overflows = 0
+
+    def add(self, trainer: Any, reference: Any, batch: dict[str, Any]) -> None:
+        """One step of both."""
+        own = unwrap(trainer.network)
+        unwrap(reference.network).load_state_dict({key: value.cpu() for key, value in own.state_dict().items()})
+        losses = [float(one.train_step(batch)["loss"]) for one in (trainer, reference)]
+        self.losses.append((losses[0], losses[1]))
+        mine, theirs = _gradient(own), _gradient(unwrap(reference.network))
+        if torch.isfinite(mine).all():
+            self.cosines.append(float(torch.nn.functional.cosine_similarity(mine, theirs, dim=0)))
+        else:
+            self.overflows += 1  # the scaler leaves such a step out and halves its factor
+
+    def result(self) -> dict[str, Any]:
+        """The worst of all steps, and whether it is within the tolerances."""
+        relative = [abs(mine - theirs) / max(abs(theirs), 0.1) for mine, theirs in self.losses]
+        worst = max(relative) if all(map(math.isfinite, relative)) else math.inf
+        cosine = min(self.cosines, default=-1.0)
+        return {
+            "worst_loss_difference": worst,
+            "worst_gradient_cosine": cosine,
+            "overflows": self.overflows,
+            "first_losses": self.losses[0],
+            "last_losses": self.losses[-1],
+            "passed": worst <= LOSS_TOLERANCE and cosine >= LEAST_COSINE,
+        }
+
+
+def _gradient(network: nn.Module) -> torch.Tensor:
+    """All gradients as one float64 vector on the CPU; a parameter that got none has zeros."""
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
+    return torch.cat([part.detach().flatten().double().cpu() for part in parts])
+
+
+def finite(context: Context, *, trainer: str, plans: str) -> Iterator[dict[str, Any]]:
+    """Train two epochs, which are stage 1's two phases, and look for nan and inf in losses and weights."""
+    settings = context.settings
+    show_baseline(settings.data, context.results)
+    length = settings.lengths.long_steps
+    training = build(trainer, settings.data.thick, plans, device=settings.device, steps=length)
+    if plans != SMALL:
+        without_companions(training)
+    start(training)
+    for epoch in range(2):
+        if epoch:
+            next_epoch(training)
+        losses: list[float] = []
+        while len(losses) < length and context.seconds_left > 5:
+            losses.append(float(training.train_step(next(training.dataloader_train))["loss"]))
+        weights = all(bool(torch.isfinite(p).all()) for p in training.network.parameters())
+        good = len(losses) > 0 and all(map(math.isfinite, losses)) and weights
+        scaler = training.grad_scaler
+        yield {
+            "trainer": trainer,
+            "plans": plans,
+            "phase": epoch + 1,
+            "steps": len(losses),
+            "of": length,
+            "first_loss": losses[0] if losses else None,
+            "last_loss": losses[-1] if losses else None,
+            "scale": None if scaler is None else scaler.get_scale(),
+            "passed": good,
+        }
+
+
+class _KilledError(Exception):
+    pass
+
+
+def resume(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
+    """Stop after the first of two epochs, go on as `nnUNetv2_train --c` does."""
+    settings, length = context.settings, context.settings.lengths.steps
+    show_baseline(settings.data, context.results)
+    before = build(trainer, settings.data.thick, SMALL, device=settings.device, steps=length)
+    finish_epoch = before.on_epoch_end
+
+    def stop() -> None:
+        finish_epoch()
+        raise _KilledError
+
+    before.on_epoch_end = stop
+    with suppress(_KilledError):
+        before.run_training()
+    saved = _state(before)
+    after = build(trainer, settings.data.thick, SMALL, device=settings.device, steps=length)
+    maybe_load_checkpoint(after, continue_training=True, validation_only=False)
+    loaded = _state(after)
+    after.run_training()
+    losses = after.logger.get_value("train_losses", step=None)
+    good = saved == loaded and len(losses) == 2 and all(map(math.isfinite, losses))
+    yield {"trainer": trainer, "same_state": saved == loaded, "losses": list(losses), "passed": good}
+
+
+def _state(trainer: Any) -> tuple[Any, ...]:
+    """What a checkpoint must bring back."""
+    moments = [
+        float(value.double().norm())
+        for state in trainer.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    scale = None if trainer.grad_scaler is None else trainer.grad_scaler.get_scale()
+    return hash_weights(unwrap(trainer.network).state_dict()), moments, scale, trainer.current_epoch
+
+
+def distributed(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
+    """A few steps under DDP of one process: NCCL, set up as nnU-Net does; gloo on the CPU."""
+    settings, length = context.settings, context.settings.lengths.steps
+    show_baseline(settings.data, context.results)
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(find_free_network_port()))
+    if settings.device == "cuda":
+        setup_ddp(0, 1)
+        torch.cuda.set_device(torch.device("cuda", 0))
+        training = build(trainer, settings.data.thick, SMALL, device="cuda", steps=length)
+    else:
+        training = build(trainer, settings.data.thick, SMALL, device="cpu", steps=length)
+        training.initialize()
+        dist.init_process_group("gloo", rank=0, world_size=1)
+        _join(training)
+    start(training)
+    losses = [float(training.train_step(next(training.dataloader_train))["loss"]) for _ in range(length)]
+    good = isinstance(training.network, DistributedDataParallel) and all(map(math.isfinite, losses))
+    backend = dist.get_backend()
+    cleanup_ddp()
+    yield {"trainer": trainer, "backend": backend, "steps": len(losses), "last_loss": losses[-1], "passed": good}
+
+
+def _join(trainer: Any) -> None:
+    """What nnU-Net does where a group is up when the trainer is built, which it supports on CUDA only."""
+    trainer.is_ddp, trainer.local_rank = True, dist.get_rank()
+    trainer.network = DistributedDataParallel(trainer.network)
+    trainer.loss = trainer._build_loss()

@@ -1,0 +1,45 @@
+"""The machine in one line, and the files that all other tasks take for granted."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.data import SMALL
+from benchmarks.gpu.scheduler import Context
+from benchmarks.gpu.trainings import build
+
+PACKAGES = ("rehrseg-nnunet", "nnunetv2", "numpy", "monai", "batchgeneratorsv2", "blosc2")
+
+
+def describe(context: Context) -> Iterator[dict[str, Any]]:
+    """Versions, device, cores."""
+    cuda = context.settings.device == "cuda"
+    properties = torch.cuda.get_device_properties(0) if cuda else None
+    yield {
+        "device": "cpu" if properties is None else properties.name,
+        "memory_gib": None if properties is None else round(properties.total_memory / 2**30, 1),
+        "capability": None if properties is None else f"{properties.major}.{properties.minor}",
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def make_workspace(context: Context) -> Iterator[dict[str, Any]]:
+    """Interpolated cases, and a baseline of no step for what starts from one."""
+    data = context.settings.data
+    for dataset, cases in data.interpolate():
+        yield {"interpolated": dataset, "cases": cases}
+    results = data.results("baseline")
+    os.environ["nnUNet_results"] = str(results)
+    trainer = build("nnUNetTrainer", data.thick, SMALL, device="cpu")
+    trainer.initialize()
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")

@@ -1,0 +1,43 @@
+"""What can be written beside a segmentation while it is exported: surfaces, and 3D Slicer's segmentations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rehrseg_nnunet.prediction.export import PlacedCase
+from rehrseg_nnunet.slices.grids import Grid
+from rehrseg_nnunet.surfaces.structures import structures_of
+from rehrseg_nnunet.surfaces.viewers import write_segmentation
+from rehrseg_nnunet.surfaces.write import SurfaceOptions, write_surfaces
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class SurfaceWriter:
+    """Writes the surfaces of a case; see `export.Writer`."""
+
+    options: SurfaceOptions
+
+    def __call__(self, case: PlacedCase) -> None:
+        """Write `<output>_<label>.<format>`."""
+        structures = structures_of(case.dataset_json)
+        write_surfaces(case.logits, _grid(case), structures, Path(case.output), self.options)
+
+
+@dataclass(frozen=True)
+class SegmentationWriter:
+    """Writes a case as `.seg.nrrd`, the part of the image that was predicted; see `export.Writer`."""
+
+    def __call__(self, case: PlacedCase) -> None:
+        """Write `<output>.seg.nrrd`."""
+        labels = np.asarray(case.label_manager.convert_logits_to_segmentation(case.logits))
+        write_segmentation(labels, _grid(case), structures_of(case.dataset_json), Path(case.output))
+
+
+def _grid(case: PlacedCase) -> Grid:
+    depth, height, width = case.logits.shape[1:]
+    return Grid((depth, height, width), _RAS_TO_LPS @ case.affine)

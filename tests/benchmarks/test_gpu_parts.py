@@ -1,0 +1,120 @@
+import importlib
+import inspect
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.gpu.correctness import Comparison
+from benchmarks.gpu.data import GPUData
+from benchmarks.gpu.parts import BASE, FULL_SECONDS, OURS, PARTS, QUICK, Task, tasks
+from benchmarks.gpu.prepare import check_size
+from benchmarks.gpu.records import RESULTS, read_records
+from benchmarks.gpu.scheduler import Scheduler, Settings
+from rehrseg_nnunet.trainers.rehrseg_training_lengths import TRAINERS
+
+
+def test_tasks_have_unique_names_and_needs_that_come_before_them():
+    names = [task.name for task in tasks()]
+    assert len(names) == len(set(names))
+    for number, task in enumerate(tasks()):
+        assert set(task.after) <= set(names[:number]), task.name
+
+
+def test_tasks_call_functions_that_take_their_arguments():
+    for task in tasks():
+        module, name = task.function.split(":")
+        function = getattr(importlib.import_module(module), name)
+        inspect.signature(function).bind(None, **task.arguments)
+
+
+def test_nine_minutes_hold_all_parts_and_the_imports():
+    assert 9 * 60 - 30 <= FULL_SECONDS <= 9 * 60 - 15
+    assert {task.part for task in tasks()} == {part.name for part in PARTS}
+
+
+def test_every_trainer_is_compared_with_the_cpu_and_timed():
+    stepped = {task.arguments["trainer"] for task in tasks() if task.function.endswith("correctness:steps")}
+    timed = {task.arguments["trainer"] for task in tasks() if task.function.endswith("cost:step")}
+    assert {name for name in TRAINERS if "_" not in name} | {"nnUNetTrainer"} == stepped == timed == {*BASE, *OURS}
+
+
+class Tiny:
+    """A trainer of one layer; `factor` is what its device makes of a loss."""
+
+    def __init__(self, factor=1.0):
+        torch.manual_seed(0)
+        self.network, self.factor = nn.Linear(8, 1), factor
+
+    def train_step(self, batch):
+        self.network.zero_grad()
+        loss = (self.network(batch["data"]) * self.factor).square().mean()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter -= 0.1 * parameter.grad
+        return {"loss": loss.detach().numpy()}
+
+
+def compared(factor, steps=3):
+    comparison, trainer, reference = Comparison(), Tiny(factor), Tiny()
+    for seed in range(steps):
+        comparison.add(trainer, reference, {"data": torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))})
+    return comparison.result()
+
+
+def test_equal_steps_pass():
+    assert compared(1.0) == {**compared(1.0), "worst_loss_difference": 0.0, "passed": True}
+
+
+@pytest.mark.parametrize("factor", [1.1, float("nan")])
+def test_another_loss_does_not_pass(factor):
+    assert not compared(factor)["passed"]
+
+
+def test_what_travels_is_limited():
+    check_size({"code": 1.0, "data": 2.0}, limit_mib=3)
+    with pytest.raises(ValueError, match=r"at most 2 MiB, got 3.0 \(code 1.0 MiB, data 2.0 MiB\); take fewer --cases"):
+        check_size({"code": 1.0, "data": 2.0}, limit_mib=2)
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_or_hangs_costs_that_task_only(tmp_path):
+    (tmp_path / "out").mkdir()
+    data = GPUData(tmp_path / "data", "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), ())
+    data.folder.mkdir()
+    scheduler = Scheduler(Settings("cpu", data, QUICK, tmp_path / "out", scale=0.1), cores=2)
+    chosen = [
+        Task(name, "correctness", f"gpu_tasks:{function}", seconds=1, after=after)
+        for name, function, after in (
+            ("hangs", "hang", ()),
+            ("fails", "fail", ()),
+            ("dies", "die", ()),
+            ("needs it", "succeed", ("fails",)),
+            ("goes well", "succeed", ()),
+        )
+    ]
+    scheduler.run(SimpleNamespace(parallel=4), chosen, until=time.monotonic() + 60)
+    assert scheduler.done == {
+        "hangs": "timed out",
+        "fails": "failed",
+        "dies": "died with exit code -9",
+        "needs it": "skipped",
+        "goes well": "ok",
+    }
+    records = read_records(tmp_path / "out" / RESULTS)
+    assert {"part": "correctness", "task": "goes well", "status": "result", "value": 1} in records
+    assert {"part": "correctness", "task": "fails", "status": "result", "value": 0} in records
+    (failure,) = [record for record in records if record["status"] == "failed"]
+    assert failure["error"].endswith("ValueError: on purpose\n")
+
+
+def test_the_minutes_count_from_the_start_of_the_process():
+    code = "import time; time.sleep(0.5); from benchmarks.gpu.__main__ import _age_of_process; print(_age_of_process())"
+    began = time.monotonic()
+    age = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 0.5 < age < time.monotonic() - began + 0.1

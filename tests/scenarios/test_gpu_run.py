@@ -1,0 +1,91 @@
+"""The rehearsal of the GPU run on the CPU: phantoms, tiny networks, every task."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workspace import environment
+
+from benchmarks.gpu import prepare
+from benchmarks.gpu.parts import tasks
+from benchmarks.gpu.records import RESULTS, read_records
+from benchmarks.gpu.report import page
+from rehrseg_nnunet.cases.phantom import write_phantom_dataset
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+# A stub in place of SimpleITK, which the GPU machine does not have.
+STUB = """
+class Image:
+    pass
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    def refuse(*args, **kwargs):
+        raise RuntimeError(f"SimpleITK.{name}: only a stub here")
+    return refuse
+"""
+
+
+@pytest.fixture(scope="module")
+def run(nnunet, tmp_path_factory):
+    """A finished run: the text that it printed and its folder."""
+    base = tmp_path_factory.mktemp("gpu")
+    for name, cases, shape in (("Dataset001_Phantom", 7, (16, 24, 24)), ("Dataset002_Large", 2, (16, 32, 32))):
+        write_phantom_dataset(base / name, cases=cases, shape=shape, seed=1)
+    arguments = ["--source", base / "Dataset001_Phantom", "--large", base / "Dataset002_Large", "--out", base / "data"]
+    counts = ["--cases", 5, "--test-cases", 2, "--large-cases", 2, "--stage-1-steps", 4, "--preset", "demo", "--tiny"]
+    with environment(nnUNet_raw="", nnUNet_preprocessed="", nnUNet_results="", REHRSEG_SELF_SR=""):
+        prepare.main([str(argument) for argument in (*arguments, *counts, "--wheels", base / "none")])
+    (base / "stub").mkdir()
+    (base / "stub" / "SimpleITK.py").write_text(STUB)
+    path = os.pathsep.join([str(base / "stub"), str(REPOSITORY)])
+    command = [sys.executable, "-m", "benchmarks.gpu", "--data", base / "data", "--out", base / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--device", "cpu", "--minutes", "2"],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=base,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    return done.stdout, base / "out"
+
+
+def test_every_task_goes_well(run):
+    text, out = run
+    ends = {r["task"]: r for r in read_records(out / RESULTS) if "task" in r and r["status"] != "result"}
+    # on a busy machine the last tasks of a part may find no time
+    wrong = {
+        name: end.get("error") for name, end in ends.items() if end["status"] not in ("ok", "skipped", "timed out")
+    }
+    assert wrong == {}, text
+    assert set(ends) == {task.name for task in tasks()}
+    assert sum(end["status"] == "ok" for end in ends.values()) > len(ends) / 2, text
+
+
+def test_every_check_passes_and_the_page_says_so(run):
+    records = read_records(run[1] / RESULTS)
+    checks = [record["passed"] for record in records if "passed" in record]
+    assert len(checks) > 8
+    assert all(checks)
+    text = page(records)
+    assert "**no**" not in text
+    assert "## Training steps, loader excluded" in text
+
+
+def test_few_small_files_come_back(run):
+    files = [file for file in run[1].rglob("*") if file.is_file()]
+    assert len(files) <= 8
+    assert sum(file.stat().st_size for file in files) < 4 * 2**20
+
+
+def test_data_of_something_else_are_refused(tmp_path):
+    from benchmarks.gpu.__main__ import main
+
+    with pytest.raises(SystemExit, match=r"error: --data must be a folder that .* wrote, but .*gpu\.json is missing"):
+        main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"])
