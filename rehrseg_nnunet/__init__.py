@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rehrseg_nnunet.evaluation.compare import evaluate_case, evaluate_folders
     from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim, volume_bias
     from rehrseg_nnunet.evaluation.surfaces import assd, hd95, nsd
+    from rehrseg_nnunet.prediction.api import Model, Prediction, load_model, predict
     from rehrseg_nnunet.prediction.predictor import HRPredictor
     from rehrseg_nnunet.slices.geometry import sr_factor
     from rehrseg_nnunet.slices.grids import Grid
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Grid",
     "HRPredictor",
+    "Model",
+    "Prediction",
     "__version__",
     "apply_preset",
     "assd",
@@ -37,8 +40,10 @@ __all__ = [
     "interpolate",
     "interpolate_labels",
     "interpolate_logits",
+    "load_model",
     "load_preset",
     "nsd",
+    "predict",
     "preset_names",
     "psnr",
     "sr_factor",
@@ -51,6 +56,7 @@ _MODULES = {
     "evaluation.compare": ("evaluate_case", "evaluate_folders"),
     "evaluation.metrics": ("dice", "psnr", "ssim", "volume_bias"),
     "evaluation.surfaces": ("assd", "hd95", "nsd"),
+    "prediction.api": ("Model", "Prediction", "load_model", "predict"),
     "prediction.predictor": ("HRPredictor",),
     "slices.geometry": ("sr_factor",),
     "slices.grids": ("Grid",),

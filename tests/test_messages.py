@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from random_model import scan, write_random_model
 
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
@@ -447,6 +448,97 @@ def no_extra(dataset):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "slicerio", None)
         return dataset.says("viewers", "-i", dataset.raw / "predicted")
+
+
+class Prediction:
+    """A model of one channel and a scan, and what `rehrseg predict` says."""
+
+    def __init__(self, dataset):
+        self.says, self.folder = dataset.says, dataset.folder / "predict"
+        self.model = write_random_model(self.folder / "models")
+        sitk.WriteImage(scan(), str(self.folder / "scan.nii.gz"))
+
+    def __call__(self, *options, model=None, source=("scan.nii.gz",), target="seg.nii.gz"):
+        files = [self.folder / name for name in source]
+        chosen = ["-m", self.model if model is None else model]
+        here = ["-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar", *options]
+        return self.says("predict", *chosen, "-i", *files, "-o", self.folder / target, *here)
+
+    def csv(self, *lines, options=()):
+        (self.folder / "cases.csv").write_text("\n".join(lines))
+        return self(*options, source=("cases.csv",), target="out")
+
+
+@provoke("Neither `-m` nor `-d`")
+def no_model_named(dataset):
+    return dataset.says("predict", "-i", dataset.raw, "-o", dataset.folder / "out")
+
+
+@provoke("Both `-m` and `-d`")
+def two_models_named(dataset):
+    return dataset.says("predict", "-m", "a", "-d", 1, "-i", dataset.raw, "-o", dataset.folder / "out")
+
+
+@provoke("`-m` has no model in it, or a zip file has none")
+def no_model(dataset):
+    return Prediction(dataset)(model=dataset.raw)
+
+
+@provoke("`-m` holds several models")
+def several_models(dataset):
+    predict = Prediction(dataset)
+    write_random_model(predict.folder / "models", 2)
+    return predict(model=predict.folder / "models")
+
+
+@provoke("A zip file is damaged, or is none")
+def damaged_zip(dataset):
+    return Prediction(dataset)(model=dataset.raw / "dataset.json")
+
+
+@provoke("A fold has no checkpoint")
+def no_checkpoint(dataset):
+    return Prediction(dataset)("-f", 3)
+
+
+@provoke("`-i` has more or fewer files than the model has channels")
+def other_channels(dataset):
+    return Prediction(dataset)(source=("scan.nii.gz", "scan.nii.gz"))
+
+
+@provoke("Several files for `-i` and a folder for `-o`")
+def channels_to_a_folder(dataset):
+    return Prediction(dataset)(source=("scan.nii.gz", "scan.nii.gz"), target=".")
+
+
+@provoke("`-o` has an unknown ending")
+def unknown_ending(dataset):
+    return Prediction(dataset)(target="seg.txt")
+
+
+@provoke("`-o` would replace a scan")
+def onto_itself(dataset):
+    return Prediction(dataset)(target="scan.nii.gz")
+
+
+@provoke("A csv file lacks a column")
+def no_column(dataset):
+    return Prediction(dataset).csv("case,file", "a,scan.nii.gz")
+
+
+@provoke("A csv file names a case twice")
+def case_twice(dataset):
+    return Prediction(dataset).csv("case,file0", "a,scan.nii.gz", "a,scan.nii.gz")
+
+
+@provoke("A csv file names a file that is not there")
+def no_file(dataset):
+    return Prediction(dataset).csv("case,file0", "a,none.nii.gz")
+
+
+@provoke("Cases failed with `--keep_going`")
+def failed_cases(dataset):
+    return Prediction(dataset).csv("case,file0", "a,none.nii.gz", options=("--keep_going",))
 
 
 def test_every_documented_situation_is_provoked():

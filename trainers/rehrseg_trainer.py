@@ -46,6 +46,9 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     configuration and fold, which is checked when training starts. Raises at construction for 2d, cascaded and
     isotropic configurations, before anything is written.
 
+    With `input: thin` the network is one of thin slices behind an interpolation, planned for them (`ThinInput`); to
+    nnU-Net it looks like one of thick slices.
+
     Attributes:
         changes: settings of `segmentation` (not `hr_head`) that a variant has instead of the plans'; all others are
             the plans'.
@@ -74,7 +77,9 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         """Take the settings' learning rate."""
         self.learning_rate_from_trained = self.config.segmentation.learning_rate_from_trained
         if self.sees_thin_slices:
-            self.without_baseline = "no baseline fits thin slices (-pretrained_weights: another such network)"
+            self.without_baseline = (
+                "no baseline fits thin slices (see -pretrained_weights): training starts from scratch"
+            )
 
     @staticmethod
     def build_network_architecture(

@@ -21,8 +21,6 @@ from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.self_sr.export import super_resolve_case
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
-FINISH_S = 0.3  # a loader's threads may outlast it: the process ends soon
-
 
 def _started(context: Context, trainer: str, plans: str, data: str) -> Any:
     settings = context.settings
@@ -66,6 +64,7 @@ def step(context: Context, *, trainer: str, plans: str, data: str) -> Iterator[d
 def loader(context: Context, *, trainer: str, data: str) -> Iterator[dict[str, Any]]:
     """Batches a second of the training loader with its transforms, by workers."""
     torch.set_num_threads(1)
+    kept: list[Any] = []  # what is collected shuts down its workers in its own slow way
     for workers in context.settings.lengths.workers:
         os.environ["nnUNet_n_proc_DA"] = str(workers)
         training = _started(context, trainer, DEFAULT, data)
@@ -77,9 +76,17 @@ def loader(context: Context, *, trainer: str, data: str) -> Iterator[dict[str, A
             next(batches)
             count += 1
         seconds = time.perf_counter() - began
+        kept.append(training)
         for one in (training.dataloader_train, training.dataloader_val):
-            one._finish(timeout=FINISH_S)
+            _stop(one)
         yield {"trainer": trainer, "data": data, "workers": workers, "batches_per_s": count / seconds}
+
+
+def _stop(loader: Any) -> None:
+    """End a loader's workers at once: nnU-Net's way waits for many seconds, and the process ends soon anyway."""
+    loader.abort_event.set()
+    for process in loader._processes:
+        process.kill()
 
 
 def whole_cases(context: Context, *, data: str) -> Iterator[dict[str, Any]]:

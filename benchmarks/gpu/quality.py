@@ -174,7 +174,7 @@ def _ways(trainer: Any, data: GPUData, kind: str) -> Segment:
 
         return on_thin_slices
     at_hr = as_predictor(trainer, HRPredictor)
-    way = "HR head" if at_hr.uses_hr_head else "interpolated logits"
+    way = "HR head" if hasattr(trainer, "open_pseudo_hr") else "interpolated logits"
 
     def on_thick_slices(_: str, image: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         thick = labels(plain, image)

@@ -32,6 +32,9 @@ from benchmarks.quality.tables import write_tables
 from rehrseg_nnunet.cli.simulate import AXES
 from rehrseg_nnunet.config.presets import preset_names
 
+SETTINGS = (
+    "letters and digits; train this package's trainers under this name, beside those of a version of other settings"
+)
 PATCH = "patch size of thick slices, r times as many thin ones (default: nnU-Net's own)"
 
 
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         trained = _runs(benchmark, args.rows or [key for table in args.tables for key in TABLES[table][1]], args)
         if not args.report:
             _work_alone(benchmark, trained, args)
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     numbers = [n for n in TABLES if {*args.rows} & {*TABLES[n][1]}] if args.rows else args.tables
     folder = benchmark.work / "tables"
@@ -79,7 +82,7 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
 def _runs(benchmark: Benchmark, keys: list[str], args: argparse.Namespace) -> list[Run]:
     """Runs of rows and of what they build on, each once: all rows of a seed and fold before the next."""
     runs = [
-        Run(benchmark, row, fold, seed, epochs)
+        Run(benchmark, row, fold, seed, epochs, args.settings)
         for seed in args.seeds
         for fold in args.folds
         for row in in_order(keys)
@@ -96,26 +99,26 @@ def _work_alone(benchmark: Benchmark, runs: list[Run], args: argparse.Namespace)
     """
     try:
         with FileLock(benchmark.work / "work.lock", timeout=0):
-            _work(benchmark, runs, device=args.device, jobs=args.jobs)
+            _work(benchmark, runs, args)
     except Timeout:
         raise ValueError(f"--work {benchmark.work} is being worked in; wait for that, or add --report") from None
 
 
-def _work(benchmark: Benchmark, runs: list[Run], *, device: str, jobs: int) -> None:
+def _work(benchmark: Benchmark, runs: list[Run], args: argparse.Namespace) -> None:
     rows = [run.row for run in runs]
     if any(row.hr == "upsampled" for row in rows):
         require_filter()  # not after hours
-    set_environment(benchmark, jobs=jobs)
+    set_environment(benchmark, jobs=args.jobs)
     datasets = {row.data for row in rows} - {"thick"}
-    prepare(benchmark, datasets, {row.plans for row in rows}, execute)
+    prepare(benchmark, datasets, {row.plans for row in rows}, execute, settings=args.settings)
 
     def work(run: Run) -> None:
-        train(run, device=device)
+        train(run, device=args.device)
         if run.row.segments:
-            predict(run, device=device)
+            predict(run, device=args.device)
             score(run)
 
-    do_jobs([Job(_name(run), frozenset(map(_name, run.before)), partial(work, run)) for run in runs], at_once=jobs)
+    do_jobs([Job(_name(run), frozenset(map(_name, run.before)), partial(work, run)) for run in runs], at_once=args.jobs)
 
 
 def _name(run: Run) -> tuple[int, str]:
@@ -127,12 +130,18 @@ def _legend(args: argparse.Namespace) -> str:
         f"r = {args.factor} along {args.axis}, preset {args.preset}, {args.precision}, {args.cases} cases in nnU-Net's "
         f"5 folds, folds {args.folds}, seeds {args.seeds}; epochs of 250 steps, a+b: b epochs from the baseline's "
         "checkpoint. Mean of all classes ± standard deviation over cases. A structure that is missed or made up has "
-        "Dice and NSD 0, and HD95 and ASSD of the image's diagonal; NSD has a tolerance of one pixel. Minus first: mean "
-        "over paired runs (folds and seeds) ± standard error, which says how sure the difference is for another "
+        "Dice and NSD 0, and HD95 and ASSD of the image's diagonal; NSD has a tolerance of one pixel. Minus first: "
+        "mean over paired runs (folds and seeds) ± standard error, which says how sure the difference is for another "
         "training. 95 % and p, for other cases: bootstrap interval, and Wilcoxon test corrected by Holm for the number "
         "of methods, over cases with their mean over runs. CPU time: of all that the row needs, with validation and "
         "export."
     )
+
+
+def _settings(name: str) -> str:
+    if name and not name.isalnum():
+        raise argparse.ArgumentTypeError(f"must be letters and digits, got {name}")
+    return name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,9 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline-epochs", type=int, default=10)
     parser.add_argument("--stage-2-epochs", type=int, nargs="+", default=[10], help="one or more lengths")
     parser.add_argument("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help=PATCH)
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trainings at the same time; more than 1: a thread for each"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, with one thread each if more than 1")
+    parser.add_argument("--settings", type=_settings, default="", metavar="NAME", help=SETTINGS)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["2", "3", "4", "5", "6"])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")

@@ -14,7 +14,7 @@ import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark, labelled_files
-from benchmarks.quality.plans import write_hr_plans, write_plans
+from benchmarks.quality.plans import keep_plans, write_hr_plans, write_plans
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
@@ -36,7 +36,7 @@ class Execute(Protocol):
         """See the class."""
 
 
-def prepare(benchmark: Benchmark, datasets: set[str], plans: set[str], execute: Execute) -> None:
+def prepare(benchmark: Benchmark, datasets: set[str], plans: set[str], execute: Execute, *, settings: str = "") -> None:
     """Make what is missing: raw data, nnU-Net's plans and preprocessed data, and plans with the preset.
 
     Args:
@@ -44,6 +44,7 @@ def prepare(benchmark: Benchmark, datasets: set[str], plans: set[str], execute: 
         datasets: names of `benchmark.OFFSETS` beside "thick", which is made always.
         plans: keys of `PLANS` that are needed.
         execute: runs a command and raises if it fails.
+        settings: name of this package's settings, see `Run`.
     """
     source = benchmark.folder("raw", benchmark.source.name)
     if not source.is_dir():
@@ -60,8 +61,10 @@ def prepare(benchmark: Benchmark, datasets: set[str], plans: set[str], execute: 
                 write_thin_dataset(data, thick, partial, factor=benchmark.factor, axis=benchmark.array_axis)
     for data in sorted({"thick", *datasets}):
         _preprocess(benchmark, data, execute)
+    if settings:
+        keep_plans(benchmark)
     for key in sorted({"", *plans}):
-        write_plans(benchmark, key)
+        write_plans(benchmark, key, settings=settings)
     for data in sorted(datasets):
         write_hr_plans(benchmark, data)
 

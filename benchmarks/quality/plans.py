@@ -25,10 +25,10 @@ FEATURES, MOST_FEATURES = 32, 320
 CONVOLUTIONS = 2  # of a stage, encoder and decoder
 
 
-def write_plans(benchmark: Benchmark, key: str) -> None:
-    """The preset's plans, with what `PLANS` changes."""
+def write_plans(benchmark: Benchmark, key: str, *, settings: str = "") -> None:
+    """The preset's plans, with what `PLANS` changes, under the name of the settings if they have one."""
     folder = benchmark.folder("preprocessed", benchmark.dataset("thick"))
-    name = benchmark.plans_name(key)
+    name = benchmark.plans_name("_".join(filter(None, [settings, key])))
     stock = _stock_plans(benchmark, "thick")
     plans = apply_preset(stock, load_preset(benchmark.preset), plans_name=name)
     if PLANS[key].get("segmentation", {}).get("input") == "thin":
@@ -56,6 +56,12 @@ def _with_thin_input(benchmark: Benchmark, plans: Mapping[str, Any]) -> dict[str
             scale_width(planned["architecture"]["arch_kwargs"], load_preset(benchmark.preset).network_width)
             thin |= {"architecture": planned["architecture"], "patch_size": benchmark.patch_size("thick")}
     return result
+
+
+def keep_plans(benchmark: Benchmark) -> None:
+    """The preset's plans for networks that do not depend on this package's settings: those of any version will do."""
+    if not (benchmark.folder("preprocessed", benchmark.dataset("thick")) / f"{benchmark.plans_name()}.json").is_file():
+        write_plans(benchmark, "")
 
 
 def write_hr_plans(benchmark: Benchmark, data: str) -> None:
@@ -119,7 +125,8 @@ def _write_once(file: Path, plans: dict[str, Any]) -> None:
     if not file.is_file():
         write_atomically(file, json.dumps(plans, indent=2))
     elif json.loads(file.read_text()) != plans:
-        raise ValueError(f"{file} must be what this version makes of its preset; take another --work folder")
+        remedy = "take another --work folder, or give this version's settings a name with --settings"
+        raise ValueError(f"{file} must be what this version makes of its preset; {remedy}")
 
 
 def merged(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Row:
         return self.start != "own"
 
     @property
+    def has_settings(self) -> bool:
+        """Whether its training depends on the settings of this package, by more than a learning rate."""
+        return self.trainer.startswith(("REHRSegTrainer", "SelfSRTrainer", "SMORETrainer"))
+
+    @property
     def before(self) -> list[str]:
         """Keys of the rows that it builds on itself."""
         return [*(["baseline"] if self.start == "baseline" else []), *self.after, *filter(None, [self.stage_1])]

@@ -42,6 +42,7 @@ class Run:
         fold: nnU-Net's number.
         seed: of the training process; every seed has a results folder of its own.
         stage_2_epochs: epochs of all that goes on from the baseline.
+        settings: name under which rows that depend on this package's settings are trained; "" for none.
     """
 
     benchmark: Benchmark
@@ -49,6 +50,16 @@ class Run:
     fold: int
     seed: int
     stage_2_epochs: int
+    settings: str = ""
+
+    @property
+    def plans_name(self) -> str:
+        """Name of its plans."""
+        return self.benchmark.plans_name("_".join(filter(None, [self._own_settings, self.row.plans])))
+
+    @property
+    def _own_settings(self) -> str:
+        return self.settings if self.row.has_settings else ""
 
     @property
     def epochs(self) -> int | None:
@@ -76,8 +87,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """nnU-Net's fold folder."""
-        plans = self.benchmark.plans_name(self.row.plans)
-        model = f"{self.trainer}__{plans}__{CONFIGURATION}"
+        model = f"{self.trainer}__{self.plans_name}__{CONFIGURATION}"
         return self.results / self.benchmark.dataset(self.row.data) / model / f"fold_{self.fold}"
 
     @property
@@ -88,7 +98,8 @@ class Run:
     @property
     def label(self) -> str:
         """Unique name of the run within its seed."""
-        return f"{self.row.key}_{self.all_epochs or 'own'}epochs_fold{self.fold}"
+        name = "_".join(filter(None, [self.row.key, self._own_settings]))
+        return f"{name}_{self.all_epochs or 'own'}epochs_fold{self.fold}"
 
     @property
     def report(self) -> Path:
@@ -106,7 +117,7 @@ class Run:
 
     def other(self, key: str) -> Run:
         """Another row of the same fold and seed."""
-        return Run(self.benchmark, ROWS[key], self.fold, self.seed, self.stage_2_epochs)
+        return Run(self.benchmark, ROWS[key], self.fold, self.seed, self.stage_2_epochs, self.settings)
 
     @property
     def before(self) -> list[Run]:
@@ -193,7 +204,7 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
         "-tr",
         run.trainer,
     ]
-    command += ["-p", run.benchmark.plans_name(run.row.plans), "-device", device]
+    command += ["-p", run.plans_name, "-device", device]
     if run.row.hr in ("upsampled", "data"):
         command.append("--npz")
     if (run.folder / FINAL_CHECKPOINT).is_file():
@@ -219,7 +230,7 @@ def forget_results(run: Run) -> None:
 def _show_baseline(run: Run) -> None:
     """Let trainings find the one baseline, whatever their length and plans: what differs does not concern it."""
     baseline = run.other("baseline").folder.parent
-    name = f"nnUNetTrainer__{run.benchmark.plans_name(run.row.plans)}__{CONFIGURATION}"  # without length: for any
+    name = f"nnUNetTrainer__{run.plans_name}__{CONFIGURATION}"  # without length: for any
     with contextlib.suppress(FileExistsError):  # of another training of the same plans
         (baseline.parent / name).symlink_to(baseline.name, target_is_directory=True)
 
@@ -252,7 +263,7 @@ def _predict(
     shutil.rmtree(partial, ignore_errors=True)  # nnU-Net would keep a file that a kill has cut off
     arguments = ["-i", str(images), "-o", str(partial), "-d", run.benchmark.dataset(run.row.data)]
     arguments += ["-c", CONFIGURATION, "-f", str(run.fold), "-tr", run.trainer, "-device", device]
-    arguments += ["-p", run.benchmark.plans_name(run.row.plans)]
+    arguments += ["-p", run.plans_name]
     if probabilities:
         arguments.append("--save_probabilities")
     clock = Clock(seconds_file(run), f"predict_{name}")

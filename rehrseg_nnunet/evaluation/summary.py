@@ -173,8 +173,9 @@ def mean_interval(values: np.ndarray) -> list[float]:
         return [math.nan, math.nan]
     if np.ptp(values) == 0:
         return [float(values[0])] * 2
-    generator = np.random.default_rng(0)
-    interval = stats.bootstrap((np.sort(values),), np.mean, confidence_level=CONFIDENCE, random_state=generator)
+    # declared as `rng`, its name from SciPy 1.15 on, which knows both
+    seed: Any = {"random_state": np.random.default_rng(0)}
+    interval = stats.bootstrap((np.sort(values),), np.mean, confidence_level=CONFIDENCE, **seed)
     return [float(bound) for bound in interval.confidence_interval]
 
 

@@ -119,11 +119,18 @@ def list_cases(folder: Path, ending: str, *, channels: int) -> dict[str, list[st
         )
     wrong = {case: files for case, files in cases.items() if not has_all_channels(files, ending, channels=channels)}
     if wrong:
-        raise ValueError(_wrong_channels(folder, wrong, [f"_{channel:04d}{ending}" for channel in range(channels)]))
+        raise ValueError(wrong_channels(folder, wrong, [f"_{channel:04d}{ending}" for channel in range(channels)]))
     return cases
 
 
-def _wrong_channels(folder: Path, cases: dict[str, list[str]], expected: Sequence[str]) -> str:
+def wrong_channels(folder: Path, cases: dict[str, list[str]], expected: Sequence[str]) -> str:
+    """What is wrong with cases that lack a channel or have one too many.
+
+    Args:
+        folder: theirs.
+        cases: their files.
+        expected: how the names of a case's files must end.
+    """
     case, found = next(iter(cases.items()))
     more = f" (and {len(cases) - 1} more cases)" if len(cases) > 1 else ""
     wanted = ", ".join(case + ending for ending in expected)

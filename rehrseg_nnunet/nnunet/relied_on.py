@@ -325,6 +325,16 @@ PREDICTION_PARTS = (
         first="list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files",
         keywords="save_probabilities overwrite folder_with_segs_from_prev_stage",
     ),
+    Part(_PREDICTOR, "predict_logits_from_preprocessed_data", "predictions from Python", first="data"),
+    Part(_PREDICTOR, "list_of_parameters device", "predictions from Python, and the hash of a model"),
+    Part(
+        "nnunetv2.inference.export_prediction",
+        "convert_predicted_logits_to_segmentation_with_correct_shape",
+        "predictions from Python",
+        first="predicted_logits plans_manager configuration_manager label_manager properties_dict",
+        keywords="return_probabilities",
+    ),
+    Part("nnunetv2.inference.sliding_window_prediction", "compute_gaussian", "releasing GPU memory"),
     Part(
         _PREDICTOR,
         (

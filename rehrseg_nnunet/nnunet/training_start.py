@@ -21,11 +21,14 @@ class BaselineStart(TrainerMixin):
 
     Order: `--c` continues this trainer's own run at its own learning rate; `-pretrained_weights` is kept; else the
     final checkpoint that `baseline_checkpoint` names; else scratch at nnU-Net's learning rate.
+
+    Attributes:
+        without_baseline: what the log says in the last case.
     """
 
     _initial_hash: str | None = None
     _resumed = False
-    without_baseline = "no finished baseline of this fold was found"
+    without_baseline = "no finished baseline of this fold was found: training starts from scratch"
     learning_rate_from_trained = 1e-3
 
     def baseline_checkpoint(self) -> Path | None:
@@ -56,7 +59,7 @@ class BaselineStart(TrainerMixin):
         else:
             checkpoint = self.baseline_checkpoint()
             if checkpoint is None:
-                self.print_to_log_file(f"{self.without_baseline}: training starts from scratch")
+                self.print_to_log_file(self.without_baseline)
                 return
             load_baseline(self.network, checkpoint)
             source = str(checkpoint)

@@ -17,9 +17,8 @@ import io
 import logging
 import math
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.nnunet.label_values import integer_labels
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
+from rehrseg_nnunet.nnunet.staging_folders import STAGING_PREFIX, staging_folder, staging_name
 from rehrseg_nnunet.slices.grids import Grid, check_same_points, grid_from_properties
 
 logger = logging.getLogger(__name__)
 
-STAGING_PREFIX = ".rehrseg-partial-"
 _NIFTI = (".nii", ".nii.gz")
 _GIPL_HEADER = 256  # bytes
 _NIBABEL_READERS = (NibabelIO, NibabelIOWithReorient)
@@ -288,7 +287,7 @@ def _stage_of(target: Path) -> Iterator[Path]:
     if _is_staged(target):
         yield target
         return
-    folder = target.parent / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}"
+    folder = target.parent / staging_name()
     try:
         (folder / target.name).mkdir(parents=True)
         yield folder / target.name / target.name
@@ -366,25 +365,27 @@ def staging(*, remedy: str) -> Iterator[Callable[[str], str]]:
     Raises:
         UnwrittenFileError: the message names a file and the remedy.
     """
-    name = STAGING_PREFIX + uuid.uuid4().hex[:8]
+    name = staging_name()
     folders: set[Path] = set()
 
     def stage(output: str) -> str:
         target = Path(output)
-        folders.add(target.parent / name)
-        folder = target.parent / name / target.name
-        folder.mkdir(parents=True, exist_ok=True)
+        staged = target.parent / name
+        if staged not in folders:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(staging_folder(staged))
+            folders.add(staged)
+        folder = staged / target.name
+        folder.mkdir(exist_ok=True)
         return str(folder / target.name)
 
-    try:
-        yield stage
-    except UnwrittenFileError as error:
-        raise UnwrittenFileError(f"{error}; {remedy}") from error
-    except OSError as error:
-        unfinished = sorted(str(final_name(file)) for folder in folders for file in folder.glob("*/*"))
-        if error.filename is not None or not unfinished:  # errors of numpy's and pickle's writers name no file
-            raise
-        raise UnwrittenFileError(f"{', '.join(unfinished)} could not be written: {error}; {remedy}") from error
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as opened:
+        try:
+            yield stage
+        except UnwrittenFileError as error:
+            raise UnwrittenFileError(f"{error}; {remedy}") from error
+        except OSError as error:
+            unfinished = sorted(str(final_name(file)) for folder in folders for file in folder.glob("*/*"))
+            if error.filename is not None or not unfinished:  # errors of numpy's and pickle's writers name no file
+                raise
+            raise UnwrittenFileError(f"{', '.join(unfinished)} could not be written: {error}; {remedy}") from error

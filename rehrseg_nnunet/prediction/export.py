@@ -112,11 +112,11 @@ def export_on_grids(
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
         with _threads(num_threads_torch):
             placed = configuration_manager.place(grid, logits, own, plans_manager)
-            _write(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)
+            show_writers(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)
         export_prediction_from_logits(placed, own, configuration_manager.placed(), *rest, stem, **options)
 
 
-def _write(
+def show_writers(
     writers: Sequence[Writer],
     logits: Logits,
     properties: dict[str, Any],
@@ -124,6 +124,16 @@ def _write(
     dataset_json: dict[str, Any],
     stem: str,
 ) -> None:
+    """Call writers for a case on a grid.
+
+    Args:
+        writers: what to call.
+        logits: (K, ...) on the grid.
+        properties: of the grid's file.
+        plans_manager: nnU-Net's.
+        dataset_json: of the model.
+        stem: of the case's files on the grid.
+    """
     if not writers:
         return
     back = [int(axis) for axis in plans_manager.transpose_backward]

@@ -33,6 +33,7 @@ from rehrseg_nnunet.prediction.case_lists import CaseLists, check_companions, ch
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.export import Writer, several_grids
 from rehrseg_nnunet.prediction.image_checks import raise_failures
+from rehrseg_nnunet.prediction.inputs import Images, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode, sees_thin_slices
@@ -103,6 +104,8 @@ class HRPredictor(nnUNetPredictor):
         self.writers = tuple(writers)
         self._mirrors: list[Mirrors] = [()]  # of the phase that is predicted
         self._stage: Callable[[str], str] | None = None  # while files are predicted
+        # what passes on the cases that workers have preprocessed
+        self.preprocessed: Callable[[Iterator[dict]], Iterator[dict]] = raise_failures
 
     def initialize_from_trained_model_folder(self, model_training_output_dir: str, *args: Any, **kwargs: Any) -> None:
         """See nnUNetPredictor.
@@ -288,6 +291,25 @@ class HRPredictor(nnUNetPredictor):
             finally:
                 self._stage = None
 
+    @property
+    def images(self) -> Images:
+        """What files the model takes, and those it can also read and write."""
+        return Images(
+            channels=len(self.configuration_manager.normalization_schemes),
+            ending=self.dataset_json["file_ending"],
+            endings=endings_of(self.plans_manager.image_reader_writer_class),
+        )
+
+    def write_on(self, grid: OutputGrid) -> None:
+        """Choose another grid for what is predicted from now on."""
+        self.grids = self.configuration_manager.grids = (grid,)
+        if self.factor == 1:
+            self._check_grids()
+
+    def write_as(self, ending: str) -> None:
+        """Give segmentations another of the endings that the model's reader can write."""
+        self.dataset_json = {**self.dataset_json, "file_ending": ending}
+
     def image_files(self, folder: Path) -> list[list[str]]:
         """Files of every case of a folder: exactly the channels that the network was trained with.
 
@@ -324,8 +346,13 @@ class HRPredictor(nnUNetPredictor):
         if not (overwrite or one_grid):
             endings = [self.dataset_json["file_ending"], *([".npz"] if save_probabilities else ())]
             lists = unfinished(lists, self.grids, endings)
-        check_companions(lists, self.grids)
         inputs, outputs, previous = lists
+        if folder_with_segs_from_prev_stage is not None and outputs is not None:
+            # by the cases' names, which nnU-Net takes from files that are named as it wants them
+            ending = self.dataset_json["file_ending"]
+            names = (Path(output).name for output in outputs)
+            previous = [str(Path(folder_with_segs_from_prev_stage, name + ending)) for name in names]
+        check_companions((inputs, outputs, previous), self.grids)
         if outputs is not None and self._stage is not None:
             outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous
@@ -337,4 +364,4 @@ class HRPredictor(nnUNetPredictor):
             cases = super()._internal_get_data_iterator_from_lists_of_filenames(*args, **kwargs)
         finally:
             self.configuration_manager = configuration_manager
-        return raise_failures(cases)
+        return self.preprocessed(cases)

@@ -29,8 +29,8 @@ def make_benchmark(tmp_path):
 
 @pytest.fixture
 def make_run(make_benchmark):
-    def make(key, *, fold=0, seed=0, epochs=10, **changes):
-        return Run(make_benchmark(**changes), ROWS[key], fold, seed, epochs)
+    def make(key, *, fold=0, seed=0, epochs=10, settings="", **changes):
+        return Run(make_benchmark(**changes), ROWS[key], fold, seed, epochs, settings)
 
     return make
 

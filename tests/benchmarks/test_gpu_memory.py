@@ -18,7 +18,8 @@ from benchmarks.gpu.memory import (
     unet_values_per_voxel,
 )
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
-from rehrseg_nnunet.segmentation.hr_head import add_hr_head, set_output_mode
+from rehrseg_nnunet.segmentation.hr_head import add_hr_head
+from rehrseg_nnunet.segmentation.hr_network import set_output_mode
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "gpu-memory.md"

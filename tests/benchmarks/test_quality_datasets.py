@@ -396,7 +396,9 @@ def prepared(make_benchmark, write_source, write_json, recorder, nnunet_plans, m
         write_json(folder / "nnUNetPlans.json", nnunet_plans(raw.name, spacing))
 
     recorder.effect = effect
-    return benchmark, lambda *plans: prepare(benchmark, {"interpolated", "true_hr"}, set(plans), recorder)
+    return benchmark, lambda *plans, **options: prepare(
+        benchmark, {"interpolated", "true_hr"}, set(plans), recorder, **options
+    )
 
 
 def plans_of(benchmark, data, name="rehrsegCPU"):
@@ -467,6 +469,27 @@ def test_changed_plans_are_refused(prepared, write_json, data, name):
     with pytest.raises(ValueError, match=rf"{name}\.json must be what this version makes of its preset; take another"):
         run("noLRDice")
     assert json.loads(file.read_text()) == plans  # left as it is
+
+
+def test_other_settings_have_plans_of_their_own_beside_those_of_plain_networks(prepared, write_json):
+    """As of a version with other defaults: what does not depend on them stays, and goes on being used."""
+    benchmark, run = prepared
+    run()
+    plans = plans_of(benchmark, "thick")
+    plans["configurations"][CONFIGURATION][BLOCK]["segmentation"]["lr_dice_weight"] = 0.5
+    file = benchmark.folder("preprocessed", benchmark.dataset("thick")) / "rehrsegCPU.json"
+    write_json(file, plans)
+    with pytest.raises(ValueError, match=r"or give this version's settings a name with --settings$"):
+        run()
+    run("noLRDice", settings="v2")
+    assert plans_of(benchmark, "thick") == plans
+    weights = {
+        name: load_config(
+            plans_of(benchmark, "thick", name)["configurations"][CONFIGURATION]
+        ).segmentation.lr_dice_weight
+        for name in ("rehrsegCPU_v2", "rehrsegCPU_v2_noLRDice")
+    }
+    assert weights == {"rehrsegCPU_v2": 1, "rehrsegCPU_v2_noLRDice": 0}
 
 
 def test_interrupted_preprocessing_is_repeated(prepared, recorder):

@@ -147,5 +147,5 @@ def test_one_process_trains_a_run(start, tmp_path, monkeypatch):
     start("0")
     with FileLock(tmp_path / "other.lock"):
         monkeypatch.setattr(sys, "argv", ["launch", "0", "float32", str(tmp_path / "other.json"), *ARGUMENTS])
-        with pytest.raises(SystemExit, match="^error: another process still trains what .*other.json is of"):
+        with pytest.raises(SystemExit, match=r"^error: another process still trains what .*other\.json is of"):
             launch.main()

@@ -1,6 +1,7 @@
 """The one command: what it does, in which order."""
 
 import pytest
+from filelock import FileLock
 
 import benchmarks.quality.__main__ as command
 
@@ -14,10 +15,11 @@ def start(make_benchmark, write_source, monkeypatch):
     def note(run, step):
         steps.append((step, run.row.key, run.seed, run.fold, run.epochs))
 
-    def prepare(benchmark, datasets, plans, execute):
+    def prepare(benchmark, datasets, plans, execute, *, settings):
         steps.append(("prepare", benchmark, datasets, plans))
 
-    monkeypatch.setattr(command, "set_environment", lambda benchmark: None)
+    monkeypatch.setattr(command, "set_environment", lambda benchmark, jobs: steps.append(jobs) if jobs > 1 else None)
+    monkeypatch.setattr(command, "require_filter", lambda: None)
     monkeypatch.setattr(command, "prepare", prepare)
     monkeypatch.setattr(command, "train", lambda run, device: note(run, f"train on {device}"))
     monkeypatch.setattr(command, "predict", lambda run, device: note(run, f"predict on {device}"))
@@ -33,17 +35,50 @@ def start(make_benchmark, write_source, monkeypatch):
     return run
 
 
-def test_row_by_row_on_all_seeds_and_folds(start, make_benchmark):
+def test_all_rows_of_a_seed_and_fold_before_the_next(start, make_benchmark):
     first, *steps = start("--rows", "rehrseg", "--seeds", "0", "4", "--folds", "1", "2", "--stage-2-epochs", "20")
     assert first == ("prepare", make_benchmark(), set(), {""})
     expected = []
-    for key, epochs in (("baseline", 10), ("self_sr", None), ("rehrseg", 20)):
-        for seed in (0, 4):
-            for fold in (1, 2):
+    for seed in (0, 4):
+        for fold in (1, 2):
+            for key, epochs in (("baseline", 10), ("self_sr", None), ("rehrseg", 20)):
                 segments = key in ("baseline", "rehrseg")
                 names = ["train on cpu", *(["predict on cpu", "score"] if segments else [])]
                 expected += [(name, key, seed, fold, epochs) for name in names]
     assert steps == expected
+
+
+def test_several_lengths_share_what_they_build_on(start):
+    _, *steps = start("--rows", "rehrseg", "continued", "--stage-2-epochs", "5", "20")
+    trained = [(key, epochs) for step, key, _, _, epochs in steps if step.startswith("train")]
+    stage_2 = [("rehrseg", 5), ("rehrseg", 20), ("continued", 5), ("continued", 20)]
+    assert trained == [("baseline", 10), ("self_sr", None), *stage_2]
+
+
+def test_several_jobs_do_the_same(start):
+    one = list(start("--rows", "rehrseg", "continued", "--folds", "0", "1"))
+    jobs, *two = start("--rows", "rehrseg", "continued", "--folds", "0", "1", "--jobs", "2")
+    assert jobs == 2
+    assert sorted(map(str, two)) == sorted(map(str, one))
+
+
+def test_two_commands_do_not_work_in_one_folder(start, make_benchmark):
+    make_benchmark().remember()
+    with (
+        FileLock(make_benchmark().work / "work.lock"),
+        pytest.raises(SystemExit, match=r"^error: --work \S+ is being worked in; wait for that, or add --report$"),
+    ):
+        start("--rows", "baseline")
+
+
+def test_a_missing_filter_is_said_before_anything_is_made(start, monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("itk must be installed")
+
+    monkeypatch.setattr(command, "require_filter", missing)
+    with pytest.raises(SystemExit, match=r"^error: itk must be installed$"):
+        start("--rows", "baseline")
+    assert start("--rows", "self_sr")[0][0] == "prepare"  # does not need it
 
 
 def test_data_and_plans_that_rows_need_are_prepared(start):
@@ -51,7 +86,7 @@ def test_data_and_plans_that_rows_need_are_prepared(start):
     assert datasets == {"true_hr"}
     assert plans == {"", "eq11"}
     (_, _, datasets, plans), *steps = start("--tables", "3", "--device", "cuda")
-    assert datasets == {"interpolated", "true_hr"}
+    assert datasets == {"interpolated", "interpolated_sparse", "true_hr"}
     assert plans == {""}
     assert ("train on cuda", "interpolated", 0, 0, 20) in steps
 
@@ -59,8 +94,9 @@ def test_data_and_plans_that_rows_need_are_prepared(start):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--baseline-epochs", "15"], "--baseline-epochs must be a length nnU-Net has a trainer for, got 15"),
-        (["--stage-2-epochs", "0"], "--stage-2-epochs must be at least 1, got 0"),
+        (["--baseline-epochs", "0"], "--baseline-epochs must be at least 1, got 0"),
+        (["--stage-2-epochs", "5", "0"], "--stage-2-epochs must be at least 1, got [5, 0]"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
     ],
 )
 def test_lengths_that_cannot_be_trained_are_refused_at_once(start, make_benchmark, options, message):

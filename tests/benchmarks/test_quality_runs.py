@@ -5,13 +5,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.run.run_training import run_training_entry
 
 from benchmarks.quality import runs
+from benchmarks.quality.benchmark import OFFSETS
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import predict, scores_file, seconds_file, train
 from rehrseg_nnunet.cli.predict import add_arguments
@@ -22,7 +22,7 @@ from rehrseg_nnunet.smore.export import SMORE
 
 SEGMENTING = [key for key, row in ROWS.items() if row.segments]
 # networks of thick slices without an HR head
-UPSAMPLED = [key for key, row in ROWS.items() if row.trainer in ("nnUNetTrainer", "ContinuedBaselineTrainer")]
+UPSAMPLED = [key for key, row in ROWS.items() if row.hr == "upsampled"]
 
 
 def arguments(entry_point, command):
@@ -48,8 +48,8 @@ def trained(run, recorder):
     train(run, device="cpu", execute=recorder)
     (command,) = recorder.commands
     assert command[:3] == [sys.executable, "-m", "benchmarks.quality.launch"]
-    assert command[3:5] == [str(run.seed), run.benchmark.precision]
-    return arguments(run_training_entry, command[5:])
+    assert command[3:6] == [str(run.seed), run.benchmark.precision, str(seconds_file(run))]
+    return arguments(run_training_entry, command[6:])
 
 
 def test_a_fresh_training(make_run, recorder):
@@ -116,10 +116,10 @@ def test_what_a_killed_save_left_is_no_checkpoint(make_run, recorder):
 
 
 @pytest.mark.parametrize("key", ROWS)
-def test_probabilities_only_where_labels_are_upsampled(make_run, recorder, finish, key):
+def test_probabilities_where_labels_are_upsampled_or_offset(make_run, recorder, finish, key):
     run = make_run(key)
     finish(make_run("baseline"), report=key != "baseline")
-    assert trained(run, recorder).npz == (key in UPSAMPLED)
+    assert trained(run, recorder).npz == (run.row.hr in ("upsampled", "data"))
 
 
 @pytest.mark.parametrize("key", ROWS)
@@ -190,10 +190,16 @@ def test_runs_have_files_of_their_own(make_run):
 
 
 @pytest.fixture
-def test_set(make_benchmark):
-    """Folders of the test images of all three datasets."""
-    for data in ("thick", "interpolated", "true_hr"):
-        (make_benchmark().folder("raw", make_benchmark().dataset(data)) / "imagesTs").mkdir(parents=True)
+def test_set(make_benchmark, write_json):
+    """Test images of all datasets, and training images of two cases, one of them in each fold's validation set."""
+    benchmark = make_benchmark()
+    for data in OFFSETS:
+        raw = benchmark.folder("raw", benchmark.dataset(data))
+        for file in ("imagesTs/case_3_0000.nii.gz", "imagesTr/case_1_0000.nii.gz", "imagesTr/case_12_0000.nii.gz"):
+            (raw / file).parent.mkdir(parents=True, exist_ok=True)
+            (raw / file).touch()
+        splits = [{"train": ["case_12"], "val": ["case_1"]}] * 4 + [{"train": ["case_1"], "val": ["case_12"]}]
+        write_json(benchmark.folder("preprocessed", benchmark.dataset(data)) / "splits_final.json", splits)
 
 
 def write_prediction(command):
@@ -217,23 +223,24 @@ def test_predictions(make_run, recorder, test_set, key):
     run = make_run(key, fold=2)
     recorder.effect = write_prediction
     predict(run, device="cpu", execute=recorder)
-    resolutions = {"head": ["lr", "hr"], "upsampled": ["lr", "hr"], "data": ["hr"]}[run.row.hr]
-    assert sorted(folder.name for folder in run.predictions.iterdir()) == sorted(resolutions)
-    assert all((run.predictions / resolution / "case_3.nii.gz").is_file() for resolution in resolutions)
+    names = ["hr"] if run.row.hr == "data" else ["lr", "hr", "validation_hr"]
+    assert sorted(folder.name for folder in run.predictions.iterdir()) == sorted(names)
+    assert all((run.predictions / name / "case_3.nii.gz").is_file() for name in names)
     programs = [command[0] for command in recorder.commands]
-    assert programs == ["nnUNetv2_predict", "rehrseg"][: len(resolutions)]
-    for command in recorder.commands:
+    assert programs == (["nnUNetv2_predict"] if run.row.hr == "data" else ["nnUNetv2_predict", "rehrseg", "rehrseg"])
+    dataset = run.folder.parent.parent.name
+    for name, command in zip(names, recorder.commands, strict=True):
         args = predict_arguments(command)
-        dataset = run.folder.parent.parent.name
         assert (args.d, args.c, args.tr, args.device) == (dataset, "3d_fullres", run.trainer, "cpu")
-        assert args.i == str(run.benchmark.folder("raw", dataset) / "imagesTs")
+        images = sorted(file.name for file in Path(args.i).iterdir())
+        assert images == (["case_1_0000.nii.gz"] if name == "validation_hr" else ["case_3_0000.nii.gz"])
         assert [int(fold) for fold in args.f] == [2]
         assert args.p == run.benchmark.plans_name(run.row.plans)
         assert not args.continue_prediction  # it would keep files that a kill has cut off
-        assert args.save_probabilities == (key in UPSAMPLED and command[0] == "nnUNetv2_predict")
+        assert args.save_probabilities == (name != "lr" or key in UPSAMPLED)
     assert {environment["nnUNet_results"] for environment in recorder.environments} == {str(run.results)}
     predict(run, device="cpu", execute=recorder)
-    assert len(recorder.commands) == len(resolutions)  # nothing again
+    assert len(recorder.commands) == len(names)  # nothing again
 
 
 def test_a_prediction_that_fails_is_not_taken_for_a_finished_one(make_run, recorder, test_set):
@@ -251,7 +258,7 @@ def test_a_prediction_that_fails_is_not_taken_for_a_finished_one(make_run, recor
     assert not (run.predictions / "hr").exists()
     recorder.effect = write_prediction
     predict(run, device="cpu", execute=recorder)
-    assert [command[0] for command in recorder.commands] == ["nnUNetv2_predict", "rehrseg", "rehrseg"]
+    assert [command[0] for command in recorder.commands] == ["nnUNetv2_predict", *["rehrseg"] * 3]
     assert recorder.commands[1] == recorder.commands[2]
     assert (run.predictions / "hr").is_dir()
 
@@ -282,7 +289,7 @@ def test_files_of_an_interrupted_prediction_do_not_survive(make_run, recorder, t
     predict(run, device="cpu", execute=recorder)
     assert found == []  # each command starts from an empty folder
     assert [file.name for file in (run.predictions / resolution).iterdir()] == ["case_3.nii.gz"]
-    assert sorted(folder.name for folder in run.predictions.iterdir()) == ["hr", "lr"]
+    assert sorted(folder.name for folder in run.predictions.iterdir()) == ["hr", "lr", "validation_hr"]
     if resolution == "hr":  # finished before, so left alone
         assert (run.predictions / "lr" / "case_4.nii.gz").read_text() == "whole"
 
@@ -305,60 +312,36 @@ def test_results_of_a_former_network_are_forgotten(make_run, recorder, checkpoin
     if checkpoint is not None:
         run.folder.mkdir(parents=True)
         (run.folder / checkpoint).touch()
-    recorder.effect = lambda command: None
     train(run, device="cpu", execute=recorder)
     assert not run.predictions.exists()
     assert not scores_file(run).exists()
-    seconds = json.loads(seconds_file(run).read_text())
-    assert set(seconds) == ({"train"} if checkpoint is None else {"train", "predict_lr"})
+    assert seconds_file(run).exists() == (checkpoint is not None)
 
 
-def test_seconds_of_all_attempts_add_up(make_run, recorder, test_set, monkeypatch):
-    now = {"wall": 100.0, "cpu": 10.0}
-    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now["wall"]))
-    monkeypatch.setattr(runs, "_children_cpu", lambda: now["cpu"])
+def test_the_cpu_seconds_of_predictions_are_kept(make_run, test_set):
+    run, seconds = make_run("rehrseg"), iter([3.0, 4.5, 2.0])
 
-    def work(wall, cpu, *, fails=False):
-        def effect(command):
-            now["wall"] += wall
-            now["cpu"] += cpu
-            write_prediction([*command, "-o", str(run.folder)] if "-o" not in command else command)
-            if fails:
-                raise subprocess.CalledProcessError(1, command)
+    def execute(command, environment=None):
+        write_prediction(command)
+        return next(seconds)
 
-        return effect
-
-    run = make_run("baseline")
-    recorder.effect = work(5, 8, fails=True)
-    with pytest.raises(subprocess.CalledProcessError):
-        train(run, device="cpu", execute=recorder)
-    assert json.loads(seconds_file(run).read_text()) == {"train": {"wall": 5, "cpu": 8}}
-    now["wall"] += 1000  # between the attempts
-    (run.folder / "checkpoint_latest.pth").parent.mkdir(parents=True, exist_ok=True)
-    (run.folder / "checkpoint_latest.pth").touch()
-    recorder.effect = work(7, 9)
-    train(run, device="cpu", execute=recorder)
-    recorder.effect = work(2, 3)
-    predict(run, device="cpu", execute=recorder)
-    assert json.loads(seconds_file(run).read_text()) == {
-        "train": {"wall": 12, "cpu": 17},
-        "predict_lr": {"wall": 2, "cpu": 3},
-        "predict_hr": {"wall": 2, "cpu": 3},
-    }
-    assert not seconds_file(make_run("baseline", fold=1)).exists()
+    predict(run, device="cpu", execute=execute)
+    kept = {step: clock["cpu"] for step, clock in json.loads(seconds_file(run).read_text()).items()}
+    assert kept == {"predict_lr": 3, "predict_hr": 4.5, "predict_validation_hr": 2}
+    assert not seconds_file(make_run("rehrseg", fold=1)).exists()
 
 
-def test_seconds_of_a_killed_attempt_are_known_to_be_missing(make_run, recorder):
-    run = make_run("baseline")
-    (run.folder / "checkpoint_latest.pth").parent.mkdir(parents=True, exist_ok=True)
-    (run.folder / "checkpoint_latest.pth").touch()
-    at_a_kill = []
-    recorder.effect = lambda command: at_a_kill.append(seconds_file(run).read_text())
-    train(run, device="cpu", execute=recorder)
-    assert "incomplete" not in json.loads(seconds_file(run).read_text())["train"]
-    seconds_file(run).write_text(at_a_kill.pop())  # what the killed attempt leaves
-    train(run, device="cpu", execute=recorder)
-    assert json.loads(seconds_file(run).read_text())["train"]["incomplete"] is True
+def test_what_a_run_builds_on(make_run):
+    assert [run.row.key for run in make_run("rehrseg", epochs=5).pipeline] == ["baseline", "self_sr", "rehrseg"]
+    assert [run.row.key for run in make_run("rehrseg_smore").pipeline] == [
+        "baseline",
+        "smore",
+        "self_sr_smore",
+        "rehrseg_smore",
+    ]
+    run = make_run("rehrseg_taught", fold=2, seed=3)
+    assert {(other.fold, other.seed) for other in run.pipeline} == {(2, 3)}
+    assert [other.row.key for other in run.before] == ["baseline", "self_sr_taught"]
 
 
 def test_execute_runs_this_pythons_commands_and_raises(tmp_path, monkeypatch, capfd):
@@ -370,3 +353,25 @@ def test_execute_runs_this_pythons_commands_and_raises(tmp_path, monkeypatch, ca
     assert out.startswith(f"$ {sys.executable} -c")
     with pytest.raises(subprocess.CalledProcessError):
         runs.execute([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_execute_says_what_the_command_and_its_children_took():
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    assert runs.execute([sys.executable, "-c", nested]) >= 0.3
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_named_settings_are_beside_others_only_where_they_count(make_run, key):
+    plain, named = make_run(key), make_run(key, settings="v2")
+    depends = ROWS[key].trainer not in ("SafeTrainer", "ContinuedBaselineTrainer")
+    assert (plain.folder != named.folder) == (plain.label != named.label) == depends
+    assert all(other.settings == "v2" for other in named.pipeline)
+
+
+def test_the_baseline_is_found_under_named_settings(make_run, recorder, finish):
+    finish(make_run("baseline"))
+    run = make_run("rehrseg", settings="v2")
+    train(run, device="cpu", execute=recorder)
+    found = BASELINE.find(FoldRun.parse(run.folder))
+    assert found.folder.resolve() == make_run("baseline").folder.resolve()

@@ -9,7 +9,8 @@ import pytest
 from scipy.interpolate import CubicSpline
 
 from benchmarks.quality import scores
-from benchmarks.quality.scores import ALL_PHASES, read_scores, score, scores_file
+from benchmarks.quality.runs import scores_file
+from benchmarks.quality.scores import ALL_PHASES, FILLED, UNBIASED, read_scores, score
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 
 FACTOR = 4
@@ -138,10 +139,17 @@ def naive_cubic_logits(probabilities):
     return spline(position.clip(0, depth - 1)).argmax(axis=0)
 
 
+def repeat_slices(cases, factor, axis):
+    """Stands for Fill between slices, which not every machine has."""
+    return {case: labels.repeat(factor, axis=axis).astype(np.int16) for case, labels in cases.items()}
+
+
 @pytest.fixture
-def upsampled_run(make):
-    """The baseline, its predictions' probabilities by case, and thin-slice predictions of the test set."""
+def upsampled_run(make, monkeypatch):
+    """The baseline, its predictions' probabilities by case, and its thin-slice predictions; nearest for filling."""
     run, write = make("baseline")
+
+    monkeypatch.setattr(scores, "fill_cases", repeat_slices)
     rng = np.random.default_rng(3)
     probabilities = {}
     for name, folders in folders_of(run).items():
@@ -151,8 +159,9 @@ def upsampled_run(make):
             probabilities[case] = soft / soft.sum(axis=0)
             write(folders["lr"] / f"{case}.nii.gz", probabilities[case].argmax(axis=0).astype(np.uint8))
             np.savez_compressed(folders["lr"] / f"{case}.npz", probabilities=probabilities[case])
-    for case in CASES["test"]:
-        write(run.predictions / "hr" / f"{case}.nii.gz", halves(HR, 1))
+    for name, folder in (("validation", "validation_hr"), ("test", "hr")):
+        for case in CASES[name]:
+            write(run.predictions / folder / f"{case}.nii.gz", halves(HR, 1))
     return run, probabilities
 
 
@@ -171,7 +180,8 @@ def test_a_row_whose_labels_are_upsampled(upsampled_run):
     }
     for name, resolutions in read_scores(run).items():
         check(resolutions["lr"][""], name, labels, LR)
-        assert list(resolutions["hr"]) == WAYS + [ALL_PHASES] * (name == "test")
+        assert list(resolutions["hr"]) == [*WAYS, FILLED, ALL_PHASES]
+        check(resolutions["hr"][FILLED], name, expected["nearest"], HR)
         for way in WAYS:
             check(resolutions["hr"][way], name, expected[way], HR)
         ways = [by_case(resolutions["hr"][way]) for way in WAYS]
@@ -179,7 +189,7 @@ def test_a_row_whose_labels_are_upsampled(upsampled_run):
     check(read_scores(run)["test"]["hr"][ALL_PHASES], "test", dict.fromkeys(CASES["test"], halves(HR, 1)), HR)
 
 
-@pytest.mark.parametrize("way", ["cubic logits", ALL_PHASES])
+@pytest.mark.parametrize("way", ["cubic logits", FILLED, ALL_PHASES])
 def test_a_way_that_an_earlier_version_did_not_know_is_scored_later(upsampled_run, write_json, way):
     run, _ = upsampled_run
     score(run)
@@ -189,6 +199,50 @@ def test_a_way_that_an_earlier_version_did_not_know_is_scored_later(upsampled_ru
     write_json(scores_file(run), fewer)
     score(run)
     assert read_scores(run) == complete
+
+
+def test_a_metric_that_an_earlier_version_did_not_know_is_scored_later(upsampled_run, write_json):
+    run, _ = upsampled_run
+    score(run)
+    complete, fewer = read_scores(run), read_scores(run)
+    for case in fewer["validation"]["hr"]["nearest"]["cases"]:
+        for metrics in case["metrics"].values():
+            del metrics["NSD"]
+    write_json(scores_file(run), fewer)
+    score(run)
+    assert read_scores(run) == complete
+
+
+@pytest.mark.parametrize(("key", "best"), [("baseline", ALL_PHASES), ("rehrseg", ""), ("true_hr", "")])
+def test_offsets_are_chosen_on_validation_cases_and_hold_for_the_test_set(make, monkeypatch, key, best):
+    """Probabilities that say too little by one factor everywhere: the offsets give the validation cases' volumes."""
+    run, write = make(key)
+    monkeypatch.setattr(scores, "fill_cases", repeat_slices)
+    rng = np.random.default_rng(1)
+    validation = run.folder / "validation" if key == "true_hr" else run.predictions / "validation_hr"
+    for name, folder in (("validation", validation), ("test", run.predictions / "hr")):
+        for case in CASES[name]:
+            one_hot = np.stack([halves(HR, SHIFTS[case]) == label for label in range(3)])
+            logits = 3 * one_hot + rng.normal(size=one_hot.shape) + np.array([2.0, 0, 0]).reshape(3, 1, 1, 1)
+            probabilities = np.exp(logits) / np.exp(logits).sum(axis=0)
+            write(folder / f"{case}.nii.gz", probabilities.argmax(axis=0).astype(np.uint8))
+            np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities.astype(np.float32))
+            if key != "true_hr":
+                thick = folders_of(run)[name]["lr"]
+                write(thick / f"{case}.nii.gz", halves(LR, 0))
+                np.savez_compressed(thick / f"{case}.npz", probabilities=np.full((3, *LR), 1 / 3, np.float32))
+            if key == "rehrseg" and name == "validation":
+                write(run.folder / "validation_hr" / f"{case}.nii.gz", halves(HR, 0))
+    score(run)
+    way = ", ".join(filter(None, [best, UNBIASED]))
+    result = read_scores(run)
+    predicted = {name: by_case(result[name]["hr"][way]) for name in CASES}
+    for label in ("1", "2"):
+        thick = sum((halves(LR, SHIFTS[case]) == int(label)).sum() for case in CASES["validation"])
+        found = sum(metrics[label]["n_pred"] for metrics in predicted["validation"].values())
+        assert found == pytest.approx(FACTOR * thick, abs=2)
+        before, after = (by_case(result["test"]["hr"][w])["case_8"][label]["Dice"] for w in (best, way))
+        assert after > before + 0.05
 
 
 def test_without_probabilities_the_remedy_is_named_and_nothing_is_written(upsampled_run):

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 
 import numpy as np
 import pytest
@@ -13,13 +12,18 @@ from benchmarks.quality.__main__ import main
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import seconds_file
 from benchmarks.quality.scores import scores_file
-from benchmarks.quality.tables import cost_table, restoration_table, write_tables
+from benchmarks.quality.tables import COMPARED, restoration_table, write_tables
+from rehrseg_nnunet.evaluation.summary import SEGMENTATION_METRICS, mean_interval
 
 SEEDS, FOLDS = (0, 1), (0, 1)
 CASES = 8  # half of them in each fold
 LABELS = {"1": "left", "2": "right"}
 WAYS = ["nearest", "linear probabilities", "signed distance", "cubic logits"]
-DICE, HD95 = "Dice, mean ± std over cases", "HD95 (mm), mean ± std over cases"
+DICE, HD95 = "Dice", "HD95 (mm)"
+ALONE = {"", "epochs", "runs", "cases", DICE, HD95}
+OVER_RUNS = {metric: f"minus first, {title} ± SE over runs" for metric, title in (("Dice", DICE), ("HD95", HD95))}
+OVER_CASES = {metric: f"95 % over cases ({metric})" for metric in COMPARED}
+P = {metric: f"p, Holm ({metric})" for metric in COMPARED}
 
 
 class Study:
@@ -31,7 +35,7 @@ class Study:
         self.values = {}
         self.runs = []
 
-    def add(self, key, *, mean, sets=("validation",)):
+    def add(self, key, *, mean, sets=("validation",), epochs=10):
         """A finished row; `mean` Dice of about so much at LR, less at HR. HD95 falls as Dice rises."""
         for dataset in sets:
             for resolution, ways in (("lr", [""]), ("hr", WAYS if ROWS[key].hr == "upsampled" else [""])):
@@ -40,7 +44,7 @@ class Study:
                     self.values[key, dataset, resolution, way] = mean - 0.1 * (resolution == "hr") + noise
         for seed in SEEDS:
             for fold in FOLDS:
-                run = self.make_run(key, seed=seed, fold=fold)
+                run = self.make_run(key, seed=seed, fold=fold, epochs=epochs)
                 self.runs.append(run)
                 self.write_json(scores_file(run), self._content(key, sets, seed, fold))
         return self
@@ -90,37 +94,64 @@ def test_means_and_deviations(study, tmp_path):
         assert row[DICE] == f"{over_cases.mean():.3f} ± {over_cases.std(ddof=1):.3f}"
         distances = 10 * (1 - over_cases)
         assert row[HD95] == f"{distances.mean():.2f} ± {distances.std(ddof=1):.2f}"
-        by_run = [values[seed, fold :: len(FOLDS)].mean() for seed in SEEDS for fold in FOLDS]
-        assert row["± over runs (Dice)"] == f"{np.std(by_run, ddof=1):.3f}"
-        assert row["± over runs (HD95)"] == f"{10 * np.std(by_run, ddof=1):.2f}"
         assert (row["runs"], row["cases"]) == ("4", "8")
     epochs = {title: row["epochs"] for title, row in table.items()}
     assert epochs == {"REHRSeg": "10+10", "nnU-Net": "10", "nnU-Net continued": "10+10"}
 
 
-def test_rows_are_tested_against_the_first(study, tmp_path):
+def by_run(values):
+    """Mean of each run, over its cases and labels."""
+    return np.array([values[seed, fold :: len(FOLDS)].mean() for seed in SEEDS for fold in FOLDS])
+
+
+def test_rows_are_compared_with_the_first_over_runs_and_over_cases(study, tmp_path):
     table = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)
     content = json.loads((tmp_path / "tables" / "tables.json").read_text())[LR_TITLE]
-    first = study.dice("rehrseg", "lr").mean(axis=(0, 2))
-    for key, title, better in (("baseline", "nnU-Net", False), ("continued", "nnU-Net continued", True)):
-        gain = study.dice(key, "lr").mean(axis=(0, 2)) - first
-        assert (gain.mean() > 0) == better
-        p = stats.wilcoxon(gain).pvalue
-        # the columns: what the first row has more than this one
-        assert table[title]["first minus this (Dice)"] == f"{-gain.mean():+.3f}"
-        assert table[title]["first minus this (HD95)"] == f"{10 * gain.mean():+.2f}"
-        assert table[title]["p (Dice)"] == f"{p:.4f}"
-        assert table[title]["p (HD95)"] == f"{stats.wilcoxon(-10 * gain).pvalue:.4f}"
-        # the file: this row minus the first
-        test = content[title]["against_first"]["Dice"]
-        assert (test["n"], test["mean_difference"]) == (CASES, pytest.approx(gain.mean()))
-        assert test["p"] == pytest.approx(p)
-    tested = [f"{column} ({metric})" for column in ("p", "first minus this") for metric in ("Dice", "HD95")]
-    assert [table["REHRSeg"][column] for column in tested] == [""] * 4
-    assert set(table["nnU-Net"]) == {
-        *("", "epochs", "runs", "cases", DICE, HD95, "± over runs (Dice)", "± over runs (HD95)"),
-        *tested,
-    }
+    gains = {key: study.dice(key, "lr") - study.dice("rehrseg", "lr") for key in ("baseline", "continued")}
+    p_values = {key: stats.wilcoxon(gain.mean(axis=(0, 2))).pvalue for key, gain in gains.items()}
+    lower, higher = sorted(p_values, key=p_values.__getitem__)
+    corrected = {lower: min(1, 2 * p_values[lower])}
+    corrected[higher] = max(p_values[higher], corrected[lower])
+    for key, title in (("baseline", "nnU-Net"), ("continued", "nnU-Net continued")):
+        runs, cases = by_run(gains[key]), gains[key].mean(axis=(0, 2))
+        error = runs.std(ddof=1) / np.sqrt(4)
+        assert table[title][OVER_RUNS["Dice"]] == f"{runs.mean():+.3f} ± {error:.3f}"
+        assert table[title][OVER_RUNS["HD95"]] == f"{-10 * runs.mean():+.2f} ± {10 * error:.2f}"
+        low, high = mean_interval(cases)
+        assert low < cases.mean() < high
+        assert table[title][OVER_CASES["Dice"]] == f"{low:+.3f} to {high:+.3f}"
+        assert table[title][P["Dice"]] == f"{corrected[key]:.4f}"
+        difference = content[f"{title}, {table[title]['epochs']}"]["minus_first"]["Dice"]
+        assert difference["over_runs"] == {
+            "n": 4,
+            "mean": pytest.approx(runs.mean()),
+            "standard_error": pytest.approx(error),
+        }
+        assert difference["over_cases"]["p"] == pytest.approx(p_values[key])
+        assert difference["over_cases"]["n"] == CASES
+    assert not any(table["REHRSeg"][column] for columns in (OVER_RUNS, OVER_CASES, P) for column in columns.values())
+    assert set(table["nnU-Net"]) == {*ALONE, *OVER_RUNS.values(), *OVER_CASES.values(), *P.values()}
+
+
+def test_methods_are_compared_with_the_first_of_their_length(make_run, write_json, tmp_path):
+    study = Study(make_run, write_json)
+    study.add("baseline", mean=0.6)
+    for epochs, means in ((5, (0.7, 0.72)), (20, (0.8, 0.79))):
+        for key, mean in zip(("rehrseg", "continued"), means, strict=True):
+            study.add(key, mean=mean, epochs=epochs)
+    write_tables(["3"], study.runs, tmp_path)
+    content = json.loads((tmp_path / "tables.json").read_text())[LR_TITLE]
+    assert list(content) == [
+        "REHRSeg, 10+5",
+        "REHRSeg, 10+20",
+        "nnU-Net, 10",
+        "nnU-Net continued, 10+5",
+        "nnU-Net continued, 10+20",
+    ]
+    means = {name: row["over_cases"]["mean"]["Dice"]["mean"] for name, row in content.items()}
+    for name, first in (("nnU-Net continued, 10+5", "10+5"), ("nnU-Net continued, 10+20", "10+20")):
+        gain = content[name]["minus_first"]["Dice"]["over_runs"]["mean"]
+        assert gain == pytest.approx(means[name] - means[f"REHRSeg, {first}"])
 
 
 def test_equal_scores_are_a_difference_of_zero(study, tmp_path):
@@ -129,8 +160,9 @@ def test_equal_scores_are_a_difference_of_zero(study, tmp_path):
             other = study.make_run("rehrseg", seed=run.seed, fold=run.fold)
             scores_file(run).write_text(scores_file(other).read_text())
     row = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)["nnU-Net continued"]
-    assert abs(float(row["first minus this (Dice)"])) == 0
-    assert float(row["p (Dice)"]) == 1
+    assert row[OVER_RUNS["Dice"]] == "+0.000 ± 0.000"
+    assert row[OVER_CASES["Dice"]] == "+0.000 to +0.000"
+    assert float(row[P["Dice"]]) == 1
 
 
 def test_every_way_to_hr_is_a_row(study, tmp_path):
@@ -140,8 +172,8 @@ def test_every_way_to_hr_is_a_row(study, tmp_path):
     for way in WAYS:
         values = study.dice("baseline", "hr", way).mean(axis=(0, 2))
         assert table[f"nnU-Net, {way}"][DICE] == f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
-        p = stats.wilcoxon(study.dice("rehrseg", "hr").mean(axis=(0, 2)) - values).pvalue
-        assert table[f"nnU-Net, {way}"]["p (Dice)"] == f"{p:.4f}"
+        gain = by_run(study.dice("baseline", "hr", way) - study.dice("rehrseg", "hr")).mean()
+        assert table[f"nnU-Net, {way}"][OVER_RUNS["Dice"]].startswith(f"{gain:+.3f} ± ")
 
 
 def test_unfinished_runs_are_left_out(study, tmp_path):
@@ -156,12 +188,11 @@ def test_unfinished_runs_are_left_out(study, tmp_path):
     assert list(cells(markdown, COMPONENTS)) == ["REHRSeg", "nnU-Net continued"]
 
 
-def test_without_the_first_row_nothing_is_tested(make_run, write_json, tmp_path):
+def test_without_the_first_row_nothing_is_compared(make_run, write_json, tmp_path):
     study = Study(make_run, write_json).add("baseline", mean=0.7).add("continued", mean=0.8)
     table = cells(write_tables(["3"], study.runs, tmp_path / "tables"), LR_TITLE)
     assert list(table) == ["nnU-Net", "nnU-Net continued"]
-    of_the_rows_alone = {"", "epochs", "runs", "cases", DICE, HD95, "± over runs (Dice)", "± over runs (HD95)"}
-    assert all(set(row) == of_the_rows_alone for row in table.values())  # no column that is empty everywhere
+    assert all(set(row) == ALONE for row in table.values())  # no column that is empty everywhere
 
 
 def test_test_cases_have_tables_of_their_own(study, tmp_path):
@@ -179,13 +210,14 @@ def test_a_missed_structure_is_counted(study, tmp_path):
     file = scores_file(study.make_run("rehrseg"))
     content = json.loads(file.read_text())
     case = content["validation"]["lr"][""]["cases"][0]
-    case["metrics"]["2"] = {"Dice": 0.0, "HD95": math.nan, "n_ref": 10, "n_pred": 0}
+    case["metrics"]["2"] = {"Dice": 0.0, "HD95": 70.0, "n_ref": 10, "n_pred": 0}
     file.write_text(json.dumps(content))
     write_tables(["3"], study.runs, tmp_path / "tables")
-    row = json.loads((tmp_path / "tables" / "tables.json").read_text())[LR_TITLE]["REHRSeg"]
-    assert row["hd95_one_empty"] == {"1": 0, "2": 1}
-    assert row["over_cases"]["2"]["HD95"]["n"] == CASES  # the other seed has a distance
-    assert cells((tmp_path / "tables" / "tables.md").read_text(), LR_TITLE)["REHRSeg"]["without HD95 (empty)"] == "1"
+    row = json.loads((tmp_path / "tables" / "tables.json").read_text())[LR_TITLE]["REHRSeg, 10+10"]
+    assert row["one_empty"] == {"1": 0, "2": 1}
+    assert row["over_cases"]["2"]["HD95"]["n"] == CASES
+    assert row["over_cases"]["2"]["HD95"]["mean"] > 70 / len(SEEDS) / CASES
+    assert cells((tmp_path / "tables" / "tables.md").read_text(), LR_TITLE)["REHRSeg"]["missed or made up"] == "1"
 
 
 def test_the_files(study, tmp_path):
@@ -194,11 +226,11 @@ def test_the_files(study, tmp_path):
     assert (folder / "tables.md").read_text() == markdown
     content = json.loads((folder / "tables.json").read_text())
     assert list(content) == [line.removeprefix("### ") for line in markdown.splitlines() if line.startswith("### ")]
-    row = content[LR_TITLE]["REHRSeg"]
-    assert set(row) == {"epochs", "runs", "over_cases", "over_folds", "hd95_one_empty", "against_first"}
+    row = content[LR_TITLE]["REHRSeg, 10+10"]
+    assert set(row) == {"epochs", "runs", "over_cases", "over_folds", "one_empty", "minus_first", "cpu_seconds"}
     assert row["runs"] == [f"seed {seed} fold {fold}" for seed in SEEDS for fold in FOLDS]
     assert row["epochs"] == "10+10"
-    assert row["against_first"] == {}
+    assert row["minus_first"] == {}
     assert set(row["over_cases"]) == {"mean", *LABELS}
     left = study.dice("rehrseg", "lr")[:, :, 0].mean(axis=0)
     assert row["over_cases"]["1"]["Dice"]["mean"] == pytest.approx(left.mean())
@@ -209,7 +241,7 @@ def test_every_value_is_in_the_csv(study, tmp_path):
     lines = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "scores.csv").read_text())))
     columns = ["row", "epochs", "seed", "fold", "set", "resolution", "upsampling", "case", "label", "metric", "value"]
     assert list(lines[0]) == columns
-    per_way = len(SEEDS) * CASES * len(LABELS) * 2
+    per_way = len(SEEDS) * CASES * len(LABELS) * len(SEGMENTATION_METRICS)
     assert len(lines) == per_way * (2 * (1 + len(WAYS)) + 2)  # two upsampled rows, one with a head
     assert len({tuple(line.values())[:-1] for line in lines}) == len(lines)
     expected = ("continued", "10+10", "1", "1", "validation", "hr", "linear probabilities", "case_5", "right", "Dice")
@@ -267,63 +299,68 @@ def test_reports_without_truth_are_no_rows(make_run, write_json):
     assert restoration_table("Table 2", [run]).rows == []
 
 
-SECONDS = {  # wall and cpu of seed 0; those of seed 1 are twice or three times as many
-    "baseline": (100, 150),
-    "continued": (50, 60),
-    "self_sr": (40, 60),
-    "rehrseg": (110, 240),
-    "smore": (20, 30),
-    "self_sr_smore": (70, 90),
-    "rehrseg_smore": (110, 240),
-}
+SECONDS = {"baseline": 100.0, "self_sr": 60.0, "rehrseg": 40.0, "continued": 30.0}  # of 5 epochs, or a stage's own
 
 
 @pytest.fixture
-def timed_runs(make_run, write_json, finish):
-    runs = []
-    for seed in SEEDS:
-        for key, (wall, cpu) in SECONDS.items():
-            run = make_run(key, seed=seed)
-            finish(run)
-            factor = 3 if seed and key == "baseline" else 1 + seed
-            predict = {"wall": 1e6, "cpu": 1e6}  # does not count
-            write_json(
-                seconds_file(run), {"train": {"wall": wall * factor, "cpu": cpu * factor}, "predict_lr": predict}
-            )
-            runs.append(run)
-    return runs
+def timed(make_run, write_json, finish):
+    """REHRSeg after 5 epochs, its rival after 5 to 40, and what their trainings took; seed 1 takes twice as long."""
+    study = Study(make_run, write_json)
+    study.add("baseline", mean=0.6).add("rehrseg", mean=0.8, epochs=5)
+    for epochs in (5, 20, 40):
+        study.add("continued", mean=0.7 + epochs / 1000, epochs=epochs)
+    runs = [*study.runs, *(make_run("self_sr", seed=seed, fold=fold) for seed in SEEDS for fold in FOLDS)]
+    for run in runs:
+        finish(run)
+        cpu = SECONDS[run.row.key] * (run.epochs / 5 if run.row.key == "continued" else 1) * (1 + run.seed)
+        write_json(seconds_file(run), {"train": {"wall": 1.0, "cpu": cpu}, "predict_lr": {"wall": 1e6, "cpu": 1e6}})
+    study.runs = runs
+    return study
 
 
-def test_cost(timed_runs):
-    table = cost_table(timed_runs)
-    pipeline = "SMORETrainer + SelfSRTrainer + REHRSegTrainer, over nnU-Net"
-    alone, both = table.data[pipeline], table.data[f"{pipeline} + nnU-Net continued"]
-    ratios = {"wall": [200 / 100, 400 / 300], "cpu": [360 / 150, 720 / 450]}
-    for clock, expected in ratios.items():
-        assert alone[clock]["mean"] == pytest.approx(np.mean(expected))
-        assert alone[clock]["std"] == pytest.approx(np.std(expected, ddof=1))
-    assert both["wall"]["mean"] == pytest.approx((200 / 150 + 400 / 400) / 2)
-    assert [row["wall"] for row in table.rows] == ["1.25 ± 0.35", "0.88 ± 0.18", "1.67 ± 0.47", "1.17 ± 0.24"]
-    assert table.rows[0]["training, export and validation"] == "SelfSRTrainer + REHRSegTrainer, over nnU-Net"
+def test_all_that_a_row_builds_on_counts_as_its_time(timed, tmp_path):
+    table = cells(write_tables(["3"], timed.runs, tmp_path), LR_TITLE)
+    time = "CPU time of all training (s)"
+    deviation = np.std([1, 1, 2, 2], ddof=1)
+    assert table["nnU-Net"][time] == f"150 ± {100 * deviation:.0f}"
+    assert table["REHRSeg"][time] == f"300 ± {200 * deviation:.0f}"
 
 
-def test_cost_is_of_runs_whose_trainings_are_all_finished(timed_runs):
-    for run in timed_runs:
-        if (run.row.key, run.seed) == ("self_sr", 1):
-            run.report.unlink()
-        if run.row.key == "continued":
+def test_a_time_that_was_not_measured_is_left_open(timed, tmp_path):
+    for run in timed.runs:
+        if run.row.key == "self_sr":
             seconds_file(run).unlink()
-    table = cost_table(timed_runs)
-    assert [row["wall"] for row in table.rows] == ["1.50", "1.67 ± 0.47"]
-    assert cost_table(timed_runs[:3]).rows == []
+    table = cells(write_tables(["3"], timed.runs, tmp_path), LR_TITLE)
+    assert table["REHRSeg"]["CPU time of all training (s)"] == ""
+    assert table["nnU-Net"]["CPU time of all training (s)"] != ""
 
 
-def test_a_training_of_which_an_attempt_was_killed_has_no_cost(timed_runs, write_json):
-    for run in timed_runs:
-        if (run.row.key, run.seed) == ("smore", 1):
-            seconds = json.loads(seconds_file(run).read_text())
-            write_json(seconds_file(run), {**seconds, "train": {**seconds["train"], "incomplete": True}})
-    assert [row["wall"] for row in cost_table(timed_runs).rows] == ["1.25 ± 0.35", "0.88 ± 0.18", "2.00", "1.33"]
+def test_at_equal_time_a_rival_has_its_shortest_length_that_took_as_long(timed, tmp_path):
+    """REHRSeg took 200 s, its rival 130, 220 and 340 s: the second."""
+    title = f"{LR_TITLE}, at equal CPU time"
+    table = cells(write_tables(["3"], timed.runs, tmp_path), title)
+    (row,) = table.values()
+    assert (row[""], row["against"], row["runs"]) == ("REHRSeg, 10+5", "nnU-Net continued, 10+20", "4")
+    assert row["CPU time (s)"] == "300 / 330"
+    content = json.loads((tmp_path / "tables.json").read_text())
+    means = {name: method["over_cases"]["mean"]["Dice"]["mean"] for name, method in content[LR_TITLE].items()}
+    (pair,) = content[title].values()
+    gain = means["REHRSeg, 10+5"] - means["nnU-Net continued, 10+20"]
+    assert pair["differences"]["Dice"]["mean"] == pytest.approx(gain)
+    assert row["Dice, first minus this ± SE over runs"].startswith(f"{gain:+.3f} ± ")
+
+
+def test_times_of_single_trainings(timed, tmp_path):
+    title = "Time of single trainings"
+    write_tables(["3"], timed.runs, tmp_path)
+    content = json.loads((tmp_path / "tables.json").read_text())[title]
+    assert content["nnU-Net continued, 10+20"]["cpu"]["mean"] == pytest.approx(30 * 4 * 1.5)
+    assert content["self-SR, "]["cpu"]["n"] == 4
+    unfinished = [run for run in timed.runs if run.row.key == "baseline"]
+    for run in unfinished:
+        run.report.unlink()
+    write_tables(["3"], timed.runs, tmp_path)
+    assert "nnU-Net, 10" not in json.loads((tmp_path / "tables.json").read_text())[title]
 
 
 def test_the_report_of_a_work_folder(study, make_benchmark, write_source, capsys):
@@ -349,15 +386,15 @@ def test_only_runs_that_both_have_are_compared(make_run, write_json, tmp_path):
     study = Study(make_run, write_json).add("baseline", mean=0.7).add("rehrseg", mean=0.74)
     alone = study.make_run("baseline", seed=SEEDS[-1], fold=FOLDS[-1])
     scores_file(alone).unlink()
-    row = json.loads(write_and_read(study.runs, tmp_path))[LR_TITLE]["nnU-Net"]
+    row = json.loads(write_and_read(study.runs, tmp_path))[LR_TITLE]["nnU-Net, 10"]
     common = row["runs"]
     assert f"seed {SEEDS[-1]} fold {FOLDS[-1]}" not in common
-    assert row["against_first"]["Dice"]["runs"] == common
+    assert row["minus_first"]["Dice"]["over_cases"]["runs"] == common
     # cases of the run that is missing have only the other seeds' scores, for both
     kept = np.array([[seed != SEEDS[-1] or case % len(FOLDS) != FOLDS[-1] for case in range(CASES)] for seed in SEEDS])
     scores = (study.dice(key, "lr").mean(axis=2) for key in ("baseline", "rehrseg"))
     baseline, rehrseg = (np.nanmean(np.where(kept, values, np.nan), axis=0) for values in scores)
-    assert row["against_first"]["Dice"]["mean_difference"] == pytest.approx((baseline - rehrseg).mean())
+    assert row["minus_first"]["Dice"]["over_cases"]["mean_difference"] == pytest.approx((baseline - rehrseg).mean())
 
 
 def write_and_read(runs, folder):

@@ -2,18 +2,25 @@ import argparse
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rehrseg_nnunet.cli import predict
 from rehrseg_nnunet.cli.predict import add_arguments, run
-from rehrseg_nnunet.nnunet.raw_files import list_cases
-from rehrseg_nnunet.prediction.output_grid import NativeGrid
+from rehrseg_nnunet.cli.predict_options import OWN
+from rehrseg_nnunet.prediction.inputs import Images
+from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
 from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
 from rehrseg_nnunet.prediction.spacing_grid import SpacingGrid
 
 REQUIRED = ["-d", "1", "-c", "3d_fullres"]
+CHECKPOINT = {
+    "network_weights": {},
+    "trainer_name": "REHRSegTrainer",
+    "init_args": {"configuration": "3d_fullres"},
+}
 
 
 def own_parser():
@@ -50,20 +57,18 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
     monkeypatch.delenv("nnUNet_npp", raising=False)
     monkeypatch.delenv("nnUNet_nps", raising=False)
     own, stock = options(own_parser()), options(nnunet_parser)
-    assert set(own) - set(stock) == {"--grid", "--hr_from", "--no_hr_head", "--surfaces", "--ras", "--seg_nrrd"}
+    assert set(own) - set(stock) == set(OWN)
     for flag, action in stock.items():
         mine = own[flag]
-        assert (mine.dest, mine.nargs, mine.required, type(mine)) == (
-            action.dest,
-            action.nargs,
-            action.required,
-            type(action),
-        ), flag
+        assert (mine.dest, type(mine)) == (action.dest, type(action)), flag
         assert mine.type in (action.type, None), flag
-        if flag != "-tr":
+        if flag not in ("-tr", "-p", "-f"):  # whose defaults are -d's, see below
             assert mine.default == action.default, flag
+        if flag not in ("-d", "-c"):  # -m instead
+            assert mine.required == action.required, flag
+        if flag != "-i":  # one file for each channel
+            assert mine.nargs == action.nargs, flag
         assert mine.help != action.help or action.help is None
-    assert own["-tr"].default == "REHRSegTrainer"
 
 
 @pytest.mark.parametrize(("value", "expected"), [("2", 2), ("", 3)])
@@ -81,9 +86,14 @@ def call(tmp_path, monkeypatch):
         def __init__(self, **kwargs):
             asked["init"] = kwargs
             self.dataset_json = {"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
+            self.images = Images(1, ".nii.gz", (".nii.gz", ".nii", ".nrrd"))
+            self.plans_manager = SimpleNamespace(dataset_name="Dataset001_Tiny", plans_name="nnUNetPlans")
+            self.list_of_parameters, self.device = [{}], torch.device("cpu")
+            self.preprocessed, self.hr_from = None, "mean"
+            self.grids = kwargs["grid"] or (HRGrid(),)
 
-        def image_files(self, folder):
-            return list_cases(folder, ".nii.gz", channels=1)
+        def write_as(self, ending):
+            asked["ending"] = ending
 
         def initialize_from_trained_model_folder(self, folder, folds, **kwargs):
             asked["model"] = (folder, folds, kwargs)
@@ -98,7 +108,7 @@ def call(tmp_path, monkeypatch):
     for fold in (*range(5), "all"):
         (model / f"fold_{fold}").mkdir(parents=True)
         for name in ("final", "best"):
-            torch.save({"network_weights": {}}, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
+            torch.save(CHECKPOINT, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a_0000.nii.gz").touch()
     for name in ("raw", "preprocessed", "results"):
@@ -133,29 +143,23 @@ def test_passes_everything_on(call, tmp_path):
         "1",
         "-nps",
         "2",
-        "-num_parts",
-        "3",
-        "-part_id",
-        "2",
         "--disable_progress_bar",
         "--not_on_device",
     )
     assert asked["trainer path"]
-    assert asked["model"] == (str(call.model), [0, "all"], {"checkpoint_name": "checkpoint_best.pth"})
+    assert asked["model"] == (str(call.model), (0, "all"), {"checkpoint_name": "checkpoint_best.pth"})
     init = asked["init"]
     assert (init["tile_step_size"], init["use_mirroring"], init["perform_everything_on_device"]) == (0.7, False, False)
     assert (init["allow_tqdm"], init["device"].type, init["grid"]) == (False, "cpu", None)
     assert init["hr_from"] == "lr"
     args, kwargs = asked["workers"]
-    assert args == (str(tmp_path / "in"), str(tmp_path / "out"))
+    assert args == ([[str(tmp_path / "in" / "a_0000.nii.gz")]], [str(tmp_path / "out" / "a")])
     assert kwargs == {
         "save_probabilities": True,
         "overwrite": False,
         "folder_with_segs_from_prev_stage": None,
         "num_processes_preprocessing": 1,
         "num_processes_segmentation_export": 2,
-        "num_parts": 3,
-        "part_id": 2,
     }
     assert "sequential" not in asked
     assert (tmp_path / "out").is_dir()
@@ -163,12 +167,9 @@ def test_passes_everything_on(call, tmp_path):
 
 def test_without_workers(call):
     asked = call("-npp", "0", "-nps", "0")
-    assert asked["sequential"][1] == {
-        "save_probabilities": False,
-        "overwrite": True,
-        "folder_with_segs_from_prev_stage": None,
-    }
-    assert asked["model"][1] == [0, 1, 2, 3, 4]
+    options = {"save_probabilities": False, "overwrite": True, "folder_with_segs_from_prev_stage": None}
+    assert asked["sequential"][1] == options
+    assert asked["model"][1] == (0, 1, 2, 3, 4)
     assert asked["init"]["use_mirroring"]
     assert asked["init"]["hr_from"] is None  # the model's own setting
     assert "workers" not in asked
@@ -199,7 +200,6 @@ def test_grids(call, tmp_path):
         (["-num_parts", "2", "-part_id", "2"], ValueError, "-part_id must be"),
         (["-step_size", "1.5"], ValueError, "-step_size must be"),
         (["-npp", "0"], ValueError, "both 0 or both positive"),
-        (["-npp", "0", "-nps", "0", "-num_parts", "2"], ValueError, "-num_parts must be 1"),
         (["-f", "x"], ValueError, "-f must be"),
         (["-tr", "OtherTrainer"], FileNotFoundError, "^no training OtherTrainer__nnUNetPlans__3d_fullres"),
         (["-i", "/none/such"], FileNotFoundError, "-i must be"),
@@ -216,7 +216,7 @@ def test_refuses(call, flags, error, message):
     [
         ([], r"files that end in \.nii\.gz, got none$"),
         (["a_0000.mha"], r"files that end in \.nii\.gz, got none, but a_0000\.mha; rename or convert them"),
-        (["a.nii.gz"], r"images named CASE_0000\.nii\.gz, .*got a\.nii\.gz; rename them"),
+        (["a_0000.nii.gz", "b.nii.gz"], r"images named CASE_0000\.nii\.gz, .*got b\.nii\.gz; rename them"),
         (
             ["a_0000.nii.gz", "a_1.nii.gz", *(f"{i}.nii.gz" for i in range(6))],
             r"images .*got 0\.nii\.gz, .* and 2 more; rename",

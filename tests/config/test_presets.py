@@ -60,7 +60,6 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
         "smooth_upsampling": False,
         "uncertainty_error": "image",
         "simulated_axes": ("x",),
-        "uncertainty_input": "attention",
         "label_dropout": 0,
         "export": export,
     }

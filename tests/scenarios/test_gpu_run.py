@@ -45,12 +45,12 @@ def run(nnunet, tmp_path_factory):
     path = os.pathsep.join([str(base / "stub"), str(REPOSITORY)])
     command = [sys.executable, "-m", "benchmarks.gpu", "--data", base / "data", "--out", base / "out"]
     done = subprocess.run(
-        [*map(str, command), "--device", "cpu", "--minutes", "3"],
+        [*map(str, command), "--device", "cpu", "--minutes", "2"],
         env={**os.environ, "PYTHONPATH": path},
         cwd=base,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=200,
         check=True,
     )
     return done.stdout, base / "out"

@@ -102,8 +102,8 @@ def message_of(process, *, status):
 
 
 def results(folder):
-    """What an output folder holds, hidden files and folders included, but for nnU-Net's records of the call."""
-    records = {"predict_from_raw_data_args.json", "dataset.json", "plans.json"}
+    """What an output folder holds, hidden files and folders included, but for records of the call."""
+    records = {"predict_from_raw_data_args.json", "dataset.json", "plans.json", "prediction.json"}
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name not in records)
 
 
@@ -327,4 +327,4 @@ def test_read_only_output_folder_is_named(known, images, tmp_path):
     out.mkdir(mode=0o500)
     errors = message_of(start(images, out, setup=without_privileges), status=1)
     assert f"{out} must be writable, got 'Permission denied'" in errors
-    assert "another folder with -o" in errors
+    assert "another place with -o" in errors

@@ -1,0 +1,230 @@
+"""Images of every kind and orientation through one loaded model, which leaves nothing behind."""
+
+import itertools
+import multiprocessing
+import os
+import weakref
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from random_model import FACTOR, scan, write_random_model, zipped
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from rehrseg_nnunet import Model, Prediction, load_model, predict
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.prediction.image_kinds import to_nifti, to_volume
+
+READERS = ["SimpleITKIO", "NibabelIOWithReorient"]
+TURNS = [(order, signs) for order in ((0, 1, 2), (1, 0, 2)) for signs in itertools.product((1, -1), repeat=3)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """One model for each reader, loaded once."""
+    made = {}
+    for reader in READERS:
+        folder = write_random_model(tmp_path_factory.mktemp(reader), reader=reader)
+        made[reader] = load_model(folder, device="cpu", mirroring=False)
+    return made
+
+
+@pytest.fixture
+def model(models):
+    return models["SimpleITKIO"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    sitk.WriteImage(scan(), str(tmp_path / "my scan.nii.gz"))
+    return tmp_path / "my scan.nii.gz"
+
+
+def values(image):
+    if isinstance(image, sitk.Image):
+        return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return image[0] if isinstance(image, tuple) else np.asanyarray(image.dataobj)
+
+
+def turned(image, order, signs):
+    """A nibabel image with permuted and flipped array axes, at the same place."""
+    transform = np.array([[axis, sign] for axis, sign in zip(order, signs, strict=True)], dtype=float)
+    return image.as_reoriented(transform)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("order", "signs"), TURNS)
+def test_all_kinds_give_the_same_in_every_orientation(models, tmp_path, reader, order, signs):
+    image = turned(to_nifti(to_volume(scan())), order, signs)
+    nibabel.save(image, tmp_path / "a.nii")
+    expected = predict(models[reader], tmp_path / "a.nii")
+    assert len(np.unique(values(expected))) == 3
+    array = (np.asanyarray(image.dataobj), image.affine)
+    for kind in (image, sitk.ReadImage(str(tmp_path / "a.nii")), array):
+        result = predict(models[reader], kind)
+        assert type(result) is type(kind)
+        np.testing.assert_array_equal(values(result), values(expected))
+        np.testing.assert_allclose(to_volume(result).affine, expected.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("order", "signs"), TURNS[::3])
+def test_the_native_grid_is_the_images_own(models, reader, order, signs):
+    image = turned(to_nifti(to_volume(scan())), order, signs)
+    result = predict(models[reader], image, grid="native")
+    assert result.shape == image.shape
+    np.testing.assert_allclose(result.affine, image.affine, atol=1e-5)
+
+
+def test_thin_slices_cover_the_thick_ones(model):
+    result = predict(model, scan())
+    assert result.GetSize() == (18, 20, 5 * FACTOR)
+    np.testing.assert_allclose(result.GetSpacing(), (1, 1, 1), atol=1e-6)
+    first = [scan().TransformContinuousIndexToPhysicalPoint((0, 0, index)) for index in (-0.375, 4.375)]
+    last = [result.TransformIndexToPhysicalPoint((0, 0, index)) for index in (0, 19)]
+    np.testing.assert_allclose(last, first, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["seg.nii.gz", "new/seg.nrrd", "seg.mha"])
+def test_a_file_in_a_file_out(model, file, tmp_path, name):
+    written = predict(model, file, output=tmp_path / name)
+    assert written == tmp_path / name
+    expected = predict(model, sitk.ReadImage(str(file)))
+    stored = sitk.ReadImage(str(written))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(stored), sitk.GetArrayFromImage(expected))
+    np.testing.assert_allclose(stored.GetOrigin(), expected.GetOrigin(), atol=1e-4)
+    assert sorted(path.name for path in written.parent.iterdir() if path.is_file()) == sorted(
+        {written.name} | ({file.name} if written.parent == file.parent else set())
+    )
+
+
+@pytest.mark.parametrize("kind", [sitk, nibabel, tuple])
+def test_probabilities_have_the_segmentations_axes(model, kind):
+    image = scan()
+    if kind is not sitk:
+        nifti = to_nifti(to_volume(image))
+        image = nifti if kind is nibabel else (np.asanyarray(nifti.dataobj), nifti.affine)
+    result = predict(model, image, probabilities=True)
+    assert isinstance(result, Prediction)
+    array = sitk.GetArrayFromImage(result.segmentation) if kind is sitk else values(result.segmentation)
+    np.testing.assert_array_equal(result.probabilities.argmax(0), array)
+    np.testing.assert_allclose(result.probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(values(predict(model, image)), values(result.segmentation))
+
+
+@pytest.mark.parametrize("kind", [sitk, nibabel])
+def test_surfaces_lie_where_the_labels_end(model, kind):
+    """In RAS mm: around every corner of a surface some voxels have the label and some have not."""
+    image = scan() if kind is sitk else to_nifti(to_volume(scan()))
+    result = predict(model, image, surfaces=True)
+    assert result.probabilities is None
+    assert result.surfaces.keys() == {"a", "b"}
+    volume = to_volume(result.segmentation)
+    for label, name in ((1, "a"), (2, "b")):
+        inside = np.pad(volume.values == label, 2)
+        mixed = maximum_filter(inside, 3) & ~minimum_filter(inside, 3)
+        vertices = result.surfaces[name].vertices
+        index = (vertices - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T
+        assert len(index) > 100
+        assert mixed[tuple(np.round(index).astype(int).T + 2)].all()
+
+
+def test_voxels_of_a_size_in_mm(model, file):
+    assert predict(model, file, grid="0.5,2,1").shape == (36, 10, 20)
+
+
+def test_a_grid_from_a_file(model, file, tmp_path):
+    reference = scan(size=(9, 10, 7), spacing_mm=(2.0, 2.0, 3.0))
+    sitk.WriteImage(reference, str(tmp_path / "t1.nrrd"))
+    result = predict(model, file, grid=tmp_path / "t1.nrrd")
+    assert result.shape == (9, 10, 7)
+    np.testing.assert_allclose(result.affine, to_volume(reference).affine, atol=1e-4)
+
+
+def test_channels_are_a_list(tmp_path):
+    model = load_model(write_random_model(tmp_path, channels=2), device="cpu", mirroring=False)
+    first, second = scan(0), scan(1)
+    both, swapped = predict(model, [first, second]), predict(model, [second, first])
+    assert (values(both) != values(swapped)).any()
+    with pytest.raises(ValueError, match="image must be a list of the model's 2 channels, got 1"):
+        predict(model, first)
+    moved = scan(1)
+    moved.SetOrigin((0, 0, 0))
+    with pytest.raises(UnusableImageError, match=r"image\[1\] must have the voxels of image\[0\]"):
+        predict(model, [first, moved])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"output": "seg.txt"}, ValueError, r"output must end in one of \.nii\.gz"),
+        ({"output": "seg.nii.gz", "probabilities": True}, ValueError, "output needs an image that is a path, without"),
+        ({"grid": "nothing"}, FileNotFoundError, "--grid must be"),
+    ],
+)
+def test_refuses_options(model, file, options, error, message):
+    with pytest.raises(error, match=message):
+        predict(model, file, **options)
+
+
+def test_refuses_images(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"image must be an existing file, got .*none\.nii"):
+        predict(model, tmp_path / "none.nii")
+    with pytest.raises(TypeError, match="a nibabel or SimpleITK image"):
+        predict(model, np.zeros((3, 3, 3)))
+    with pytest.raises(UnusableImageError, match=r"^image must hold finite values"):
+        predict(model, (np.full((9, 9, 9), np.nan), np.diag([1, 1, 4, 1])))
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    with pytest.raises(UnusableImageError, match=r"bad\.nii\.gz must be a whole file"):
+        predict(model, tmp_path / "bad.nii.gz")
+
+
+def open_files():
+    return sorted(os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+def test_five_calls_leave_no_processes_files_or_threads(model, file, capfd):
+    predict(model, file)
+    before, threads, children = open_files(), torch.get_num_threads(), multiprocessing.active_children()
+    capfd.readouterr()
+    results = [values(predict(model, file)) for _ in range(5)]
+    assert all((result == results[0]).all() for result in results)
+    assert open_files() == before
+    assert multiprocessing.active_children() == children
+    assert torch.get_num_threads() == threads
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_gives_its_memory_back(tmp_path, file):
+    with load_model(zipped_model(tmp_path), device="cpu") as model:
+        assert isinstance(model, Model)
+        assert model.labels == {"background": 0, "a": 1, "b": 2}
+        network = weakref.ref(model.predictor.network)
+        predict(model, file)
+    assert network() is None
+
+
+def zipped_model(tmp_path):
+    write_random_model(tmp_path / "results", folds=(0, 1))
+    return zipped(tmp_path / "results", tmp_path / "model.zip")
+
+
+def test_a_zip_file_is_gone_from_the_disk_once_it_is_loaded(tmp_path, file, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    path = zipped_model(tmp_path)
+    model = load_model(path, device="cpu", mirroring=False)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    both = predict(model, file)
+    one = predict(load_model(path, device="cpu", mirroring=False, folds=[1]), file)
+    assert (values(both) != values(one)).any()
+
+
+def test_refuses_a_missing_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device must be available, got cuda without a CUDA GPU; use cpu"):
+        load_model(tmp_path, device="cuda")

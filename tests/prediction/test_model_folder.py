@@ -1,0 +1,210 @@
+import io
+import json
+import re
+import shutil
+import zipfile
+
+import pytest
+import torch
+
+from rehrseg_nnunet.prediction.model_folder import Wanted, open_model, parse_folds, trained_model
+
+ANY = Wanted()
+NAME = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+CHECKPOINT = {"network_weights": {}, "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "3d_fullres"}}
+
+
+def write_model(folder, *, folds=(0,), name="final", content=CHECKPOINT):
+    for file in ("plans.json", "dataset.json"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(json.dumps({"of": folder.name}))
+    for fold in folds:
+        (folder / f"fold_{fold}").mkdir()
+        torch.save(content, folder / f"fold_{fold}" / f"checkpoint_{name}.pth")
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_model(tmp_path / "results" / "Dataset001_A" / NAME, folds=(1, 0))
+    return tmp_path / "results"
+
+
+def found(path, wanted=ANY):
+    with open_model(path, wanted) as folder:
+        return folder
+
+
+@pytest.mark.parametrize("place", [f"Dataset001_A/{NAME}", "Dataset001_A", "."])
+def test_a_model_is_found_in_its_folder_its_datasets_and_the_results(results, place):
+    assert found(results / place) == results / "Dataset001_A" / NAME
+
+
+def test_a_renamed_folder_is_a_model(tmp_path):
+    assert found(write_model(tmp_path / "mine")) == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_of_several_models_one_is_chosen(results, tmp_path, kind):
+    other = "nnUNetTrainer__cpu__3d_fullres"
+    write_model(results / "Dataset001_A" / other)
+    path = results / "Dataset001_A" if kind == "folder" else packed(results, tmp_path / "models.zip")
+    with pytest.raises(ValueError, match=rf"must hold one model, got .*{other}, .*{NAME}; choose with -tr, -p and -c"):
+        found(path)
+    with open_model(path, Wanted(plans="cpu")) as folder:
+        assert json.loads((folder / "plans.json").read_text()) == {"of": other}
+    with pytest.raises(FileNotFoundError, match=rf"has no such model, only: .*{NAME}; choose with"):
+        found(path, Wanted(trainer="REHRSegTrainer"))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"-m must be an existing folder or zip file, got .*none"):
+        found(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="must hold a trained nnU-Net model"):
+        found(tmp_path)
+
+
+def test_a_fold_is_told_from_its_model(results):
+    model = results / "Dataset001_A" / NAME
+    with pytest.raises(ValueError, match=rf"got its fold .*; use -m {re.escape(str(model))} -f 1$"):
+        found(model / "fold_1")
+
+
+def packed(results, file):
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(results.rglob("*")):
+            archive.write(path, path.relative_to(results))
+    return file
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def test_a_zip_file_is_unpacked_for_a_while_with_what_is_needed(results, tmp_path, scratch):
+    model = results / "Dataset001_A" / NAME
+    (model / "fold_0" / "validation").mkdir()
+    (model / "fold_0" / "validation" / "summary.json").touch()
+    (model / "fold_0" / "progress.png").touch()
+    with open_model(packed(results, tmp_path / "model.zip"), ANY) as folder:
+        assert folder.is_relative_to(scratch)
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        assert files == [
+            "dataset.json",
+            "fold_0/checkpoint_final.pth",
+            "fold_1/checkpoint_final.pth",
+            "plans.json",
+        ]
+        assert trained_model(folder).folds == (0, 1)
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_was_unpacked_is_removed_when_the_work_ends_early(results, tmp_path, scratch, error):
+    with pytest.raises(error), open_model(packed(results, tmp_path / "model.zip"), ANY):
+        raise error
+    assert list(scratch.iterdir()) == []
+
+
+def test_names_in_a_zip_file_lead_nowhere_else(tmp_path, scratch):
+    checkpoint = io.BytesIO()
+    torch.save(CHECKPOINT, checkpoint)
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        for file in ("plans.json", "dataset.json"):
+            archive.writestr(f"../../evil/{file}", "{}")
+        archive.writestr("../../evil/fold_0/checkpoint_final.pth", checkpoint.getvalue())
+        archive.writestr("../../evil/fold_0/../../outside.pth", "x")
+        archive.writestr("/absolute/plans.txt", "x")
+    before = sorted(tmp_path.rglob("*"))
+    with open_model(tmp_path / "evil.zip", ANY) as folder:
+        inside = [path for path in folder.rglob("*") if path.is_file()]
+        assert len(inside) == 3
+        assert all(path.resolve().is_relative_to(scratch.resolve()) for path in inside)
+        assert sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(scratch)) == [
+            path for path in before if not path.is_relative_to(scratch)
+        ]
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def corrupted(content):
+    """Change bytes of a compressed checkpoint, which its check sum then betrays."""
+    middle = content.index(b"checkpoint_final.pth") + 120
+    return content[:middle] + bytes(byte ^ 0xFF for byte in content[middle : middle + 60]) + content[middle + 60 :]
+
+
+@pytest.mark.parametrize("damage", [truncated, corrupted, lambda content: b"no zip file"])
+def test_a_damaged_zip_file_is_named(results, tmp_path, scratch, damage):
+    file = packed(results, tmp_path / "model.zip")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.zip must be a zip file as nnUNetv2_export_model_to_zip writes it"):
+        found(file)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_zip_file_without_a_model(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("note.txt", "x")
+    with pytest.raises(FileNotFoundError, match=r"a\.zip must hold a trained nnU-Net model"):
+        found(tmp_path / "a.zip")
+
+
+def test_a_zip_file_that_lacks_dataset_json(results, tmp_path):
+    (results / "Dataset001_A" / NAME / "dataset.json").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"must hold Dataset001_A/{NAME}/dataset.json, got none; export"):
+        found(packed(results, tmp_path / "model.zip"))
+
+
+def test_a_full_disk_is_named(results, tmp_path, scratch, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    file = packed(results, tmp_path / "model.zip")
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OSError, match=rf"could not be unpacked to {scratch}.*No space left on device.*TMPDIR"):
+        found(file)
+    assert list(scratch.iterdir()) == []
+
+
+def test_all_folds_are_taken_but_for_fold_all_beside_them(tmp_path):
+    model = write_model(tmp_path / "a", folds=(3, 0, "all"))
+    assert trained_model(model).folds == (0, 3)
+    assert trained_model(model, folds=["all"]).folds == ("all",)
+    assert trained_model(write_model(tmp_path / "b", folds=("all",))).folds == ("all",)
+    of = trained_model(model, folds=[3])
+    assert (of.folds, of.trainer, of.configuration) == ((3,), "nnUNetTrainer", "3d_fullres")
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+    model = write_model(tmp_path / "a", folds=(0,), name="best")
+    with pytest.raises(FileNotFoundError, match=r"^fold 0 is not trained: .*checkpoint_final\.pth .*folds: none; cho"):
+        trained_model(model)
+    assert trained_model(model, checkpoint="checkpoint_best.pth").folds == (0,)
+    with pytest.raises(FileNotFoundError, match=r"^fold 1 is not trained: fold_1/\S+ does not exist in a\.zip; tra"):
+        trained_model(model, folds=[1], checkpoint="checkpoint_best.pth", source="a.zip")
+
+
+@pytest.mark.parametrize("content", [{"network_weights": {}}, {"other": 1}])
+def test_another_file_is_no_checkpoint(tmp_path, content):
+    with pytest.raises(ValueError, match=r"must be an nnU-Net checkpoint"):
+        trained_model(write_model(tmp_path / "a", content=content))
+
+
+def test_folds_of_the_command_line():
+    assert parse_folds(["0", "all", 3]) == [0, "all", 3]
+    with pytest.raises(ValueError, match="-f must be numbers or all, got x"):
+        parse_folds(["x"])
+
+
+def test_the_folder_is_not_changed(results):
+    model = results / "Dataset001_A" / NAME
+    before = sorted(model.rglob("*"))
+    found(results)
+    assert sorted(model.rglob("*")) == before
+    shutil.rmtree(results)
