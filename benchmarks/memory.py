@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --labels 100 --factor 6
 
-predicts a random scan in processes of their own, with networks of one convolution, and prints each one's peak: what is
-held beyond the peak of a prediction of a tiny scan. Stock nnU-Net's model was planned on the fine grid and gets the scan
-there. `rehrseg predict` gets thick slices, and writes them on the HR grid, on that of a file, on voxels of a
+predicts a random scan in processes of their own, with networks of one convolution, and prints each one's peak: what
+is held beyond the peak of a prediction of a tiny scan. Stock nnU-Net's model was planned on the fine grid and gets the
+scan there. `rehrseg predict` gets thick slices, and writes them on the HR grid, on that of a file, on voxels of a
 given size, and on two grids in one pass. Nothing is trained.
 """
 
