@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ OWN = "rehrseg predict --grid 1,1,1"
 NEAREST = "nnUNetv2_predict, nearest"
 RESAMPLED = "nnUNetv2_predict, image resampled"
 METHODS = (OWN, NEAREST, RESAMPLED)
-METRICS = ("dice", "hd95_mm", "area_error")
+METRICS = ("dice", "hd95_mm", "area_error", "area_ratio")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Score:
         label: value.
         dice: overlap with the truth.
         hd95_mm: distance from its surface.
-        area_error: |surface area / the truth's - 1|, by marching cubes on the label's voxels.
+        area_error: |area_ratio - 1|.
+        area_ratio: surface area over the truth's, by marching cubes on the label's voxels, whose stairs count.
     """
 
     model: str
@@ -49,6 +49,7 @@ class Score:
     dice: float
     hd95_mm: float
     area_error: float
+    area_ratio: float
 
 
 def predict(study: Study, model: Model, device: torch.device) -> None:
@@ -78,8 +79,8 @@ def score(study: Study, model: Model) -> Iterator[Score]:
                 spacing = properties["spacing"]
                 areas = [_area(mask, spacing) for mask in masks]
                 distance = hd95(*masks, spacing)
-                error = abs(areas[1] / areas[0] - 1) if areas[0] else math.nan
-                yield Score(model.name, method, file.name, label, dice(*masks), distance, error)
+                ratio = areas[1] / areas[0]
+                yield Score(model.name, method, file.name, label, dice(*masks), distance, abs(ratio - 1), ratio)
 
 
 def _folder(study: Study, model: Model, method: str) -> Path:
