@@ -83,7 +83,7 @@ class IntensityUnit:
 
 
 def _length(channel: np.ndarray) -> float:
-    """Between the percentiles, of a channel that is nearly all background between the extremes; of a constant next to nothing."""
+    """Between the percentiles, or the extremes of a channel that is nearly all background; tiny for a constant."""
     smallest = SMALLEST_RANGE * float(np.abs(channel).max())
     low, high = np.percentile(channel, PERCENTILES)
     for length in (float(high - low), float(np.ptp(channel))):
