@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,13 @@ class Model:
     dataset: int
     factors: tuple[int, int, int]
 
+    def finer(self, properties: dict) -> dict:
+        """Geometry of the source's voxels, from that of the model's."""
+        for axis, factor in enumerate(self.factors):
+            if factor > 1:
+                properties = scale_slice_geometry(properties, axis, 1 / factor)
+        return properties
+
 
 MODELS = (
     Model("2 mm isotropic", 821, (2, 2, 2)),
@@ -57,6 +65,7 @@ class Study:
         test_cases: number of cases after these that no training sees.
         epochs: of every training, a length that nnU-Net has a trainer for.
         precision: of the networks' layers in training, see `benchmarks.quality.launch`.
+        trained: folders of models that are trained already, by their names.
     """
 
     work: Path
@@ -65,6 +74,7 @@ class Study:
     test_cases: int
     epochs: int
     precision: str
+    trained: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def trainer(self) -> str:
@@ -80,7 +90,9 @@ class Study:
         return self.work / "nnUNet_raw" / self.dataset(model)
 
     def results(self, model: Model) -> Path:
-        """Folder of a trained model."""
+        """Folder of a trained model, its own or one that was given."""
+        if model.name in self.trained:
+            return self.trained[model.name]
         return self.work / "nnUNet_results" / self.dataset(model) / f"{self.trainer}__{PLANS}__{CONFIGURATION}"
 
 
@@ -89,13 +101,16 @@ def prepare(study: Study, model: Model) -> None:
     if not study.raw(model).is_dir():
         with whole(study.raw(model)) as partial:
             _coarse_dataset(study, model, partial)
+    if model.name in study.trained:
+        return
     folder = study.work / "nnUNet_preprocessed" / study.dataset(model)
     number = str(model.dataset)
     if not (folder / f"{PLANS}.json").is_file():
         _execute(["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "-npfp", "2", "-np", "2"])
         write_atomically(folder / f"{PLANS}.json", json.dumps(_small_plans(folder / "nnUNetPlans.json")))
     if not (study.results(model) / "fold_all" / "checkpoint_final.pth").is_file():
-        launch = [sys.executable, "-m", "benchmarks.quality.launch", "0", study.precision]
+        seconds = str(study.work / "seconds" / number)
+        launch = [sys.executable, "-m", "benchmarks.quality.launch", "0", study.precision, seconds]
         _execute([*launch, number, CONFIGURATION, "all", "-p", PLANS, "-tr", study.trainer, "-device", "cpu"])
 
 

@@ -83,10 +83,10 @@ class IntensityUnit:
 
 
 def _length(channel: np.ndarray) -> float:
-    """Between the percentiles, of a channel that is nearly all background between the extremes, 1 for a constant."""
+    """Between the percentiles, of a channel that is nearly all background between the extremes; of a constant next to nothing."""
     smallest = SMALLEST_RANGE * float(np.abs(channel).max())
     low, high = np.percentile(channel, PERCENTILES)
     for length in (float(high - low), float(np.ptp(channel))):
         if length > smallest:
             return length
-    return 1.0
+    return max(smallest, SMALLEST_RANGE)  # whatever a network adds in this unit, a constant stays one

@@ -58,7 +58,7 @@ class Distillation:
         self.terms = DISTILLATION_TERMS[kind]
         self.pool = tuple(pool)
         self.heads = label_manager.num_segmentation_heads
-        self.regions, self.has_ignore = label_manager.has_regions, label_manager.has_ignore_label
+        self.regions = label_manager.has_regions
 
     def __call__(self, outputs: TrainingOutputs, lr_target: Tensor, targets: PatchTargets) -> dict[str, Tensor]:
         """Scalars by name: ``affinity`` and ``spatial``, or ``mimic``, or ``ifvd``.
@@ -74,7 +74,8 @@ class Distillation:
         inside = nearest_to(targets.inside, (size[0], 1, 1))
         if self.terms == ("ifvd",):
             target = nearest_to(lr_target, size)
-            classes = class_maps(target, self.heads, regions=self.regions, has_ignore=self.has_ignore)
+            has_ignore = target.shape[1] > self.heads
+            classes = class_maps(target, self.heads, regions=self.regions, has_ignore=has_ignore)
             return {"ifvd": ifvd_loss(outputs.student, features, classes & inside)}
         return {name: self._term(name, outputs, features, inside) for name in self.terms}
 

@@ -26,7 +26,7 @@ class SelfSRTeacher:
         self.network = network
         self.groups = head_labels(label_manager)
         self.has_regions = label_manager.has_regions
-        self.has_ignore_label = label_manager.has_ignore_label
+        self.heads = label_manager.num_segmentation_heads
 
     def __call__(self, image: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         """Features (B, base_features, D, ceil(H/2), ceil(W/2)) of a patch, see `teacher_features`.
@@ -42,7 +42,7 @@ class SelfSRTeacher:
     def _label_channels(self, target: torch.Tensor) -> torch.Tensor:
         if not self.has_regions:
             return to_channels(target[:, 0], self.groups).transpose(0, 1)
-        if not self.has_ignore_label:
+        if target.shape[1] == self.heads:  # no ignore channel
             return target.float()
         return (target[:, :-1].bool() & ~target[:, -1:].bool()).float()
 

@@ -1,5 +1,7 @@
 import importlib
 import inspect
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -109,3 +111,10 @@ def test_a_task_that_fails_or_hangs_costs_that_task_only(tmp_path):
     assert {"part": "correctness", "task": "fails", "status": "result", "value": 0} in records
     (failure,) = [record for record in records if record["status"] == "failed"]
     assert failure["error"].endswith("ValueError: on purpose\n")
+
+
+def test_the_minutes_count_from_the_start_of_the_process():
+    code = "import time; time.sleep(0.5); from benchmarks.gpu.__main__ import _age_of_process; print(_age_of_process())"
+    began = time.monotonic()
+    age = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 0.5 < age < time.monotonic() - began + 0.1

@@ -26,6 +26,7 @@ OWN_TRAINER = {
     "truth_between": "quality_true_hr_data",
     "truth_at_boundaries": "quality_true_hr_data",
     "true_uncertainty": "quality_true_hr_data",
+    "thin_true_labels": "quality_true_hr_data",
 }
 
 
@@ -155,6 +156,8 @@ def leaves(tree, path=()):
 @pytest.mark.parametrize("key", PLANS)
 def test_all_plans_are_valid_with_every_preset(preset, key):
     block = load_preset(preset).rehrseg.model_dump(mode="json", exclude_unset=True)
+    thin = {"patch_size": [1, 2, 3], "batch_size": 2, "architecture": {}}  # planned with the plans
+    block = merged(block, {"segmentation": {"thin": thin}})
     config = parse_block(merged(block, PLANS[key])).model_dump(mode="json")
     for path, value in leaves(PLANS[key]):
         at = config

@@ -232,7 +232,7 @@ def test_predictions(make_run, recorder, test_set, key):
     for name, command in zip(names, recorder.commands, strict=True):
         args = predict_arguments(command)
         assert (args.d, args.c, args.tr, args.device) == (dataset, "3d_fullres", run.trainer, "cpu")
-        images = sorted(file.name for file in Path(args.i).iterdir())
+        images = sorted(file.name for file in Path(args.i if isinstance(args.i, str) else args.i[0]).iterdir())
         assert images == (["case_1_0000.nii.gz"] if name == "validation_hr" else ["case_3_0000.nii.gz"])
         assert [int(fold) for fold in args.f] == [2]
         assert args.p == run.benchmark.plans_name(run.row.plans)

@@ -191,7 +191,21 @@ def test_plan_refuses_an_isotropic_dataset_with_every_configurations_reason(plan
 
 @pytest.mark.parametrize("configuration", ["2d", CASCADE])
 def test_hr_prediction_says_that_there_is_no_such_model(planned, capsys, tmp_path, configuration):
-    command = ["predict", "-i", tmp_path, "-o", tmp_path / "out", "-d", THICK, "-p", "tiny", "-c", configuration]
+    command = [
+        "predict",
+        "-i",
+        tmp_path,
+        "-o",
+        tmp_path / "out",
+        "-d",
+        THICK,
+        "-p",
+        "tiny",
+        "-c",
+        configuration,
+        "-device",
+        "cpu",
+    ]
     assert f"no training REHRSegTrainer__tiny__{configuration} in " in one_line_error(capsys, *command)
     assert not (tmp_path / "out").exists()
 

@@ -187,7 +187,10 @@ def test_regions_and_ignore_label(nnunet):
     dataset["regions_class_order"] = [1, 2]
     (raw / "dataset.json").write_text(json.dumps(dataset))
     nnunet.prepare(REGIONS)
-    stage_1, stage_2 = (nnunet.train(trainer, REGIONS) for trainer in ("SelfSRTrainer", "REHRSegTrainer"))
+    with nnunet.changed_plans(REGIONS) as save:
+        save.plans["configurations"]["3d_fullres"]["rehrseg"]["segmentation"]["exact_pair_probability"] = 0.5
+        save.write()
+        stage_1, stage_2 = (nnunet.train(trainer, REGIONS) for trainer in ("SelfSRTrainer", "REHRSegTrainer"))
     case = next((stage_1 / "pseudo_hr").glob("*.pkl")).stem
     labels = nnUNetDatasetBlosc2(str(stage_1 / "pseudo_hr"), [case]).load_case(case)[1][:]
     assert (labels[0, :FACTOR] == 3).all()

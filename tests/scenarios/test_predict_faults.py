@@ -103,7 +103,7 @@ def message_of(process, *, status):
 
 def results(folder):
     """What an output folder holds, hidden files and folders included, but for records of the call."""
-    records = {"predict_from_raw_data_args.json", "dataset.json", "plans.json", "prediction.json"}
+    records = {"predict_from_raw_data_args.json", "dataset.json", "plans.json", "prediction.json", "itksnap_labels.txt"}
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name not in records)
 
 

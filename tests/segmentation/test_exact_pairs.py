@@ -17,6 +17,7 @@ from rehrseg_nnunet.cases.turned import TurnedCases
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.segmentation.loader import ExactPairs, HRPatchLoader
 from rehrseg_nnunet.segmentation.targets import PatchTargets
+from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
 from rehrseg_nnunet.segmentation.transforms import build_training_transforms
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 from rehrseg_nnunet.slices.slice_profile import slice_profile
@@ -193,3 +194,14 @@ def test_losses_take_no_notice_of_what_has_no_label():
         known = (target != UNLABELLED).expand_as(logits)
         assert (logits.grad[~known] == 0).all()
         assert (logits.grad[known] != 0).any()
+
+
+def test_regions_of_a_dataset_without_ignore_label_may_have_an_ignore_channel():
+    """Exact pairs bring one; the teacher sees what it was trained on."""
+    regions = LabelManager({"background": 0, "both": (1, 2), "b": 2}, [1, 2])
+    teacher = SelfSRTeacher(SimpleNamespace(), regions)
+    target = torch.randint(0, 2, (1, 3, 2, 4, 4), generator=torch.Generator().manual_seed(0)).bool()
+    channels = teacher._label_channels(target)
+    assert channels.shape == (1, 2, 2, 4, 4)
+    assert (channels[target[:, 2:].expand_as(channels)] == 0).all()
+    assert torch.equal(teacher._label_channels(target[:, :2]), target[:, :2].float())
