@@ -19,6 +19,7 @@ from torch import nn
 from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
+from rehrseg_nnunet.nnunet.checkpoints import DAMAGED
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -76,7 +77,8 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             ValueError: the file is damaged, or of another version of stage 1.
         """
         if isinstance(filename_or_checkpoint, str):
-            check_version(Path(filename_or_checkpoint), command=FoldRun.of_trainer(self).command)
+            run = FoldRun.of_trainer(self)
+            check_version(Path(filename_or_checkpoint), command=run.command, damaged=DAMAGED)
         super().load_checkpoint(filename_or_checkpoint)
 
     @property

@@ -27,7 +27,7 @@ class IntensityUnit:
 
     Attributes:
         zero: for each channel, the intensity that becomes 0.
-        length: for each channel, the difference in intensity that becomes 1, positive.
+        length: for each channel, the difference in intensity that becomes 1; 0 for a constant.
     """
 
     zero: tuple[float, ...]
@@ -65,7 +65,7 @@ class IntensityUnit:
     def apply(self, image: torch.Tensor) -> torch.Tensor:
         """Intensities (C, ...) of the case in its unit."""
         zero, length = self._columns(image)
-        return (image - zero) / length
+        return (image - zero) / torch.where(length == 0, 1, length)
 
     def undo(self, image: torch.Tensor) -> torch.Tensor:
         """What is in the unit, (C, ...), in the case's intensities."""
@@ -83,10 +83,10 @@ class IntensityUnit:
 
 
 def _length(channel: np.ndarray) -> float:
-    """Between the percentiles, of a channel that is nearly all background between the extremes; of a constant next to nothing."""
+    """Between the percentiles, or the extremes of a channel that is nearly all background; 0 for a constant."""
     smallest = SMALLEST_RANGE * float(np.abs(channel).max())
     low, high = np.percentile(channel, PERCENTILES)
     for length in (float(high - low), float(np.ptp(channel))):
         if length > smallest:
             return length
-    return max(smallest, SMALLEST_RANGE)  # whatever a network adds in this unit, a constant stays one
+    return 0.0  # whatever a network adds in this unit, a constant stays one

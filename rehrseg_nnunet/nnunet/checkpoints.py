@@ -9,6 +9,7 @@ from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
 CHECKPOINTS = "checkpoint_*.pth"
+DAMAGED = "remove it and continue with --c, from checkpoint_latest.pth or checkpoint_best.pth if there"
 
 
 def checkpoint_interval(epochs: int, longest: int) -> int:
@@ -65,8 +66,5 @@ class SafeCheckpoints(TrainerMixin):
             ValueError: the file is damaged.
         """
         if isinstance(filename_or_checkpoint, str):
-            read_checkpoint(
-                Path(filename_or_checkpoint),
-                remedy="remove it and continue with --c, from checkpoint_latest.pth or checkpoint_best.pth if there",
-            )
+            read_checkpoint(Path(filename_or_checkpoint), remedy=DAMAGED)
         super().load_checkpoint(filename_or_checkpoint)

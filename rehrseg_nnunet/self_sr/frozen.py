@@ -88,17 +88,18 @@ def open_self_sr(
     return FrozenSelfSR(checkpoint, network, store.folder, is_calibrated)
 
 
-def check_version(checkpoint: Path, *, command: str) -> None:
+def check_version(checkpoint: Path, *, command: str, damaged: str | None = None) -> None:
     """Refuse a stage 1 whose weights mean something else than they do now.
 
     Args:
         checkpoint: one of nnU-Net's.
         command: that trains stage 1 anew, for the message.
+        damaged: what to do about a damaged file; None: the same training, continued.
 
     Raises:
         ValueError: the checkpoint is unreadable, or of another version.
     """
-    weights = read_weights(checkpoint, remedy=f"remove it and run: {command}")
+    weights = read_weights(checkpoint, remedy=damaged or f"remove it and run: {command} --c")
     found = int(weights.get("version", FIRST_VERSION))
     if found != METHOD_VERSION:
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from random_model import FACTOR, scan, write_random_model, zipped
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -205,6 +206,7 @@ def test_a_model_gives_its_memory_back(tmp_path, file):
         assert model.labels == {"background": 0, "a": 1, "b": 2}
         network = weakref.ref(model.predictor.network)
         predict(model, file)
+        assert compute_gaussian.cache_info().currsize == 0  # a tensor on the device
     assert network() is None
 
 

@@ -150,7 +150,7 @@ def test_cases_of_another_factor_are_refused(trained, stage_1):
 
 def test_a_stage_1_checkpoint_that_was_replaced_after_the_export_is_refused(trained, stage_1):
     content = torch.load(stage_1 / FINAL_CHECKPOINT, weights_only=False)
-    next(iter(content["network_weights"].values())).add_(1)
+    content["network_weights"]["head.uncertainty.weight"].add_(1)
     torch.save(content, stage_1 / FINAL_CHECKPOINT)
     (stage_1 / "checkpoint_best.pth").unlink()  # may hold the weights that made the cases
     message = rf"pseudo_hr.json has weights_sha256 .*replaced after the export.*; run: {remedy(trained, '--val')}$"
@@ -303,13 +303,16 @@ def test_a_full_disk_during_the_export_loses_no_complete_case(trained, tmp_path)
         after = times(fold / "pseudo_hr")
         assert {path: after[path] for path in complete} == complete
         assert len(after) == 4 * 3
-        assert_equal_cases(fold / "pseudo_hr", source / "pseudo_hr")
+        assert_equal_cases(fold / "pseudo_hr", source / "pseudo_hr", uncertain=True)
 
 
-def assert_equal_cases(folder, expected):
+def assert_equal_cases(folder, expected, *, uncertain=False):
     assert {file.name for file in folder.iterdir()} == {file.name for file in expected.iterdir()}
     for file in folder.glob("*.b2nd"):
         array, other = (blosc2.open(str(path), mode="r")[:] for path in (file, expected / file.name))
+        if uncertain and not file.name.endswith("_seg.b2nd"):  # U is calibrated anew, on sums in another order
+            np.testing.assert_allclose(array[-1], other[-1], rtol=0, atol=0.01)
+            array, other = array[:-1], other[:-1]
         np.testing.assert_array_equal(array, other)
 
 

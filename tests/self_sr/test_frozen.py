@@ -275,5 +275,5 @@ def test_a_truncated_checkpoint_is_named(own, preprocessed):
 def test_an_unreadable_checkpoint_without_cases_gives_the_command(own, preprocessed):
     run = train(own.sibling("SelfSRTrainer"))
     run.final_checkpoint.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"must be an nnU-Net checkpoint.*remove it and run: {command(run)}$"):
+    with pytest.raises(ValueError, match=rf"must be an nnU-Net checkpoint.*remove it and run: {command(run)} --c$"):
         open_run(own, preprocessed)
