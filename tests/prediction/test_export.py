@@ -81,6 +81,7 @@ def test_continuing_looks_at_every_grid(tiny, scan, tmp_path):
     predictor.predict_from_files_sequential(str(scan), str(tmp_path / "out"), overwrite=False)
     assert {name: file.stat().st_mtime_ns for name, file in files.items()} == before
     files["native"].unlink()
+    (tmp_path / "out" / "ball.nii.gz").touch()  # of an earlier run on one grid: says nothing of these
     predictor.predict_from_files_sequential(str(scan), str(tmp_path / "out"), overwrite=False)
     assert files["native"].is_file()
     # probabilities that are asked for are missing
