@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
@@ -24,6 +25,7 @@ from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
+from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.restoration.export import CaseExport
 from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
 from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
@@ -51,6 +53,8 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
     store_name = STORE_NAME
     stored = "pseudo-HR cases"
     needed_by = "stage 2"
+
+    _calibrations: Mapping[str, Calibration | None] = MappingProxyType({})  # of U, by the hash of the weights
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
         """Read the block."""
@@ -216,29 +220,37 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
             "export": export.model_dump(mode="json"),
             **smore,
         }
-        if self.calibration is not None:
-            made_with["calibration"] = self.calibration.as_json()
+        if (calibration := self.calibration()) is not None:
+            made_with["calibration"] = calibration.as_json()
         return made_with
 
-    @cached_property
     def calibration(self) -> Calibration | None:
-        """Of U, measured on the validation cases once the network is trained; None where U is not calibrated."""
+        """Of U, measured on the validation cases for the network as it is; None where U is not calibrated.
+
+        All DDP ranks must ask. A method: nnU-Net reads every property when training starts, on the first rank alone.
+        """
         if self.settings.export.uncertainty != "calibrated":
             return None
-        found: list[Calibration | None] = [None]
-        if self.local_rank == 0:
-            stored = stored_calibration(FoldRun.of_trainer(self), unwrap(self.network))
-            found = [stored or self._calibrate(unwrap(self.network).eval())]
-        if self.is_ddp:
-            dist.broadcast_object_list(found)  # ranks may round differently, and one header is for all
-        return found[0]
+        network = unwrap(self.network)
+        weights = hash_weights(network.state_dict())
+        if weights not in self._calibrations:
+            found: list[Calibration | None] = [None]
+            if self.local_rank == 0:
+                stored = stored_calibration(FoldRun.of_trainer(self), network)
+                found = [stored or self._calibrate(network.eval())]
+            if self.is_ddp:
+                dist.broadcast_object_list(found)  # ranks may round differently, and one header is for all
+            self._calibrations = {weights: found[0]}
+        return self._calibrations[weights]
 
     def _calibrate(self, network: Any) -> Calibration:
         _, val_keys = self.do_split()
         return calibrate(network, self.interpolated.cases(val_keys), PlannedDataset.of_trainer(self))
 
     def _export_options(self, identifiers: Sequence[str]) -> ExportOptions:
-        return ExportOptions(self.settings.export, smore=self._smore_images(identifiers), calibration=self.calibration)
+        return ExportOptions(
+            self.settings.export, smore=self._smore_images(identifiers), calibration=self.calibration()
+        )
 
     def report(self, network: SelfSRNetwork) -> None:
         """Compare with the truth where it is known, and draw a few validation cases."""

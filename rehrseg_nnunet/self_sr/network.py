@@ -286,8 +286,6 @@ class SelfSRNetwork(nn.Module):
         self.base_features = base_features
         self.image_mode, self.label_mode = image_mode, label_mode
         self.register_buffer("version", torch.tensor(METHOD_VERSION))
-        # all ranks have it: an exchange before every step is not needed, and would wait for ranks without a step
-        self._ddp_params_and_buffers_to_ignore = {"version"}
         if image_mode == "residual":
             self.interpolation = SliceInterpolation(factor)
         self.encoder = FLAVREncoder(image_channels + label_channels, base_features=base_features)
