@@ -77,14 +77,20 @@ def record(folder, name="prediction.json"):
     return json.loads((folder / name).read_text())
 
 
+def held_folders(folder):
+    """Hidden folders whose lock has been taken: one that is killed earlier is left for a day."""
+    machines = folder.glob(f"{STAGING_PREFIX}*/machine")
+    return {file.parent.name for file in machines if file.read_text()}
+
+
 def started(model, out, number):
     """A part that has begun to write, and the name of its hidden folder."""
-    before = set(hidden(out))
+    before = held_folders(out)
     process = start(model, model.scans, out, *part(number))
-    while set(hidden(out)) <= before:
+    while held_folders(out) <= before:
         assert process.poll() is None
         time.sleep(0.01)
-    (new,) = set(hidden(out)) - before
+    (new,) = held_folders(out) - before
     return process, new
 
 
