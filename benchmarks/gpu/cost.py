@@ -17,6 +17,7 @@ from benchmarks.gpu.scheduler import Context
 from benchmarks.gpu.trainings import build, peak_gib, start, wait_for, without_companions
 from rehrseg_nnunet.cases.interpolated import interpolated_folder
 from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.prediction.fold_validation import use_network_of
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.self_sr.export import super_resolve_case
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
@@ -138,17 +139,8 @@ def _predictions(context: Context, dataset: str, thick: np.ndarray, fine: np.nda
 def as_predictor(trainer: Any, kind: type[nnUNetPredictor]) -> nnUNetPredictor:
     """A predictor of a trainer's network as it is, with mirroring as after training."""
     trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    trainer.set_deep_supervision_enabled(False)
     predictor = kind(device=trainer.device, allow_tqdm=False)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
+    use_network_of(trainer, predictor)
     return predictor
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rehrseg_nnunet.cli.thin_plans import plan_thin_input
+from rehrseg_nnunet.cli.thin_plans import plan_thin_input, planning_threads
 from rehrseg_nnunet.config.presets import DEFAULTS, apply_preset, load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block, upgraded_plans
 from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_plans
@@ -123,13 +123,14 @@ def _plans_with_median_spacing(folder: Path, args: argparse.Namespace) -> dict[s
     spacing = list(old["configurations"]["3d_fullres"]["spacing"])
     spacing[0] = old["original_median_spacing_after_transp"][0]
     check_thick_slices(spacing)  # before nnU-Net's planner writes a file
-    plan_experiment_dataset(
-        _dataset_number(folder),
-        PlansManager(old).experiment_planner_class,
-        # the planner takes the files' axis order
-        overwrite_target_spacing=tuple(spacing[axis] for axis in old["transpose_backward"]),
-        overwrite_plans_name=args.o,
-    )
+    with planning_threads():
+        plan_experiment_dataset(
+            _dataset_number(folder),
+            PlansManager(old).experiment_planner_class,
+            # the planner takes the files' axis order
+            overwrite_target_spacing=tuple(spacing[axis] for axis in old["transpose_backward"]),
+            overwrite_plans_name=args.o,
+        )
     return _read(folder, args.o)
 
 

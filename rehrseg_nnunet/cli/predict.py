@@ -1,4 +1,4 @@
-"""Predict high-resolution segmentations with a trained network, REHRSegTrainer's or any other of thick slices."""
+"""Predict with a trained network, REHRSegTrainer's or any other of nnU-Net's, on thin slices or any other grid."""
 
 from __future__ import annotations
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rehrseg_nnunet.nnunet.safe_files import check_writable
+from rehrseg_nnunet.surfaces.formats import FORMATS
 
 if TYPE_CHECKING:
     from rehrseg_nnunet.prediction.export import Writer
     from rehrseg_nnunet.surfaces.stored import StoredCase
     from rehrseg_nnunet.surfaces.write import SurfaceOptions, WrittenSurface
-
-FORMATS = ("stl", "ply", "obj", "glb", "3mf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -69,7 +69,7 @@ def _ask(planner: Any, configuration: Mapping[str, Any], factor: int) -> dict[st
 
     finer = np.array([factor, 1.0, 1.0])
     shape = np.array(configuration["median_image_size_in_voxels"]) * finer
-    with _planning_threads():
+    with planning_threads():
         planned = planner.get_plans_for_configuration(
             np.array(configuration["spacing"]) / finer,
             shape,
@@ -82,7 +82,7 @@ def _ask(planner: Any, configuration: Mapping[str, Any], factor: int) -> dict[st
 
 
 @contextmanager
-def _planning_threads() -> Iterator[None]:
+def planning_threads() -> Iterator[None]:
     """nnU-Net's planners take the number of loading processes for one of threads, which must not be 0."""
     before = os.environ.get(LOADING_PROCESSES)
     if before == "0":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rehrseg_nnunet.evaluation.surfaces import as_batch, require_same_shape
+from rehrseg_nnunet.evaluation.surfaces import as_batch, as_masks, require_same_shape
 
 # monai takes seconds to import and worker processes import this module, so the functions that need it import it.
 
@@ -41,7 +41,7 @@ def dice(reference_mask: np.ndarray, prediction_mask: np.ndarray, *, valid: np.n
         >>> dice(np.zeros(4), np.zeros(4))
         nan
     """
-    reference, prediction = _as_masks(reference_mask, prediction_mask)
+    reference, prediction = as_masks(reference_mask, prediction_mask)
     if valid is not None:
         require_same_shape(reference, np.asarray(valid), name="valid")
         reference, prediction = reference & (valid != 0), prediction & (valid != 0)
@@ -66,7 +66,7 @@ def volume_bias(reference_mask: np.ndarray, prediction_mask: np.ndarray) -> floa
         >>> volume_bias(np.array([1, 1, 1, 1]), np.array([1, 1, 1, 0]))
         -25.0
     """
-    reference, prediction = _as_masks(reference_mask, prediction_mask)
+    reference, prediction = as_masks(reference_mask, prediction_mask)
     wanted = int(reference.sum())
     return 100 * (int(prediction.sum()) - wanted) / wanted if wanted else math.nan
 
@@ -136,12 +136,6 @@ def ssim(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
 def _as_number(result: torch.Tensor | Sequence[Any]) -> float:
     # monai's metrics may give a list of tensors; those of one image give one value.
     return float(torch.as_tensor(result))
-
-
-def _as_masks(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    masks = np.asarray(reference) != 0, np.asarray(prediction) != 0
-    require_same_shape(*masks, name="prediction_mask")
-    return masks
 
 
 def _as_images(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) -> tuple[np.ndarray, np.ndarray]:

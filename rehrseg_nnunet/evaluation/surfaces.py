@@ -158,7 +158,7 @@ class _Pair:
     """
 
     def __init__(self, reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]):
-        self._masks = _as_masks(reference, prediction)
+        self._masks = as_masks(reference, prediction)
         shape, spacing = self._masks[0].shape, np.asarray(spacing_mm, dtype=np.float64)
         if spacing.shape != (len(shape),) or not np.all(np.isfinite(spacing) & (spacing > 0)):
             raise ValueError(f"spacing_mm must be {len(shape)} positive numbers, one for each axis, got {spacing_mm}")
@@ -185,7 +185,8 @@ def as_batch(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))[None, None]
 
 
-def _as_masks(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def as_masks(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as booleans, after `require_same_shape`."""
     masks = np.asarray(reference) != 0, np.asarray(prediction) != 0
     require_same_shape(*masks, name="prediction_mask")
     return masks

@@ -23,6 +23,17 @@ def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
     return ", ".join(names[:most]) + more
 
 
+def image_ending(name: str, endings: Sequence[str] = IMAGE_ENDINGS) -> str | None:
+    """The longest of some endings that a file's name has, None for none.
+
+    Example:
+        >>> image_ending("scan.nii.gz", (".gz", ".nii.gz", ".nrrd"))
+        '.nii.gz'
+    """
+    found = [ending for ending in endings if name.lower().endswith(ending) and len(name) > len(ending)]
+    return max(found, key=len, default=None)
+
+
 def image_files(folder: Path, ending: str) -> list[Path]:
     """Files of a folder with an ending, by name.
 

@@ -20,11 +20,11 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from rehrseg_nnunet.config.segmentation import HRSource
+from rehrseg_nnunet.nnunet.raw_files import image_ending
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 from rehrseg_nnunet.prediction.configuration import GRIDS
 from rehrseg_nnunet.prediction.export import PlacedCase, show_writers
 from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
-from rehrseg_nnunet.prediction.inputs import image_ending
 from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, trained_model
 from rehrseg_nnunet.prediction.parse_grids import parse_grid
 from rehrseg_nnunet.prediction.predictor import HRPredictor

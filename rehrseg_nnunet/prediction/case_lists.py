@@ -13,6 +13,27 @@ from rehrseg_nnunet.prediction.output_grid import OutputGrid
 CaseLists: TypeAlias = tuple[list, list | None, list]  # nnU-Net's: images, outputs, segmentations of a previous stage
 
 
+def case_endings(ending: str, *, save_probabilities: bool) -> list[str]:
+    """Endings of what is written for a case on every grid.
+
+    Args:
+        ending: of segmentations.
+        save_probabilities: they are written too.
+    """
+    return [ending, *([".npz"] if save_probabilities else [])]
+
+
+def is_finished(output: str, grids: Sequence[OutputGrid], endings: Sequence[str]) -> bool:
+    """Whether a case has its files on all grids.
+
+    Args:
+        output: of the case, without ending.
+        grids: on which files are written.
+        endings: of the files of a case.
+    """
+    return all(Path(stem + ending).is_file() for stem in stems(output, grids) for ending in endings)
+
+
 def unfinished(lists: CaseLists, grids: Sequence[OutputGrid], endings: Sequence[str]) -> CaseLists:
     """The cases that lack a file on one of the grids.
 
@@ -24,10 +45,7 @@ def unfinished(lists: CaseLists, grids: Sequence[OutputGrid], endings: Sequence[
     outputs = lists[1]
     if outputs is None:
         return lists
-    keep = [
-        not all(Path(stem + ending).is_file() for stem in stems(output, grids) for ending in endings)
-        for output in outputs
-    ]
+    keep = [not is_finished(output, grids, endings) for output in outputs]
     inputs, previous = (list(compress(values, keep)) for values in (lists[0], lists[2]))
     return inputs, list(compress(outputs, keep)), previous
 

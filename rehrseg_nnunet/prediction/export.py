@@ -26,9 +26,7 @@ from rehrseg_nnunet.nnunet.whole_files import beside
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS, HRConfigurationManager
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
-from rehrseg_nnunet.slices.grids import grid_from_properties
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +137,7 @@ def show_writers(
     back = [int(axis) for axis in plans_manager.transpose_backward]
     values = np.asarray(logits).transpose(0, *(axis + 1 for axis in back))
     first = [properties["bbox_used_for_cropping"][axis][0] for axis in back]
-    affine = _LPS_TO_RAS @ grid_from_properties(properties, values.shape[1:]).affine
+    affine = LPS_RAS @ grid_from_properties(properties, values.shape[1:]).affine
     affine[:3, 3] += affine[:3, :3] @ first
     case = PlacedCase(values, affine, plans_manager.get_label_manager(dataset_json), dataset_json, stem)
     for write in writers:

@@ -10,6 +10,7 @@ from time import sleep
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.file_path_utilities import check_workers_alive_and_busy
 from torch import distributed as dist
@@ -20,6 +21,20 @@ from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.whole_files import staging
 from rehrseg_nnunet.prediction.output_grid import hr_properties
 from rehrseg_nnunet.prediction.predictor import HRPredictor
+
+
+def use_network_of(trainer: TrainerMixin, predictor: nnUNetPredictor) -> None:
+    """Let a predictor have a trainer's network as it is, without deep supervision, and its mirroring."""
+    trainer.set_deep_supervision_enabled(False)
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
 
 
 def predict_hr_validation(trainer: TrainerMixin, *, hr_from: HRSource) -> None:
@@ -36,16 +51,7 @@ def predict_hr_validation(trainer: TrainerMixin, *, hr_from: HRSource) -> None:
         OSError: a file could not be written; named, with the remedy.
     """
     predictor = HRPredictor(device=trainer.device, allow_tqdm=False, hr_from=hr_from)
-    trainer.set_deep_supervision_enabled(False)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
+    use_network_of(trainer, predictor)
     folder = Path(trainer.output_folder, "validation_hr")
     folder.mkdir(exist_ok=True)
     keys = sorted(trainer.do_split()[1])

@@ -28,11 +28,10 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
-from rehrseg_nnunet.slices.grids import Grid, check_same_points, grid_from_properties
+from rehrseg_nnunet.slices.grids import LPS_RAS, Grid, check_same_points, grid_from_properties
 
 ArrayImage: TypeAlias = tuple[np.ndarray, np.ndarray]  # (x, y, z) array and (4, 4) affine to RAS in mm
 
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REORIENTING = (NibabelIOWithReorient, SimpleITKIOWithReorient)
 _WITH_GEOMETRY = (NibabelIO, NibabelIOWithReorient, SimpleITKIO)
 
@@ -53,7 +52,7 @@ class Volume:
     def grid(self) -> Grid:
         """Its grid in the order of nnU-Net's arrays, in LPS."""
         x, y, z = self.values.shape
-        return Grid((z, y, x), (_RAS_TO_LPS @ self.affine)[:, [2, 1, 0, 3]])
+        return Grid((z, y, x), (LPS_RAS @ self.affine)[:, [2, 1, 0, 3]])
 
 
 def to_volume(image: Any, name: str = "image") -> Volume:
@@ -97,7 +96,7 @@ def _affine_of(image: sitk.Image) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return _RAS_TO_LPS @ affine
+    return LPS_RAS @ affine
 
 
 def like(volume: Volume, image: Any) -> Any:
@@ -118,7 +117,7 @@ def to_nifti(volume: Volume) -> nibabel.Nifti1Image:
 
 
 def _to_sitk(volume: Volume) -> sitk.Image:
-    affine = _RAS_TO_LPS @ volume.affine
+    affine = LPS_RAS @ volume.affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.values.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
@@ -173,7 +172,7 @@ def from_case(array: np.ndarray, properties: Mapping[str, Any]) -> Volume:
         properties: a reader's, or those of `to_case`, after the output grid has changed them.
     """
     grid = grid_from_properties(properties, array.shape)
-    volume = Volume(array.transpose(2, 1, 0), _RAS_TO_LPS @ grid.affine[:, [2, 1, 0, 3]])
+    volume = Volume(array.transpose(2, 1, 0), LPS_RAS @ grid.affine[:, [2, 1, 0, 3]])
     return reoriented(volume, _file_orientation(volume, properties))
 
 

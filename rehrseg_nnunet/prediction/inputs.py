@@ -12,9 +12,9 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from rehrseg_nnunet.nnunet.raw_files import (
-    IMAGE_ENDINGS,
     group_channels,
     has_all_channels,
+    image_ending,
     list_cases,
     listed,
     require_images,
@@ -76,17 +76,6 @@ def endings_of(reader: type[BaseReaderWriter]) -> tuple[str, ...]:
     if issubclass(reader, (NibabelIO, NibabelIOWithReorient)):
         return _NIBABEL_ENDINGS
     return tuple(reader.supported_file_endings)  # pyright: ignore[reportAttributeAccessIssue] # every reader has them
-
-
-def image_ending(name: str, endings: Sequence[str] = IMAGE_ENDINGS) -> str | None:
-    """The longest of some endings that a file's name has, None for none.
-
-    Example:
-        >>> image_ending("scan.nii.gz", (".gz", ".nii.gz", ".nrrd"))
-        '.nii.gz'
-    """
-    found = [ending for ending in endings if name.lower().endswith(ending) and len(name) > len(ending)]
-    return max(found, key=len, default=None)
 
 
 def case_name(file: Path) -> str:

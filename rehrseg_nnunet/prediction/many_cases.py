@@ -12,7 +12,7 @@ from typing import Any
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import staging_folder, staging_name
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, UnwrittenFileError
-from rehrseg_nnunet.prediction.export import stems
+from rehrseg_nnunet.prediction.case_lists import case_endings, is_finished
 from rehrseg_nnunet.prediction.image_checks import FAILURE
 from rehrseg_nnunet.prediction.inputs import Case, Failure, names_of
 from rehrseg_nnunet.prediction.manifest import RunRecord
@@ -68,8 +68,9 @@ def is_there(stem: Path, predictor: HRPredictor, options: RunOptions) -> bool:
         predictor: says on which grids and with which ending they are.
         options: say whether probabilities belong to them.
     """
-    endings = [predictor.dataset_json["file_ending"], *([".npz"] if options.save_probabilities else [])]
-    return all(Path(name + ending).is_file() for name in stems(str(stem), predictor.grids) for ending in endings)
+    ending = predictor.dataset_json["file_ending"]
+    endings = case_endings(ending, save_probabilities=options.save_probabilities)
+    return is_finished(str(stem), predictor.grids, endings)
 
 
 def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOptions) -> None:

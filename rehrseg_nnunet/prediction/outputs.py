@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rehrseg_nnunet.nnunet.raw_files import image_ending
 from rehrseg_nnunet.prediction.inputs import (
     Case,
     Images,
     check_not_overwritten,
-    image_ending,
     is_single,
 )
 

@@ -29,7 +29,13 @@ from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
-from rehrseg_nnunet.prediction.case_lists import CaseLists, check_companions, check_previous_stage, unfinished
+from rehrseg_nnunet.prediction.case_lists import (
+    CaseLists,
+    case_endings,
+    check_companions,
+    check_previous_stage,
+    unfinished,
+)
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.export import Writer, several_grids
 from rehrseg_nnunet.prediction.image_checks import raise_failures
@@ -142,11 +148,12 @@ class HRPredictor(nnUNetPredictor):
                     "not; leave it out"
                 )
             self.hr_from = "lr"
-            logger.info(
-                "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
-                self.trainer_name,
-                factor,
-            )
+            if factor > 1:
+                logger.info(
+                    "%s has no HR head: its logits are interpolated to %d times as many slices (cubic B-spline)",
+                    self.trainer_name,
+                    factor,
+                )
         elif hr_factor(self.network) != factor:
             raise ValueError(f"network must have the plans' factor {factor}, got {hr_factor(self.network)}")
         self.factor = factor
@@ -317,8 +324,7 @@ class HRPredictor(nnUNetPredictor):
             FileNotFoundError: the folder does not exist or has no such files.
             ValueError: files without channel, or with other channels; see `list_cases`.
         """
-        channels = len(self.configuration_manager.normalization_schemes)
-        return list(list_cases(folder, self.dataset_json["file_ending"], channels=channels).values())
+        return list(list_cases(folder, self.images.ending, channels=self.images.channels).values())
 
     def _manage_input_and_output_lists(
         self,
@@ -344,7 +350,7 @@ class HRPredictor(nnUNetPredictor):
             save_probabilities,
         )
         if not (overwrite or one_grid):
-            endings = [self.dataset_json["file_ending"], *([".npz"] if save_probabilities else ())]
+            endings = case_endings(self.dataset_json["file_ending"], save_probabilities=save_probabilities)
             lists = unfinished(lists, self.grids, endings)
         inputs, outputs, previous = lists
         if folder_with_segs_from_prev_stage is not None and outputs is not None:

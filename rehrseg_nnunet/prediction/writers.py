@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from rehrseg_nnunet.prediction.export import PlacedCase
-from rehrseg_nnunet.slices.grids import Grid
+from rehrseg_nnunet.slices.grids import LPS_RAS, Grid
 from rehrseg_nnunet.surfaces.structures import structures_of
 from rehrseg_nnunet.surfaces.viewers import write_segmentation
 from rehrseg_nnunet.surfaces.write import SurfaceOptions, write_surfaces
-
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -40,4 +38,4 @@ class SegmentationWriter:
 
 def _grid(case: PlacedCase) -> Grid:
     depth, height, width = case.logits.shape[1:]
-    return Grid((depth, height, width), _RAS_TO_LPS @ case.affine)
+    return Grid((depth, height, width), LPS_RAS @ case.affine)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 TOLERANCE_VOXELS = 0.1  # of the smallest voxel edge: headers are rounded, and voxels may be of any size
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from either to the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def grid_from_properties(properties: Mapping[str, Any], shape: tuple[int, ...]) 
         affine = _sitk_affine(properties["sitk_stuff"])
     elif "nibabel_stuff" in properties:
         stuff = properties["nibabel_stuff"]
-        affine = _RAS_TO_LPS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)
+        affine = LPS_RAS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)
     else:
         return Grid((shape[0], shape[1], shape[2]), np.diag([*map(float, properties["spacing"]), 1.0]))
     # Files store the fastest axis first, arrays the slowest.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rehrseg_nnunet.surfaces.mesh import Surface
+if TYPE_CHECKING:  # commands read `FORMATS` for their options
+    from rehrseg_nnunet.surfaces.mesh import Surface
 
 FORMATS = ("stl", "ply", "obj", "glb", "3mf")
 _NEEDED = {"trimesh": "trimesh", "skimage": "scikit-image"}

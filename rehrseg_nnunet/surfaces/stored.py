@@ -15,7 +15,7 @@ import numpy as np
 
 from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
 from rehrseg_nnunet.nnunet.label_values import describe_unknown, unknown_labels
-from rehrseg_nnunet.nnunet.raw_files import IMAGE_ENDINGS, image_files
+from rehrseg_nnunet.nnunet.raw_files import IMAGE_ENDINGS, image_ending, image_files
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, whole_files_of
 from rehrseg_nnunet.slices.grids import Grid, grid_from_properties
 from rehrseg_nnunet.surfaces.structures import Structures, structures_in, structures_of
@@ -68,8 +68,8 @@ def find_cases(source: Path, dataset_json: Mapping[str, Any] | None, *, labels_o
 
 
 def _stem(file: Path) -> str:
-    endings = [ending for ending in (*IMAGE_ENDINGS, PROBABILITIES) if file.name.lower().endswith(ending)]
-    return file.name[: -len(max(endings, key=len))] if endings else file.stem
+    ending = image_ending(file.name, (*IMAGE_ENDINGS, PROBABILITIES)) or file.suffix
+    return file.name[: len(file.name) - len(ending)]
 
 
 def find_dataset_json(source: Path, given: Path | None) -> dict[str, Any] | None:

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from rehrseg_nnunet.nnunet.whole_files import UnwrittenFileError, final_name, written_together
-from rehrseg_nnunet.slices.grids import Grid
+from rehrseg_nnunet.slices.grids import LPS_RAS, Grid
 from rehrseg_nnunet.surfaces.formats import encoded, file_names
 from rehrseg_nnunet.surfaces.margins import Piece, label_pieces, logit_pieces
 from rehrseg_nnunet.surfaces.mesh import surface_of
 from rehrseg_nnunet.surfaces.structures import Structure, Structures
 
 logger = logging.getLogger(__name__)
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _write(
     smooth: bool,
 ) -> list[WrittenSurface]:
     names = dict(zip(structures.all, file_names([structure.name for structure in structures.all]), strict=True))
-    affine = _LPS_TO_RAS @ grid.affine if options.ras else grid.affine
+    affine = LPS_RAS @ grid.affine if options.ras else grid.affine
     written = []
     with written_together(stem) as staged:
         for structure, piece in pieces:

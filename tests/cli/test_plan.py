@@ -1,6 +1,7 @@
 """Plans with a preset: what nnU-Net loads from them, and what is refused before anything is written."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -254,16 +255,23 @@ def mixed_dataset(tmp_path, slice_axis):
 @pytest.mark.parametrize("slice_axis", [0, 2])
 def test_the_median_slice_spacing_wherever_the_slices_lie(folder, tmp_path, monkeypatch, slice_axis):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     # the planner's estimate of GPU memory takes seconds and decides nothing here
-    monkeypatch.setattr(ExperimentPlanner, "static_estimate_VRAM_usage", staticmethod(lambda *args, **kwargs: 1e6))
+    def estimate(*args, **kwargs):
+        assert get_allowed_n_proc_DA() > 0  # the planner takes it for a number of threads
+        return 1e6
+
+    monkeypatch.setattr(ExperimentPlanner, "static_estimate_VRAM_usage", staticmethod(estimate))
     (folder / "dataset_fingerprint.json").write_text(json.dumps(mixed_dataset(tmp_path, slice_axis)))
     (folder / "nnUNetPlans.json").unlink()
     ExperimentPlanner(9).plan_experiment()
     original = written(folder, "nnUNetPlans")
     assert original["configurations"]["3d_fullres"]["spacing"][0] < 5  # the 10th percentile
     assert original["transpose_forward"][0] == slice_axis
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # loading in the training's process
     assert plan("--z-spacing", "median", "--order-z", "1") == 0
+    assert os.environ["nnUNet_n_proc_DA"] == "0"
     new = written(folder)
     assert new["configurations"]["3d_fullres"]["spacing"] == [6.0, 1.0, 1.0]
     assert new["transpose_forward"] == original["transpose_forward"]
