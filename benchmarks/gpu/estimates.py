@@ -8,10 +8,10 @@ comparison are measured, on two cores of a server.
 from __future__ import annotations
 
 COMPARED_STEPS, LONG_STEPS = 20, 100
-TIMED_STEPS, WARM_UP_STEPS = 12, 3
+TIMED_STEPS, WARM_UP_STEPS = 10, 2
 WORKERS = (4, 8, 16)
 
-START_S = 5.0  # to fork, to start CUDA, to build a trainer, to load its first batch
+START_S = 4.0  # to fork, to start CUDA, to build a trainer, to load its first batch
 TRIALS_S = 3.0  # in which cuDNN finds its fastest kernels
 COMPILE_S = 40.0
 RECOMPILE_S = 20.0  # with the kernels in the cache

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import PARTS, tasks
+from benchmarks.gpu.budgets import EXPLANATION, kind_rows, part_rows, part_tasks
+from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.records import RESULTS, read_records
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
@@ -56,15 +57,11 @@ def _parts(records: Sequence[Mapping[str, Any]]) -> str:
     """Budgets and what was taken of them."""
     taken = {r["part"]: r for r in records if r["status"] == "part"}
     ends = {r["task"]: r["status"] for r in records if "task" in r and r["status"] != "result"}
-    rows = []
-    for part in PARTS:
-        names = [task.name for task in tasks() if task.part == part.name]
-        row = {"part": part.name, "budget of 9 minutes, s": f"{part.seconds:g}", "tasks": str(len(names))}
-        if records:
-            row |= {"took, s": _number(taken.get(part.name, {}).get("seconds"), 0)}
-            row |= {"went well": str(sum(ends.get(name) == "ok" for name in names))}
-        rows.append(row)
-    return _table("Parts", rows)
+    rows = part_rows()
+    for row, part in zip(rows if records else (), PARTS, strict=False):
+        row["took, s"] = _number(taken.get(part.name, {}).get("seconds"), 0)
+        row["went well"] = str(sum(ends.get(task.name) == "ok" for task in part_tasks(part)))
+    return "\n".join((_table("Parts of nine minutes", rows), EXPLANATION, "", _table("Tasks, estimated", kind_rows())))
 
 
 def _results(records: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
@@ -75,13 +72,13 @@ def _correctness(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         {
             "trainer": f"{r['trainer']}{', compiled' if r['compiled'] else ''}",
-            "steps": str(r["steps"]),
+            "steps": f"{r['steps']} of {r['of']}",
             "largest difference of a loss": _number(r["worst_loss_difference"], 5),
             "least cosine of gradients": _number(r["worst_gradient_cosine"], 4),
             "overflows": str(r["overflows"]),
             "within tolerance": _yes(r["passed"]),
         }
-        for r in [*_results(records, "steps"), *_results(records, "variants")]
+        for r in _results(records, "steps")
     ]
     others = [
         {"check": r["task"], "of": _what(r), "passed": _yes(r["passed"])}
@@ -183,7 +180,7 @@ def _failures(records: Sequence[Mapping[str, Any]]) -> str:
         for r in records
         if "task" in r and r["status"] not in ("ok", "result")
     ]
-    return _table("What did not finish", rows)
+    return _table("What did not run or did not finish", rows)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str]]) -> str:

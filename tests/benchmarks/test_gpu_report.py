@@ -12,6 +12,7 @@ STEP = {
     "trainer": "REHRSegTrainer",
     "compiled": True,
     "steps": 20,
+    "of": 20,
     "worst_loss_difference": 0.5,
     "worst_gradient_cosine": 0.25,
     "overflows": 1,
@@ -30,7 +31,7 @@ def test_without_a_run_the_page_says_so():
 
 def test_a_comparison_that_is_off_stands_out():
     (line,) = [line for line in page([STEP]).splitlines() if "REHRSegTrainer, compiled" in line]
-    assert line == "| REHRSegTrainer, compiled | 20 | 0.50000 | 0.2500 | 1 | **no** |"
+    assert line == "| REHRSegTrainer, compiled | 20 of 20 | 0.50000 | 0.2500 | 1 | **no** |"
 
 
 def test_a_failure_is_named_with_the_end_of_its_traceback():
