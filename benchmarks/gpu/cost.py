@@ -77,7 +77,6 @@ def _timed_steps(context: Context, trainer: str, plans: str, data: str) -> dict[
 def loader(context: Context, *, trainer: str, data: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Batches a second of the training loader with its transforms, by data and workers."""
     torch.set_num_threads(1)
-    kept: list[Any] = []  # what is collected shuts down its workers in its own slow way
     for one, workers in itertools.product(data, context.settings.lengths.workers):
         os.environ["nnUNet_n_proc_DA"] = str(workers)
         training = _started(context, trainer, DEFAULT, one)
@@ -89,9 +88,7 @@ def loader(context: Context, *, trainer: str, data: Sequence[str]) -> Iterator[d
             next(batches)
             count += 1
         seconds = time.perf_counter() - began
-        kept.append(training)
-        for batches in (training.dataloader_train, training.dataloader_val):
-            stop_workers(batches)
+        stop_workers(training)
         yield {"trainer": trainer, "data": one, "workers": workers, "batches_per_s": count / seconds}
 
 

@@ -5,7 +5,7 @@ nnU-Net looks for a trainer by importing all modules of its own trainers first, 
 
 from __future__ import annotations
 
-from nnunetv2.utilities.find_class_by_name import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.gpu import correctness, cost, memory_faults, quality
 from benchmarks.gpu.parts import BASE, OURS

@@ -126,10 +126,7 @@ def _run(trainer: Any, stop: float) -> None:
     end_training = trainer.on_train_end
 
     def on_train_end() -> None:
-        trainer.stopped = trainer.dataloader_train, trainer.dataloader_val  # collected, they end in nnU-Net's slow way
-        for loader in trainer.stopped:
-            stop_workers(loader)
-        trainer.dataloader_train = trainer.dataloader_val = None
+        stop_workers(trainer)
         end_training()
 
     trainer.on_epoch_end, trainer.on_train_end = on_epoch_end, on_train_end

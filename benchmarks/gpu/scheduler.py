@@ -90,9 +90,11 @@ class Scheduler:
         self.done: dict[str, str] = {}  # status by task
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload([PRELOADED])
-        first = self._processes.Process(target=_nothing)
+        first = self._processes.Process(target=importlib.import_module, args=(PRELOADED,))
         first.start()  # waits for the server's imports, which must not count as a task's seconds
         first.join()
+        if first.exitcode:  # the server itself says nothing of an import that fails
+            raise ImportError(f"{PRELOADED} must be importable; the traceback is above")
 
     def run(self, part: Part, tasks: Sequence[Task], *, until: float) -> None:
         """Run a part's tasks; at `until` (`time.monotonic()`) whatever still runs is killed."""
@@ -156,6 +158,7 @@ class Scheduler:
     def _finish(self, process: Any, context: Context, task: Task, status: str | None) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # with the workers that it left
+        process.kill()  # one that has not made its group yet
         process.join(10)
         if status is None or process.exitcode in (0, 1):  # it may end while its time does
             status = {0: "ok", 1: "failed"}.get(process.exitcode, f"died with exit code {process.exitcode}")
@@ -177,10 +180,6 @@ def _keep_log(log: Path, kept: Path, name: str, status: str) -> None:
     end = content[-(LOG_BYTES if status == "ok" else FAILED_LOG_BYTES) :]
     with kept.open("ab") as file:
         file.write(f"\n==== {name}: {status}\n".encode() + end)
-
-
-def _nothing() -> None:
-    """The first task: by then the server has imported all that the others need."""
 
 
 def _run(task: Task, context: Context, log: str) -> None:
