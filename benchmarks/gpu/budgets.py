@@ -11,7 +11,7 @@ from benchmarks.gpu.parts import FULL_SECONDS, PARTS, Part, Task, tasks
 EXPLANATION = f"""\
 A task takes {START_S:g} s to start, and what its steps take: {LAUNCH_S:g} s for a step's kernels and three
 times the forward pass's operations at {TFLOP_S:g} TFLOP/s, a fiftieth of what an H100 can do in float16; on the
-CPU what was measured on two cores. A task that should take longer than what is left of its part is skipped,
+CPU what was measured on one core. A task that should take longer than what is left of its part is skipped,
 which is recorded, and the next one gets its turn; the most valuable ones come first. What takes thrice its time
 is killed. What a part does not need goes to the next one. Trainings that are scored stop at a share of their
 part. All parts have {FULL_SECONDS:g} s together: of nine minutes, {540 - FULL_SECONDS:g} s are left for the

@@ -1,8 +1,8 @@
 """How many seconds the pieces of a run should take on an H100 with 16 cores: nothing of it is measured there.
 
 A step has three times the forward pass's floating-point operations, which PyTorch counts. 20 TFLOP/s in float16 is a
-fiftieth of what the card can do, and less than nnU-Net reaches on slower ones. The steps that the CPU takes for
-comparison are measured, on two cores of a server.
+fiftieth of what the card can do, and less than nnU-Net reaches on slower ones. What the CPU does, steps for comparison
+and batches of the loaders, is measured on one core of a server and rounded up.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ STEP_TFLOP = {
     "SelfSRTrainer": (7.3, 7.3),
     "REHRSegTrainer": (0.7, 12.5),  # most of it the teacher's forward pass
 }
-# s of a step of the small plans on two cores
+# s of CPU: a step of the small plans, and a batch of the default plans
 REFERENCE_STEP_S = {
-    "nnUNetTrainer": 0.3,
-    "ContinuedBaselineTrainer": 0.3,
-    "SMORETrainer": 0.4,
-    "SelfSRTrainer": 0.8,
-    "REHRSegTrainer": 0.8,
+    "nnUNetTrainer": 0.25,
+    "ContinuedBaselineTrainer": 0.25,
+    "SMORETrainer": 0.1,
+    "SelfSRTrainer": 0.4,
+    "REHRSegTrainer": 0.5,
 }
-BATCH_S = {"nnUNetTrainer": 0.1, "REHRSegTrainer": 0.2, "SelfSRTrainer": 0.5, "SMORETrainer": 0.3}  # one worker
+BATCH_S = {"nnUNetTrainer": 0.05, "REHRSegTrainer": 0.1, "SelfSRTrainer": 0.4, "SMORETrainer": 0.1}
 
 
 def step_seconds(trainer: str, data: str = "thick") -> float:

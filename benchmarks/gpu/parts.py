@@ -49,10 +49,10 @@ class Part:
 
 # In this order. A run of 9 minutes has 20 s more, for the imports and for what is killed late.
 PARTS = (
-    Part("environment", 24, 1, essential=True),
-    Part("correctness", 110, 8),
-    Part("cost", 252, 1),
-    Part("quality", 134, 5),
+    Part("environment", 18, 1, essential=True),
+    Part("correctness", 97, 8),
+    Part("cost", 250, 1),
+    Part("quality", 155, 5),
 )
 FULL_SECONDS = sum(part.seconds for part in PARTS)
 
@@ -139,7 +139,7 @@ def tasks() -> list[Task]:
 def _environment() -> list[Task]:
     return [
         Task("environment", "environment", "benchmarks.gpu.environment:describe", seconds=START_S, after=()),
-        Task("workspace", "environment", "benchmarks.gpu.environment:make_workspace", seconds=18, after=()),
+        Task("workspace", "environment", "benchmarks.gpu.environment:make_workspace", seconds=12, after=()),
     ]
 
 
