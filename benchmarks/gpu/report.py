@@ -27,18 +27,37 @@ Question: does everything run on a GPU as on the CPU, what does it cost there, a
     python -m benchmarks.gpu --minutes 9 --data .gpu/data --out OUT       # on the GPU machine
     python -m benchmarks.gpu.report OUT                                   # writes this page
 
-The machine needs Linux, Python and PyTorch, no network, and what nnU-Net and this package import. SimpleITK is not
-used, so a stub of that name will do. Beside the packages that nnU-Net brings along, a machine with PyTorch alone lacks
-numpy, scipy, matplotlib, pandas, scikit-image, scikit-learn, seaborn, requests, tifffile, tqdm, threadpoolctl, einops,
-msgpack, httpx and timm. How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
+`--only 'step/*' train/rehrseg` runs some tasks again. `prepare --tiny`, then `--device cpu --minutes 3`, rehearse all.
+
+The machine is Linux without network. {stubs} is imported but not used there, so a stub of that name will do. Whoever
+adds a requirement of this package names it in one of these lists of `benchmarks/gpu/report.py`, which a test compares with
+`setup.cfg`, and adds its wheel to what travels:
+
+- on the machine: {present}
+- wheels that travel with the code: {travelling}
+
+How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
 """
+# What the GPU machine has, what travels there, and what a stub stands for: every requirement of this package and, of
+# other packages' requirements, what this run imports.
+PRESENT = (
+    "torch, numpy, scipy, matplotlib, pandas, scikit-image, scikit-learn, seaborn, requests, tifffile, tqdm, "
+    "threadpoolctl, einops, msgpack, httpx, timm"
+)
+TRAVELLING = (
+    "nnunetv2, dynamic-network-architectures, batchgenerators, batchgeneratorsv2, acvl-utils, blosc2, "
+    "connected-components-3d, nibabel, ndindex, numexpr, future, importlib-resources, monai, pydantic, "
+    "pydantic-core, typing-inspection, annotated-types, fft-conv-pytorch, filelock, typing-extensions"
+)
+STUBS = "SimpleITK"
 STEPS = "Steps beside the CPU in float32, from the same weights and batches"
 NOT_RUN = "**Not run yet.** What a run will say is below; nothing here has been measured on a GPU."
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
     """The page of a run's records; without any, what a run does."""
-    sections = [HEAD.format(state=_state(records)), _parts(records)]
+    head = HEAD.format(state=_state(records), present=PRESENT, travelling=TRAVELLING, stubs=STUBS)
+    sections = [head, _parts(records)]
     if records:
         sections += [_correctness(records), _steps(records), _loaders(records), _cases(records), _quality(records)]
         sections.append(_failures(records))

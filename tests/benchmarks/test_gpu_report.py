@@ -1,9 +1,11 @@
 import json
+import re
+from importlib.metadata import requires
 
 import pytest
 
 from benchmarks.gpu.records import RESULTS, add_record, read_records
-from benchmarks.gpu.report import DATA, NOT_RUN, PAGE, main, page
+from benchmarks.gpu.report import DATA, NOT_RUN, PAGE, PRESENT, STUBS, TRAVELLING, main, page
 
 STEP = {
     "part": "correctness",
@@ -22,6 +24,12 @@ STEP = {
 
 def test_the_page_is_made_of_the_data_beside_it():
     assert page(read_records(DATA)) == PAGE.read_text()
+
+
+def test_every_requirement_is_on_the_gpu_machine_or_travels_there():
+    """Whoever adds one also adds its wheel to what travels."""
+    needed = {re.match(r"[\w.-]+", line)[0] for line in requires("rehrseg-nnunet") if "extra ==" not in line}
+    assert needed <= set(", ".join((PRESENT, TRAVELLING, STUBS)).split(", "))
 
 
 def test_without_a_run_the_page_says_so():
