@@ -30,8 +30,8 @@ Question: does everything run on a GPU as on the CPU, what does it cost there, a
 `--only 'step/*' train/rehrseg` runs some tasks again. `prepare --tiny`, then `--device cpu --minutes 3`, rehearse all.
 
 The machine is Linux without network. {stubs} is imported but not used there, so a stub of that name will do. Whoever
-adds a requirement of this package names it in one of these lists of `benchmarks/gpu/report.py`, which a test compares with
-`setup.cfg`, and adds its wheel to what travels:
+adds a requirement of this package names it in one of these lists of `benchmarks/gpu/report.py`, which a test compares
+with `setup.cfg`, and adds its wheel to what travels:
 
 - on the machine: {present}
 - wheels that travel with the code: {travelling}
