@@ -9,13 +9,13 @@ from benchmarks.gpu.estimates import LAUNCH_S, START_S, TFLOP_S
 from benchmarks.gpu.parts import FULL_SECONDS, PARTS, Part, Task, tasks
 
 EXPLANATION = f"""\
-A task takes {START_S:g} s to start, and what its steps take: {LAUNCH_S:g} s for a step's kernels and three
-times the forward pass's operations at {TFLOP_S:g} TFLOP/s, a fiftieth of what an H100 can do in float16; on the
-CPU what was measured on one core. A task that should take longer than what is left of its part is skipped,
-which is recorded, and the next one gets its turn; the most valuable ones come first. What takes thrice its time
-is killed. What a part does not need goes to the next one. Trainings that are scored stop at a share of their
-part. All parts have {FULL_SECONDS:g} s together: of nine minutes, {540 - FULL_SECONDS:g} s are left for the
-imports and for what is killed late.
+A task takes {START_S:g} s to start, and what its steps take: {LAUNCH_S:g} s for a step's kernels and three times
+the forward pass's operations at {TFLOP_S:g} TFLOP/s, a fiftieth of what an H100 can do in float16; on the CPU what
+was measured on one core. A task that should take longer than what is left of its part is skipped, which is
+recorded, and the next one gets its turn; the most valuable ones come first. What takes twice its time and 20 s is
+killed. What a part does not need goes to the next one. Trainings that are scored stop at a share of their part. All
+parts have {FULL_SECONDS:g} s together: of nine minutes, {540 - FULL_SECONDS:g} s are left for the imports and for
+what is killed late.
 """
 
 
@@ -26,7 +26,7 @@ def part_tasks(part: Part) -> list[Task]:
 
 def seconds_of(task: Task, part: Part) -> float:
     """What a task should take; a training that is scored goes on until its share of the part is over."""
-    if not task.ends_itself:
+    if "until" not in task.arguments:
         return task.seconds
     waits = max((seconds_of(other, part) for other in part_tasks(part) if other.name in task.after), default=0.0)
     return task.arguments["until"] * part.seconds - waits

@@ -66,8 +66,9 @@ class Task:
         part: name of its part.
         function: `module:function`; it takes the context and the arguments and yields results.
         arguments: the function's keyword arguments.
-        seconds: that it should take on an H100. With less time left it is not started, after thrice as much killed.
-        ends_itself: it goes by the part's end, so only that kills it.
+        seconds: that it should take on an H100. With less time left it is not started, after twice as much and 20 s
+            killed.
+        ends_itself: it goes by the part's end, or nothing goes on without it: only that end kills it.
         after: tasks that must have gone well before.
         variables: environment variables.
         gpu_only: why it needs a GPU; empty: it does not.
@@ -139,7 +140,9 @@ def tasks() -> list[Task]:
 def _environment() -> list[Task]:
     return [
         Task("environment", "environment", "benchmarks.gpu.environment:describe", seconds=START_S, after=()),
-        Task("workspace", "environment", "benchmarks.gpu.environment:make_workspace", seconds=12, after=()),
+        Task(
+            "workspace", "environment", "benchmarks.gpu.environment:make_workspace", {}, 12, ends_itself=True, after=()
+        ),
     ]
 
 

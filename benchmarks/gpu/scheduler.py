@@ -26,7 +26,7 @@ from benchmarks.gpu.records import RESULTS, add_record
 
 PRELOADED = "benchmarks.gpu.preloaded"
 LOG, LOG_BYTES, FAILED_LOG_BYTES = "log.txt", 1500, 20_000
-KILLED_AFTER = 3.0  # times a task's seconds
+SLOWER, GRACE_S = 2, 20.0  # a task is killed after this many times its seconds, and these
 LEFT_OUT = "not on this device"
 
 
@@ -83,10 +83,11 @@ class Scheduler:
     Args:
         settings: of the run.
         cores: of the machine; fewer than 16 run fewer tasks at the same time.
+        grace_s: that a task may take beyond twice its seconds.
     """
 
-    def __init__(self, settings: Settings, *, cores: int) -> None:
-        self.settings, self.cores = settings, cores
+    def __init__(self, settings: Settings, *, cores: int, grace_s: float = GRACE_S) -> None:
+        self.settings, self.cores, self.grace_s = settings, cores, grace_s
         self.done: dict[str, str] = {}  # status by task
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload([PRELOADED])
@@ -140,7 +141,7 @@ class Scheduler:
             reason = f"takes about {task.seconds:.0f} s, {max(0.0, until - now):.0f} s were left of its part"
             self._record(task, "skipped", reason=reason)
             return None
-        limit = until if rehearsal or task.ends_itself else min(until, now + KILLED_AFTER * task.seconds)
+        limit = until if rehearsal or task.ends_itself else min(until, now + SLOWER * task.seconds + self.grace_s)
         context = Context(self.settings, limit, began, until, self._results(task))
         process = self._processes.Process(target=_run, args=(task, context, str(self._log(task))), name=task.name)
         process.start()

@@ -106,11 +106,11 @@ def test_a_task_that_fails_or_hangs_costs_that_task_only(tmp_path):
     (tmp_path / "out").mkdir()
     data = GPUData(tmp_path / "data", "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), ())
     data.folder.mkdir()
-    scheduler = Scheduler(Settings("cpu", data, Lengths(), tmp_path / "out"), cores=2)
+    scheduler = Scheduler(Settings("cpu", data, Lengths(), tmp_path / "out"), cores=2, grace_s=1)
     chosen = [
         Task(name, "correctness", f"gpu_tasks:{function}", seconds=seconds, after=after, gpu_only=gpu_only)
         for name, function, seconds, after, gpu_only in (
-            ("hangs", "hang", 5, (), ""),
+            ("hangs", "hang", 1, (), ""),
             ("fails", "fail", 5, (), ""),
             ("takes too long", "succeed", 61, (), ""),
             ("wants a GPU", "fail", 5, (), "it is fast"),
