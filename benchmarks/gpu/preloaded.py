@@ -5,6 +5,9 @@ nnU-Net looks for a trainer by importing all modules of its own trainers first, 
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
+
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.gpu import correctness, cost, memory_faults, quality
@@ -14,5 +17,6 @@ from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 __all__ = ["correctness", "cost", "memory_faults", "quality"]
 
 ensure_trainer_path()
-for _name in (*BASE, *OURS):
-    recursive_find_trainer_class_by_name(_name)
+with redirect_stdout(io.StringIO()):  # nnU-Net tells of every module
+    for _name in (*BASE, *OURS):
+        recursive_find_trainer_class_by_name(_name)
