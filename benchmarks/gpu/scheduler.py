@@ -186,6 +186,8 @@ def _keep_log(log: Path, kept: Path, name: str, status: str) -> None:
 def _run(task: Task, context: Context, log: str) -> None:
     """In the task's process: all it prints goes to its log, what its function yields to the results."""
     os.setsid()
+    # as in nnUNetv2_train; by this server's method each worker of a loader would import everything again
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     terminal = os.dup(1)
     os.dup2(descriptor, 1)
