@@ -66,9 +66,9 @@ class Task:
         part: name of its part.
         function: `module:function`; it takes the context and the arguments and yields results.
         arguments: the function's keyword arguments.
-        seconds: that it should take on an H100. With less time left it is not started, after twice as much and 20 s
-            killed.
-        ends_itself: it goes by the part's end, or nothing goes on without it: only that end kills it.
+        seconds: that it should take on an H100; after twice as much and 20 s it is killed.
+        ends_itself: it does less in less time, or nothing goes on without it: half the time will do, and only the
+            part's end kills it.
         after: tasks that must have gone well before.
         variables: environment variables.
         gpu_only: why it needs a GPU; empty: it does not.
@@ -83,6 +83,11 @@ class Task:
     after: tuple[str, ...] = ("workspace",)
     variables: Mapping[str, str] = field(default_factory=dict)
     gpu_only: str = ""
+
+    @property
+    def least_seconds(self) -> float:
+        """With less time left it is not started."""
+        return self.seconds / 2 if self.ends_itself else self.seconds
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,8 @@ def _correctness() -> list[Task]:
     def task(kind: str, function: str, seconds: float, *, compiled: bool = False, **arguments: Any) -> Task:
         name = "/".join([kind, *arguments.values(), *(["compiled"] if compiled else [])])
         seconds += START_S + (COMPILE_S if compiled else 0)
-        path = f"benchmarks.gpu.{function}"
-        return Task(name, "correctness", path, arguments, seconds, **_compiling(compiled))
+        path, adapts = f"benchmarks.gpu.{function}", kind in ("steps", "finite")
+        return Task(name, "correctness", path, arguments, seconds, adapts, **_compiling(compiled))
 
     def steps(name: str, *, compiled: bool = False) -> Task:
         return task("steps", "correctness:steps", compared_seconds(name), compiled=compiled, trainer=name)

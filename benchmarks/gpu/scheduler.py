@@ -137,8 +137,8 @@ class Scheduler:
 
     def _start(self, task: Task, began: float, until: float) -> tuple[Any, Context, Task] | None:
         now, rehearsal = time.monotonic(), self.settings.lengths.rehearsal
-        if until - now < (0 if rehearsal else task.seconds):
-            reason = f"takes about {task.seconds:.0f} s, {max(0.0, until - now):.0f} s were left of its part"
+        if until - now < (0 if rehearsal else task.least_seconds):
+            reason = f"takes {task.least_seconds:.0f} s or more, {max(0.0, until - now):.0f} s were left of its part"
             self._record(task, "skipped", reason=reason)
             return None
         limit = until if rehearsal or task.ends_itself else min(until, now + SLOWER * task.seconds + self.grace_s)
