@@ -29,7 +29,6 @@ from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 VALIDATION_STEPS = 5
 SCORING_SHARE = 0.3  # of a training's seconds, kept for predicting and scoring
-RESERVE_S = 3
 
 
 class _OutOfTimeError(Exception):
@@ -74,7 +73,7 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
         **probed,
     }
     scores = _restoration if trainer == "SelfSRTrainer" else _segmentation
-    yield from ({"name": name, **record} for record in scores(training, context, data))
+    yield from ({"name": name, **record} for record in scores(training, context, data, end))
 
 
 def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float], lengths: Lengths) -> None:
@@ -136,20 +135,20 @@ def _run(trainer: Any, stop: float) -> None:
         trainer.on_train_end()
 
 
-def _in_time(context: Context, cases: Sequence[str]) -> Iterator[str]:
+def _in_time(context: Context, cases: Sequence[str], end: float) -> Iterator[str]:
     """The first cases, as long as there is time to score another one: at least one."""
     for number, case in enumerate(cases[: context.settings.lengths.scored_cases]):
-        if number and context.seconds_left < RESERVE_S:
+        if number and time.monotonic() > end:
             return
         yield case
 
 
-def _restoration(trainer: Any, context: Context, _: str) -> Iterator[dict[str, Any]]:
+def _restoration(trainer: Any, context: Context, _: str, end: float) -> Iterator[dict[str, Any]]:
     """Image and labels of the validation cases against the true thin slices, beside plain interpolation."""
     data = context.settings.data
     planned, network = data.planned(data.thick), unwrap(trainer.network).eval()
     cases, rows = data.cases(data.thick), []
-    for case in _in_time(context, data.validation):
+    for case in _in_time(context, data.validation, end):
         image, labels, _, _ = cases.load_case(case)
         lr = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:]).astype(np.int16)
         truth = data.truth(case)
@@ -161,12 +160,12 @@ def _restoration(trainer: Any, context: Context, _: str) -> Iterator[dict[str, A
         yield {"method": method, "set": "validation", "cases": len(rows), **scores}
 
 
-def _segmentation(trainer: Any, context: Context, kind: str) -> Iterator[dict[str, Any]]:
+def _segmentation(trainer: Any, context: Context, kind: str, end: float) -> Iterator[dict[str, Any]]:
     """Dice and HD95 on thick and thin slices, each set's records when the set is done."""
     data = context.settings.data
     ways = _ways(trainer, data, kind)
     for dataset, cases in (("validation", data.validation), ("test", data.test)):
-        rows = [score for case in _in_time(context, cases) for score in _case_scores(data, case, ways)]
+        rows = [score for case in _in_time(context, cases, end) for score in _case_scores(data, case, ways)]
         yield from _means(rows, dataset)
 
 
