@@ -72,8 +72,10 @@ class Volume:
             other: standing.
             order: 0 for labels, 1 for images.
         """
-        if np.abs(self.axes - other.axes).max() <= _PARALLEL:
-            return self
+        return self if np.abs(self.axes - other.axes).max() <= _PARALLEL else self.with_voxels_of(other, order=order)
+
+    def with_voxels_of(self, other: Volume, *, order: int) -> Volume:
+        """The volume resampled onto another's voxels, as in `with_axes_of`; 0 outside."""
         to_own = np.linalg.solve(self.grid.affine, other.grid.affine)
         values = self.values if order == 0 else self.values.astype(np.float32)
         resampled = affine_transform(values, to_own[:3, :3], to_own[:3, 3], other.grid.shape, order=order)
