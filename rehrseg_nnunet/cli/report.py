@@ -58,10 +58,7 @@ def run(args: argparse.Namespace) -> None:
     if args.pictures < 0:
         raise ValueError(f"--pictures must be 0 or more, got {args.pictures}")
     with tempfile.TemporaryDirectory(prefix="rehrseg-report-") as scratch:
-        if args.d is None:
-            material = read_predictions(_folders(args))
-        else:
-            material = read_folds(_wanted(args), Path(scratch))
+        material = read_predictions(_folders(args)) if args.d is None else read_folds(_wanted(args), Path(scratch))
         count = write_page(material, file, pictures=args.pictures)
     print(f"{count} cases, worst first, are in {file}; it holds images and names of cases")
 

@@ -135,6 +135,6 @@ def describe_spacing(spacing_mm: Sequence[float]) -> str:
 
     Example:
         >>> describe_spacing((1.0, 4.0, 1.0))
-        '4 × 1 × 1 mm'
+        '4 x 1 x 1 mm'
     """
-    return " × ".join(f"{length:.3g}" for length in sorted(spacing_mm, reverse=True)) + " mm"
+    return " x ".join(f"{length:.3g}" for length in sorted(spacing_mm, reverse=True)) + " mm"

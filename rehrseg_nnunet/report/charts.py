@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -44,8 +45,8 @@ def paired_dots(cases: Sequence[CaseResult], *, model: str, baseline: str) -> st
             axes.scatter([place] * len(pairs), [pair[1 + place] for pair in pairs], color=colour, s=18, zorder=2)
         name, _, lowest = min(pairs, key=lambda pair: pair[2])
         axes.annotate(f" {name}", (1, lowest), fontsize=8, va="center")
-        axes.set(xlim=(-0.4, 1.9), xticks=[0, 1], ylabel="Dice")
-        axes.set_xticklabels([baseline, model])
+        axes.set(xlim=(-0.5, 2), xticks=[0, 1], ylabel="Dice")
+        axes.set_xticklabels([textwrap.fill(title.replace("_", "_ "), 14) for title in (baseline, model)])
         return as_uri(figure, kind="svg")
 
 
@@ -67,7 +68,8 @@ def along_the_stack(cases: Sequence[CaseResult], *, model: str, baseline: str | 
                 axes.scatter(np.tile(places, len(rows)), values, color=colour, s=8, alpha=0.35, linewidths=0)
                 axes.plot(places, [_mean(column) for column in values.T], color=colour, marker="o", label=title)
         labels = ["first", "second", "middle", "fourth", "last"]
-        axes.set(xticks=range(FIFTHS), ylabel="Dice", xlabel="fifth of the structure's slices")
+        first = ("inferior", "anterior", "right")[cases[0].axis]
+        axes.set(xticks=range(FIFTHS), ylabel="Dice", xlabel=f"fifth of the structures' slices, {first} first")
         axes.set_xticklabels(labels)
         axes.legend(frameon=False, fontsize=8)
         return as_uri(figure, kind="svg")

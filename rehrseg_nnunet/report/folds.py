@@ -115,17 +115,17 @@ def _with_cases(
     with_baseline = len(baselines) == len(runs)
     thin = all((run.folder / THIN).is_dir() for run in runs)
     folders = {THICK: [run.folder / THICK for run in baselines], THIN: []}
-    title = baselines[0].trainer if with_baseline else None
+    titles = dict.fromkeys((THICK, THIN), baselines[0].trainer if with_baseline else None)
     if thin and with_baseline:
         factor = _factor(plans, wanted.configuration)
         folders[THIN], how = _thin_baseline(baselines, plans, dataset_json, factor=factor, scratch=scratch)
-        title = f"{title}{how}"
+        titles[THIN] = f"{titles[THIN]}{how}"
 
     def summary(kind: str, labels: Path) -> Mapping[str, Any] | None:
         if not labels.is_dir():
             return None
-        methods = {wanted.trainer: [run.folder / kind for run in runs]}
-        return score(labels, {title: folders[kind], **methods} if title is not None else methods, dataset_json)
+        title, methods = titles[kind], {wanted.trainer: [run.folder / kind for run in runs]}
+        return score(labels, methods if title is None else {title: folders[kind], **methods}, dataset_json)
 
     on_acquired = summary(THICK, raw / "labelsTr")
     on_thin = summary(THIN, raw / "labelsTrHR") if thin else None
@@ -140,7 +140,7 @@ def _with_cases(
     return replace(
         material,
         cases=cases,
-        baseline=title,
+        baseline=titles[THICK if on_thin is None else THIN],
         main_summary=on_thin if thin else on_acquired,
         acquired_summary=on_acquired if thin else None,
         notes=_notes(runs, thin=thin, known=on_thin is not None),
@@ -260,7 +260,7 @@ def _facts(wanted: WantedFolds, runs: Sequence[FoldRun], plans: PlansManager) ->
     if any((run.folder / THIN).is_dir() for run in runs):
         facts["r (thin slices for each thick one)"] = str(_factor(plans, wanted.configuration))
     if log.ended is not None:
-        facts["trained"] = f"{log.number_of_epochs} epochs in {log.hours:.1f} h, until {log.ended:%Y-%m-%d}"
+        facts["trained"] = f"{log.number_of_epochs} epochs in {log.duration}, until {log.ended:%Y-%m-%d}"
     if log.start:
         facts["start"] = log.start
     return facts
@@ -271,7 +271,7 @@ def _notes(runs: Sequence[FoldRun], *, thin: bool, known: bool) -> list[str]:
     notes = [f"no final checkpoint: {listed(unfinished)}"] if unfinished else []
     if thin and not known:
         notes.append(
-            "The true thin slices are not known, so scores are those of the acquired slices. `rehrseg simulate` makes a "
-            "dataset where they are."
+            "The true thin slices are not known, so scores are those of the acquired slices. `rehrseg simulate` makes "
+            "a dataset where they are."
         )
     return notes

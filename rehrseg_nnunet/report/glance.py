@@ -18,38 +18,38 @@ _CLEARLY_WORSE = 0.05  # Dice at the ends below that between them
 _LIMITS = 1.96  # standard deviations that hold 95 % of normal differences
 
 
-def answers(material: Material, cases: Sequence[CaseResult]) -> list[tuple[str, str]]:
+def answers(material: Material, cases: Sequence[CaseResult]) -> list[tuple[str, list[str]]]:
     """Questions and answers; those that cannot be answered say what is missing."""
-    found = []
+    found: list[tuple[str, list[str]]] = []
     for title, summary in (("thin slices", material.main_summary), ("acquired slices", material.acquired_summary)):
         if summary is not None:
             where = title if material.acquired_summary is not None else "these cases"
-            found.append((f"How good is it on {where}?", comparison(summary, material)))
+            found.append((f"How good is it on {where}?", [comparison(summary, material.model)]))
     if cases:
-        found.append(("Which case is worst, and why?", worst(cases[0])))
-        found.append(("Is it worse at the ends of the stack?", ends(cases, material)))
+        found.append(("Which case is worst, and why?", [worst(cases[0])]))
+        found.append(("Is it worse at the ends of the stack?", [ends(cases, material)]))
         found.append(("How large are the structures, and how sure is that?", volumes(cases)))
-        found.append(("Where is it unsure?", unsure(cases)))
+        found.append(("Where is it unsure?", [unsure(cases)]))
     if material.trainings:
-        found.append(("What did training do?", " ".join(training(*pair) for pair in material.trainings)))
+        found.append(("What did training do?", [training(*pair) for pair in material.trainings]))
     return found
 
 
-def comparison(summary: Mapping[str, Any], material: Material) -> str:
+def comparison(summary: Mapping[str, Any], model: str) -> str:
     """Mean Dice and HD95, and what changed against the baseline, with intervals."""
-    scores = summary["methods"][material.model]["over_cases"][MEAN]
+    scores = summary["methods"][model]["over_cases"][MEAN]
     dice, distance = scores["Dice"], scores["HD95"]
     text = f"Dice {dice['mean']:.3f}, HD95 {distance['mean']:.2f} mm (mean of {dice['n']} cases)."
-    tests = {test["metric"]: test for test in summary["paired"] if test["name"] == material.model}
+    tests = {test["metric"]: test for test in summary["paired"] if test["name"] == model}
     if "Dice" not in tests:
-        return text + _own_interval(summary, material.model)
+        return text + _own_interval(summary, model)
     test = tests["Dice"]
     low, high = test["interval"]
-    if math.isnan(low):
-        return f"{text} {test['mean_difference']:+.3f} Dice against {material.baseline}; too few cases for an interval."
+    if test["n"] < MIN_CASES:
+        return f"{text} {test['mean_difference']:+.3f} Dice against {test['against']}; too few cases to say more."
     verdict = "Better than" if low > 0 else "Worse than" if high < 0 else "No clear difference to"
     return (
-        f"{text} {verdict} {material.baseline}: {test['mean_difference']:+.3f} Dice "
+        f"{text} {verdict} {test['against']}: {test['mean_difference']:+.3f} Dice "
         f"(95 % interval {low:+.3f} to {high:+.3f}, {test['n']} cases), "
         f"{tests['HD95']['mean_difference']:+.2f} mm HD95."
     )
@@ -60,7 +60,7 @@ def _own_interval(summary: Mapping[str, Any], model: str) -> str:
     rows = [[values["Dice"] for values in case["metrics"].values()] for case in cases]
     means = np.array([np.mean(defined) for row in rows if (defined := [value for value in row if value == value])])
     low, high = mean_interval(means)
-    return "" if math.isnan(low) else f" 95 % interval of the mean Dice: {low:.3f} to {high:.3f}."
+    return "" if len(means) < MIN_CASES else f" 95 % interval of the mean Dice: {low:.3f} to {high:.3f}."
 
 
 def worst(case: CaseResult) -> str:
@@ -70,7 +70,7 @@ def worst(case: CaseResult) -> str:
         reasons = [flag.text for flag in case.flags]
         if not reasons and math.isnan(case.unsure_share):
             return "No case stands out. Without reference only flags can tell, and there is none."
-        return f"{case.name}: {'; '.join(reasons) or f'most unsure, {case.unsure_share:.0%} of its volume'}."
+        return f"{case.name}: {'; '.join(reasons) or f'most unsure, {100 * case.unsure_share:.0f} % of its volume'}."
     return f"{case.name}, Dice {score:.3f}: {why(case)}."
 
 
@@ -83,7 +83,7 @@ def why(case: CaseResult) -> str:
     reasons = [f"{amount:.2f} ml {name}" for amount, name in parts if amount > 0][:2]
     share = math.nan if case.stack is None else case.stack.share_at_ends
     if not math.isnan(share):
-        reasons.append(f"{share:.0%} of the wrong voxels in the first and last fifth of the stack")
+        reasons.append(f"{100 * share:.0f} % of the wrong voxels in the first and last fifth of the stack")
     reasons += [flag.text for flag in case.flags if flag.word in ("empty", "made up", "pieces")]
     return "; ".join(reasons) or "nothing is wrong"
 
@@ -111,9 +111,9 @@ def _ends_and_middle(rows: Sequence[np.ndarray]) -> tuple[float, float] | None:
     return at_ends, between
 
 
-def volumes(cases: Sequence[CaseResult]) -> str:
+def volumes(cases: Sequence[CaseResult]) -> list[str]:
     """Volumes of every structure with limits of agreement, or what is sure and what is possible."""
-    return " ".join(_volume(rows) for rows in zip(*(case.structures for case in cases), strict=True))
+    return [_volume(rows) for rows in zip(*(case.structures for case in cases), strict=True)]
 
 
 def _volume(rows: Sequence[Any]) -> str:
@@ -156,14 +156,14 @@ def unsure(cases: Sequence[CaseResult]) -> str:
     most = max(known, key=lambda case: case.unsure_share)
     usual = float(np.median([case.unsure_share for case in known]))
     return (
-        f"Most in {most.name}: voxels with a probability of {POSSIBLE} to {SURE} make up {most.unsure_share:.0%} of its "
-        f"volume (median of all cases {usual:.0%}). Pictures show where."
+        f"Most in {most.name}: voxels with a probability of {POSSIBLE} to {SURE} make up "
+        f"{100 * most.unsure_share:.0f} % of its volume (median of all cases {100 * usual:.0f} %). Pictures show where."
     )
 
 
 def training(title: str, log: TrainingLog) -> str:
     """Epochs, pseudo Dice and where the validation loss was lowest."""
-    text = f"{title}: {log.number_of_epochs} epochs, {log.hours:.1f} h"
+    text = f"{title}: {log.number_of_epochs} epochs, {log.duration}"
     epochs, dice = log.series("pseudo Dice")
     if dice:
         best = int(np.argmax(dice))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -45,6 +45,14 @@ class StructureMeasures:
 def measure_structures(case: CaseOnGrid, structures: Structures, *, axis: int) -> list[StructureMeasures]:
     """Every structure of a case, `axis` being that of the slices."""
     return [_measure(case, structure, axis) for structure in structures.all]
+
+
+def with_sureness_of(
+    measured: Sequence[StructureMeasures], others: Sequence[StructureMeasures]
+) -> list[StructureMeasures]:
+    """Measures with what is sure and possible on another grid, whose probabilities were written."""
+    pairs = zip(measured, others, strict=True)
+    return [replace(found, sure_ml=other.sure_ml, possible_ml=other.possible_ml) for found, other in pairs]
 
 
 def _measure(case: CaseOnGrid, structure: Structure, axis: int) -> StructureMeasures:

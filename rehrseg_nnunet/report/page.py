@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
-from rehrseg_nnunet.report.cases import describe_spacing, read_case, slice_axis
+from rehrseg_nnunet.report.cases import read_case, slice_axis
 from rehrseg_nnunet.report.charts import along_the_stack, curves, paired_dots, volume_differences
 from rehrseg_nnunet.report.glance import answers, why
 from rehrseg_nnunet.report.material import Material
@@ -89,6 +89,8 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> i
         answers=answers(material, cases),
         columns=_columns(material, structures, cases),
         cases=shown,
+        has_reference=material.ranking_summary is not None,
+        has_acquired=any(case.files.acquired for case in cases),
         charts=_charts(material, cases, structures),
         legend=[(s.name, "#{:02x}{:02x}{:02x}".format(*structures.colour(s))) for s in structures.all],
         trainings=[(title, curves(log), log.warnings) for title, log in material.trainings],
@@ -138,7 +140,7 @@ def _columns(material: Material, structures: Structures, cases: Sequence[CaseRes
     scored = material.ranking_summary is not None
     metrics = [Column(f"{metric}{_UNITS.get(metric, '')}", explanation="mean over structures") for metric in METRICS]
     both = [Column("Dice, acquired slices")] if material.main_summary and material.acquired_summary else []
-    base = [Column("Dice − baseline")] if material.baseline is not None and scored else []
+    base = [Column("Dice, less baseline's")] if material.baseline is not None and scored else []
     volumes = [Column(f"{structure.name} (ml)") for structure in structures.all]
     unsure = [Column("unsure", explanation="possible but not sure, of the volume")] if _any_unsure(cases) else []
     return [*folds, *(metrics if scored else []), *both, *base, *volumes, *unsure]
@@ -166,7 +168,7 @@ def _cells(material: Material, case: CaseResult, *, folds: bool, unsure: bool) -
 
 
 def _number(value: float, digits: int, *, sign: str = "", unit: str = "", title: str = "") -> Cell:
-    return Cell("–" if math.isnan(value) else f"{value:{sign}.{digits}f}{unit}", value, title)
+    return Cell("-" if math.isnan(value) else f"{value:{sign}.{digits}f}{unit}", value, title)
 
 
 def _shown_cases(

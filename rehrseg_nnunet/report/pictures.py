@@ -45,7 +45,9 @@ def draw_case(main: CaseOnGrid, acquired: CaseOnGrid | None, structures: Structu
     grids = [grid for grid in (acquired, main) if grid is not None]
     frame = grids[0].scan or grids[0].labels
     colours = colours_of(structures)
-    panels = [_panel(grid, frame, colours, thick=acquired if grid is main else None) for grid in grids]
+    panels = [_panel("prediction", main, frame, colours, thick=acquired)]
+    if acquired is not None:
+        panels.insert(0, _panel("acquired slices", acquired, frame, colours, thick=None))
     unsure = [grid.entropy(has_regions=bool(structures.class_order)) for grid in reversed(grids)]
     entropy = next((volume for volume in unsure if volume is not None), None)
     if entropy is not None:
@@ -63,7 +65,9 @@ def _labels(grids: Sequence[CaseOnGrid]) -> list[Volume]:
     return [volume for volume in volumes if volume is not None]
 
 
-def _panel(grid: CaseOnGrid, frame: Volume, colours: Mapping[int, Colour], *, thick: CaseOnGrid | None) -> Panel:
+def _panel(
+    title: str, grid: CaseOnGrid, frame: Volume, colours: Mapping[int, Colour], *, thick: CaseOnGrid | None
+) -> Panel:
     overlays = []
     if thick is not None:
         overlays.append(Overlay(thick.labels.with_axes_of(frame, order=0), colours, dashed=True))
@@ -72,7 +76,7 @@ def _panel(grid: CaseOnGrid, frame: Volume, colours: Mapping[int, Colour], *, th
         overlays.append(Overlay(grid.reference.with_axes_of(frame, order=0), white))
     overlays.append(Overlay(grid.labels.with_axes_of(frame, order=0), colours))
     scan = None if grid.scan is None else grid.scan.with_axes_of(frame, order=1)
-    return Panel(describe_spacing(grid.labels.grid.spacing_mm), scan, overlays)
+    return Panel(f"{title}: {describe_spacing(grid.labels.grid.spacing_mm)}", scan, overlays)
 
 
 def _cuts(grids: Sequence[CaseOnGrid], frame: Volume, axis: int) -> list[Cut]:
@@ -86,7 +90,8 @@ def _cuts(grids: Sequence[CaseOnGrid], frame: Volume, axis: int) -> list[Cut]:
         wrong = Volume((judged.labels.values != judged.reference.values).astype(np.uint8), judged.labels.grid)
         if wrong.values.any():
             position = largest_section(wrong.with_axes_of(frame, order=0), axis)
-            cuts.append(Cut(f"{PLANES[axis]}, {_MOST_WRONG}", axis, position))
+            if abs(position - cuts[axis].position) > judged.labels.grid.spacing_mm[axis] / 2:
+                cuts.append(Cut(f"{PLANES[axis]}, {_MOST_WRONG}", axis, position))
     return cuts
 
 

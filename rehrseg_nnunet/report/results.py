@@ -18,6 +18,7 @@ from rehrseg_nnunet.report.measures import (
     errors_ml,
     measure_structures,
     stack_overlap,
+    with_sureness_of,
 )
 from rehrseg_nnunet.self_sr.export import MIN_LABEL_DICE
 from rehrseg_nnunet.surfaces.structures import Structures
@@ -45,6 +46,7 @@ class CaseResult:
 
     Attributes:
         files: of the case.
+        axis: of the slices, of standing volumes.
         structures: measures of each structure, on the main grid.
         scores: metrics by structure, on the main grid; empty without reference.
         acquired_scores: on the acquired slices; empty without reference there.
@@ -57,6 +59,7 @@ class CaseResult:
     """
 
     files: CaseFiles
+    axis: int
     structures: Sequence[StructureMeasures]
     scores: Mapping[str, Mapping[str, float]]
     acquired_scores: Mapping[str, Mapping[str, float]]
@@ -126,10 +129,13 @@ def case_result(
     axis = slice_axis((acquired or main).labels)
     judged = main if main.reference is not None or acquired is None else acquired
     measured = measure_structures(main, structures, axis=axis)
+    if acquired is not None and main.probabilities is None:
+        measured = with_sureness_of(measured, measure_structures(acquired, structures, axis=axis))
     agreed = None if acquired is None else agreement(main.labels, acquired.labels, structures)
     own, on_acquired, baseline = (of_cases.get(files.name, {}) for of_cases in scores)
     return CaseResult(
         files,
+        axis,
         measured,
         own,
         on_acquired,

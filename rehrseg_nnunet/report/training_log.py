@@ -43,9 +43,10 @@ class TrainingLog:
         return len(self.epochs.get("seconds", {}))
 
     @property
-    def hours(self) -> float:
+    def duration(self) -> str:
         """Time in epochs."""
-        return sum(self.epochs.get("seconds", {}).values()) / 3600
+        minutes = sum(self.epochs.get("seconds", {}).values()) / 60
+        return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
     def series(self, quantity: str) -> tuple[list[int], list[float]]:
         """Epochs and values of a quantity, in order."""
