@@ -57,6 +57,19 @@ class SelfSRReport:
         """For json."""
         return {**self.restoration.as_dict(), "uncertainty": self.uncertainty.as_dict()}
 
+    def as_scores(self) -> dict[str, float]:
+        """Scores of the self-SR and of U by "stage_1/comparison/score"."""
+        return {
+            f"stage_1/{comparison}/{prefix}{name}": value
+            for report, shown, prefix in (
+                (self.restoration, (SELF_SR, WITH_SMORE), ""),
+                (self.uncertainty, ("U",), "U "),
+            )
+            for comparison, methods in report.comparisons.items()
+            for method in shown
+            for name, value in methods.get(method, {}).items()
+        }
+
     def as_table(self) -> str:
         """Aligned text, one row per comparison and method, then one per comparison and uncertainty map."""
         return f"{self.restoration.as_table()}\n\n{self.uncertainty.as_table()}"
