@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Literal
 
 import nibabel
 import numpy as np
+from nibabel.affines import apply_affine
 
 from rehrseg_nnunet.report.meshes import Mesh
 from rehrseg_nnunet.report.volumes import Volume, blank, box_corners_mm, cropped, renumbered
@@ -47,12 +48,14 @@ class ViewerLayer:
         image: (I, J, K) on any grid; labels are integers, those below 1 background.
         kind: what the voxels are.
         colours: red, green, blue from 0 to 255 for each label; others are those of `surfaces.colours`.
+        names: of labels, for the legend.
     """
 
     title: str
     image: nibabel.Nifti1Image
     kind: Literal["labels", "uncertainty"]
     colours: Mapping[int, Colour] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ def viewer_html(cases: Sequence[ViewerCase]) -> str:
 
 
 def _data(name: str) -> str:
-    return files("rehrseg_nnunet.report").joinpath("data", name).read_text(encoding="utf-8")
+    return (files("rehrseg_nnunet.report") / "data" / name).read_text(encoding="utf-8")
 
 
 @cache
@@ -120,68 +123,84 @@ def _base64(content: bytes) -> str:
 
 def _described(case: ViewerCase, name: str, data: dict[str, str], budget: int) -> dict[str, object]:
     """What the script must know of a case; its files are added to `data`."""
-    labels = [layer for layer in case.layers if layer.kind == "labels"]
-    corners = [box_corners_mm(layer.image) for layer in labels]
-    points = np.concatenate([np.empty((0, 3)), *corners])
-    volumes = [cropped(case.scan, "scan", points, margin_mm=MARGIN_MM)]
-    values = []
-    for layer in case.layers:
-        volume = cropped(layer.image, layer.kind, points, margin_mm=MARGIN_MM)
-        values.append(_label_values(volume) if layer.kind == "labels" else [])
-        volumes.append(renumbered(volume, values[-1]) if layer.kind == "labels" else volume)
-    read = [read_surface(file) for file in case.surfaces]
-    meshes = [Mesh(surface.vertices @ LPS_RAS[:3, :3], surface.faces) for surface, _ in read]
-
-    parts = _fitted([*volumes, *meshes], budget)
-    volumes = [part for part in parts if isinstance(part, Volume)]
+    points = np.concatenate(
+        [np.empty((0, 3)), *(box_corners_mm(layer.image) for layer in case.layers if layer.kind == "labels")]
+    )
+    items = _fitted(_items(case, points), budget)
+    volumes = [item.part for item in items if isinstance(item.part, Volume)]
     finest = min(volumes, key=lambda volume: float(np.prod(volume.spacing_mm)))
-    keys = [f"{name}-{index}" for index in range(len(parts))]
-    data.update({key: _base64(part.encoded()) for key, part in zip(keys, parts, strict=True)})
     data[f"{name}-grid"] = _base64(blank(finest).encoded())
-
-    layers = [
-        {"title": layer.title, "kind": layer.kind, "data": key, "window": volume.window, "colours": _table(layer, known)}
-        for layer, key, volume, known in zip(case.layers, keys[1:], volumes[1:], values, strict=False)
-    ]
-    surfaces = [
-        {"title": file.stem, "data": key, "colour": own or colour(index)}
-        for index, (file, key, (_, own)) in enumerate(
-            zip(case.surfaces, keys[len(volumes) :], read, strict=True)
-        )
-    ]
+    data.update({f"{name}-{index}": _base64(item.part.encoded()) for index, item in enumerate(items)})
+    entries = [item.described(f"{name}-{index}") for index, item in enumerate(items)]
+    coarse = [item.title for item in items if item.part.halvings]
     return {
         "name": case.name,
         "grid": f"{name}-grid",
-        "scan": {"data": keys[0], "window": volumes[0].window},
-        "layers": layers,
-        "surfaces": surfaces,
+        "scan": entries[0],
+        "layers": entries[1 : len(volumes)],
+        "surfaces": entries[len(volumes) :],
         "centre": _centre_mm(points, volumes[0]),
-        "note": _note(parts, ["scan", *(layer.title for layer in case.layers), *(file.stem for file in case.surfaces)]),
+        "note": f"Coarser than the files, to keep this page small: {', '.join(coarse)}." if coarse else "",
     }
 
 
-def _label_values(volume: Volume) -> list[int]:
-    values = np.unique(volume.array)
-    return [int(value) for value in values[values > 0]][:_MOST_LABELS]
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """One line of the list of layers."""
+
+    title: str
+    part: Part
+    colours: Sequence[Colour] = ()
+    names: Sequence[str] = ()  # one for each colour
+
+    def described(self, key: str) -> dict[str, object]:
+        volume = self.part if isinstance(self.part, Volume) else None
+        return {
+            "title": self.title,
+            "kind": volume.kind if volume else "surface",
+            "data": key,
+            "window": volume.window if volume else (),
+            "colours": self.colours,
+            "names": self.names,
+        }
 
 
-def _table(layer: ViewerLayer, values: Sequence[int]) -> list[Colour]:
-    return [layer.colours.get(value, colour(value - 1)) for value in values]
+def _items(case: ViewerCase, points: np.ndarray) -> list[_Item]:
+    scan = cropped(case.scan, "scan", points, margin_mm=MARGIN_MM)
+    layers = [_layer_item(layer, points) for layer in case.layers]
+    surfaces = [_surface_item(file, case.name, index) for index, file in enumerate(case.surfaces)]
+    return [_Item("Scan", scan), *layers, *surfaces]
 
 
-def _fitted(parts: list[Part], budget: int) -> list[Part]:
-    """The parts, the largest made coarser until all together fit, or none can be."""
-    parts = [_of_few_voxels(part) for part in parts]
-    sizes = [_size(part) for part in parts]
+def _layer_item(layer: ViewerLayer, points: np.ndarray) -> _Item:
+    volume = cropped(layer.image, layer.kind, points, margin_mm=MARGIN_MM)
+    if layer.kind == "uncertainty":
+        return _Item(layer.title, volume)
+    values = [int(value) for value in np.unique(volume.array) if value > 0][:_MOST_LABELS]
+    colours = [layer.colours.get(value, colour(value - 1)) for value in values]
+    return _Item(layer.title, renumbered(volume, values), colours, [layer.names.get(value, "") for value in values])
+
+
+def _surface_item(file: Path, case: str, index: int) -> _Item:
+    surface, own = read_surface(file)
+    mesh = Mesh(surface.vertices @ LPS_RAS[:3, :3], surface.faces)
+    title = f"Surface {file.stem.removeprefix(case).lstrip('_')}".strip()
+    return _Item(title, mesh, [own or colour(index)], [""])
+
+
+def _fitted(items: Sequence[_Item], budget: int) -> list[_Item]:
+    """The items, the largest made coarser until all together fit, or none can be."""
+    fitted = [replace(item, part=_of_few_voxels(item.part)) for item in items]
+    sizes = [_size(item.part) for item in fitted]
     while sum(sizes) > budget:
         for index in np.argsort(sizes)[::-1]:
-            smaller = parts[index].coarser()
+            smaller = fitted[index].part.coarser()
             if smaller is not None:
-                parts[index], sizes[index] = smaller, _size(smaller)
+                fitted[index], sizes[index] = replace(fitted[index], part=smaller), _size(smaller)
                 break
         else:
             break
-    return parts
+    return fitted
 
 
 def _of_few_voxels(part: Part) -> Part:
@@ -198,10 +217,4 @@ def _centre_mm(points: np.ndarray, scan: Volume) -> list[float]:
     if len(points):
         return ((points.min(axis=0) + points.max(axis=0)) / 2).tolist()
     middle = (np.array(scan.array.shape) - 1) / 2
-    return nibabel.affines.apply_affine(scan.affine, middle).tolist()
-
-
-def _note(parts: Sequence[Part], titles: Sequence[str]) -> str:
-    """What was made coarser, for the reader."""
-    coarse = [title for title, part in zip(titles, parts, strict=True) if part.halvings]
-    return f"Coarser than the files, to keep this page small: {', '.join(coarse)}." if coarse else ""
+    return apply_affine(scan.affine, middle).tolist()

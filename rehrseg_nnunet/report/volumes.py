@@ -1,6 +1,6 @@
 """Volumes as small as a page needs them: cropped, few bits, coarser until they fit.
 
-*Convention* Affines are nibabel's: from voxel indices (i, j, k) to positions in mm that point right, anterior, superior.
+*Convention* Affines are nibabel's: from voxel indices (i, j, k) to mm to the right, anterior and superior.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 import nibabel
 import numpy as np
+from nibabel.affines import apply_affine
 
 Kind = Literal["scan", "labels", "uncertainty"]
 LABEL_INTENT = "label"  # NiiVue draws images of this intent without interpolation, in the labels' colours
@@ -86,7 +87,9 @@ class Volume:
         if self.bits == 16:
             return replace(self, bits=8)
         fine = self.spacing_mm <= _ALIKE * self.spacing_mm.min()
-        factors = [2 if is_fine and size >= 2 * _SMALLEST else 1 for is_fine, size in zip(fine, self.array.shape, strict=True)]
+        factors = [
+            2 if is_fine and size >= 2 * _SMALLEST else 1 for is_fine, size in zip(fine, self.array.shape, strict=True)
+        ]
         if max(factors) == 1:
             return None
         affine = self.affine @ np.diag([*factors, 1])
@@ -112,7 +115,7 @@ def box_corners_mm(image: nibabel.Nifti1Image) -> np.ndarray:
         return np.empty((0, 3))
     extents = [np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     corners = np.array(np.meshgrid(*((extent[0] - 0.5, extent[-1] + 0.5) for extent in extents))).reshape(3, -1).T
-    return nibabel.affines.apply_affine(image.affine, corners)
+    return apply_affine(_affine(image), corners)
 
 
 def cropped(image: nibabel.Nifti1Image, kind: Kind, points_mm: np.ndarray, *, margin_mm: float) -> Volume:
@@ -126,19 +129,23 @@ def cropped(image: nibabel.Nifti1Image, kind: Kind, points_mm: np.ndarray, *, ma
     """
     box: tuple[slice, ...] = (slice(None),) * 3
     if len(points_mm):
-        indices = nibabel.affines.apply_affine(np.linalg.inv(image.affine), points_mm)
+        indices = apply_affine(np.linalg.inv(_affine(image)), points_mm)
         margin = margin_mm / np.array(image.header.get_zooms()[:3])
         last = np.array(image.shape[:3]) - 1
         first = np.clip(np.floor(indices.min(axis=0) - margin), 0, last).astype(int)
         after = np.clip(np.ceil(indices.max(axis=0) + margin), first, last).astype(int) + 1
         box = tuple(slice(start, stop) for start, stop in zip(first, after, strict=True))
     array = np.asanyarray(image.dataobj[box])
-    affine = image.affine.astype(np.float64)
+    affine = _affine(image)
     affine[:3, 3] += affine[:3, :3] @ [extent.start or 0 for extent in box]
     if kind == "labels":
         return Volume(kind, array, affine)
     finite = np.nan_to_num(array.astype(np.float32), posinf=0.0, neginf=0.0)
     return Volume(kind, finite, affine, bits=16 if kind == "scan" else 8)
+
+
+def _affine(image: nibabel.Nifti1Image) -> np.ndarray:
+    return np.array(image.affine, dtype=np.float64)
 
 
 def renumbered(volume: Volume, values: Sequence[int]) -> Volume:

@@ -30,6 +30,7 @@ def read_surface(file: Path) -> tuple[Surface, tuple[int, int, int] | None]:
         raise ValueError(f"surfaces must be {', '.join(FORMATS)} files, got {file}")
     require_formats([file_format])
     import trimesh
+    from trimesh.visual import ColorVisuals
 
     try:
         mesh = trimesh.load_mesh(file, file_type=file_format)
@@ -41,7 +42,7 @@ def read_surface(file: Path) -> tuple[Surface, tuple[int, int, int] | None]:
     if space and space[1] == b"RAS":
         vertices = vertices @ LPS_RAS[:3, :3]
     colour = None
-    if mesh.visual.kind == "vertex":
+    if isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex":
         red, green, blue = (int(part) for part in mesh.visual.vertex_colors[0][:3])
         colour = red, green, blue
     return Surface(vertices, np.asarray(mesh.faces)), colour

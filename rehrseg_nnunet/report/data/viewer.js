@@ -6,7 +6,8 @@
   const canvas = find("canvas");
   const status = find(".viewer-status");
   const slider = (name) => find(`input[name="${name}"]`);
-  const AXES = { sagittal: 0, coronal: 1, axial: 2, multi: 2 };
+  const AXES = ["sagittal", "coronal", "axial"];
+  const UNCERTAINTY_OPACITY = 0.7;
   let nv = null; // NiiVue, from the first click on
   let shown = null; // the case on the canvas, and what NiiVue made of it
   let queue = Promise.resolve(); // one case is loaded after the other
@@ -31,21 +32,26 @@
       isRadiologicalConvention: true,
       dragAndDropEnabled: false,
       dragMode: niivue.DRAG_MODE.pan,
-      renderOverlayBlend: 0, // in 3D surfaces only
-      crosshairWidth: 0.5,
+      crosshairWidth: 0.25,
+      multiplanarPadPixels: 4,
+      isOrientCube: true,
       crosshairColor: [1, 1, 1, 0.6],
-      multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
+      meshThicknessOn2D: 0, // in planes labels only
+      fontColor: [1, 1, 1, 1],
+      showAllOrientationMarkers: true,
       viewModeHotKey: "", // the radio buttons would not know
       clipPlaneHotKey: "",
       cycleClipPlaneHotKey: "",
     });
     nv.onLocationChange = showSlice;
+    nv.drawImage3D = () => {}; // in 3D surfaces only: volumes hide them and take seconds without a graphics card
     await nv.attachToCanvas(canvas);
   }
 
   async function volume(id, name, window, colours) {
     const image = await niivue.NVImage.new(await bytes(id), `${name}.nii`, "gray", 1, null, ...window);
-    if (colours) {
+    if (colours?.length) {
       const [R, G, B] = [0, 1, 2].map((part) => [0, ...colours.map((colour) => colour[part])]);
       image.setColormapLabel({ R, G, B, A: R.map((_, index) => (index ? 255 : 0)), I: R.map((_, index) => index) });
     }
@@ -54,19 +60,19 @@
 
   async function layer(description) {
     const labels = description.kind === "labels";
-    const image = await volume(description.data, "layer", description.window, labels && description.colours);
+    const image = await volume(description.data, "layer", description.window, description.colours);
     if (!labels) {
       image.colormap = "magma";
-      image.colormapType = niivue.COLORMAP_TYPE.ZERO_TO_MAX_TRANSLUCENT_BELOW_MIN;
+      image.colormapType = 1; // from 0, more transparent the further below cal_min
       image.cal_min = description.window[1] / 2;
     }
-    return { title: description.title, colours: labels ? description.colours : [], labels, image };
+    return { ...description, labels, image };
   }
 
   async function surface(description) {
-    const rgba = new Uint8Array([...description.colour, 255]);
+    const rgba = new Uint8Array([...description.colours[0], 255]);
     const mesh = await niivue.NVMesh.readMesh(await bytes(description.data), "surface.mz3", nv.gl, 1, rgba);
-    return { title: description.title, colours: [description.colour], mesh };
+    return { ...description, mesh };
   }
 
   async function load(index) {
@@ -76,7 +82,8 @@
     const scan = await volume(chosen.scan.data, "scan", chosen.scan.window);
     const layers = await Promise.all(chosen.layers.map(layer));
     const surfaces = await Promise.all(chosen.surfaces.map(surface));
-    shown = { scan, layers, surfaces, window: chosen.scan.window };
+    for (const one of shown?.surfaces ?? []) one.mesh.unloadMesh(nv.gl);
+    shown = { scan: { ...chosen.scan, image: scan }, layers, surfaces };
     // what is later in this list is drawn over what is earlier
     const ordered = [...layers.filter((one) => !one.labels), ...layers.filter((one) => one.labels).reverse()];
     nv.volumes = [grid, scan, ...ordered.map((one) => one.image)];
@@ -94,33 +101,33 @@
   function listLayers() {
     const fieldset = find(".viewer-layers");
     for (const label of fieldset.querySelectorAll("label")) label.remove();
-    for (const one of [{ title: "Scan", colours: [] }, ...shown.layers, ...shown.surfaces]) {
+    for (const one of [shown.scan, ...shown.layers, ...shown.surfaces]) {
       const label = document.createElement("label");
       one.box = document.createElement("input");
       one.box.type = "checkbox";
-      one.box.checked = one.title === "Scan" || Boolean(one.mesh) || one === shown.layers[0];
+      one.box.checked = one === shown.scan || one === shown.layers[0] || Boolean(one.mesh);
       one.box.addEventListener("change", refresh);
       label.append(one.box, ` ${one.title} `);
-      for (const colour of one.colours) {
+      one.colours.forEach((colour, index) => {
         const swatch = document.createElement("span");
         swatch.className = "viewer-swatch";
         swatch.style.background = `rgb(${colour.join()})`;
-        label.append(swatch, " ");
-      }
+        label.append(swatch, ` ${one.names[index]} `);
+      });
       fieldset.append(label);
-      if (!one.image && !one.mesh) shown.box = one.box;
     }
   }
 
   function refresh() {
-    const [black, white] = shown.window;
+    const [black, white] = shown.scan.window;
     const middle = (black + white) / 2 - (Number(slider("brightness").value) * (white - black)) / 2;
     const half = ((white - black) / 2) * 4 ** -Number(slider("contrast").value);
-    shown.scan.cal_min = middle - half;
-    shown.scan.cal_max = middle + half;
-    shown.scan.opacity = Number(shown.box.checked);
+    shown.scan.image.cal_min = middle - half;
+    shown.scan.image.cal_max = middle + half;
+    shown.scan.image.opacity = Number(shown.scan.box.checked);
     for (const one of shown.layers) {
-      one.image.opacity = one.box.checked ? (one.labels ? Number(slider("opacity").value) : 0.7) : 0;
+      const opacity = one.labels ? Number(slider("opacity").value) : UNCERTAINTY_OPACITY;
+      one.image.opacity = one.box.checked ? opacity : 0;
     }
     for (const one of shown.surfaces) one.mesh.visible = one.box.checked;
     nv.updateGLVolume();
@@ -138,8 +145,9 @@
   }
 
   function slices() {
-    const axis = AXES[view()];
-    return axis === undefined ? null : { axis, count: nv.volumes[0].dimsRAS[axis + 1] };
+    if (view() === "surfaces") return null;
+    const axis = view() === "multi" ? 2 : AXES.indexOf(view());
+    return { axis, count: nv.volumes[0].dimsRAS[axis + 1] };
   }
 
   function showSlice() {
@@ -149,6 +157,7 @@
     const index = Math.floor(nv.scene.crosshairPos[plane.axis] * plane.count);
     slider("slice").max = plane.count;
     slider("slice").value = Math.min(index, plane.count - 1) + 1;
+    find(".viewer-slice").textContent = `Slice ${slider("slice").value} of ${plane.count}, ${AXES[plane.axis]}`;
   }
 
   function goTo(number) {
