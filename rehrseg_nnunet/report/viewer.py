@@ -21,8 +21,8 @@ import nibabel
 import numpy as np
 from nibabel.affines import apply_affine
 
-from rehrseg_nnunet.report.meshes import Mesh
-from rehrseg_nnunet.report.volumes import Volume, blank, box_corners_mm, cropped, renumbered
+from rehrseg_nnunet.report.small_mesh import SmallMesh
+from rehrseg_nnunet.report.small_volume import SmallVolume, blank, box_corners_mm, cropped, renumbered
 from rehrseg_nnunet.slices.grids import LPS_RAS
 from rehrseg_nnunet.surfaces.colours import colour
 from rehrseg_nnunet.surfaces.read import read_surface
@@ -36,7 +36,7 @@ _MOST_VOXELS = 8_000_000  # of an image, for the memory of graphics cards
 _MOST_LABELS = 255
 
 Colour = tuple[int, int, int]
-Part = Volume | Mesh
+Part = SmallVolume | SmallMesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def _described(case: ViewerCase, name: str, data: dict[str, str], budget: int) -
         [np.empty((0, 3)), *(box_corners_mm(layer.image) for layer in case.layers if layer.kind == "labels")]
     )
     items = _fitted(_items(case, points), budget)
-    volumes = [item.part for item in items if isinstance(item.part, Volume)]
+    volumes = [item.part for item in items if isinstance(item.part, SmallVolume)]
     finest = min(volumes, key=lambda volume: float(np.prod(volume.spacing_mm)))
     data[f"{name}-grid"] = _base64(blank(finest).encoded())
     data.update({f"{name}-{index}": _base64(item.part.encoded()) for index, item in enumerate(items)})
@@ -154,7 +154,7 @@ class _Item:
     names: Sequence[str] = ()  # one for each colour
 
     def described(self, key: str) -> dict[str, object]:
-        volume = self.part if isinstance(self.part, Volume) else None
+        volume = self.part if isinstance(self.part, SmallVolume) else None
         return {
             "title": self.title,
             "kind": volume.kind if volume else "surface",
@@ -183,7 +183,7 @@ def _layer_item(layer: ViewerLayer, points: np.ndarray) -> _Item:
 
 def _surface_item(file: Path, case: str, index: int) -> _Item:
     surface, own = read_surface(file)
-    mesh = Mesh(surface.vertices @ LPS_RAS[:3, :3], surface.faces)
+    mesh = SmallMesh(surface.vertices @ LPS_RAS[:3, :3], surface.faces)
     title = f"Surface {file.stem.removeprefix(case).lstrip('_')}".strip()
     return _Item(title, mesh, [own or colour(index)], [""])
 
@@ -204,7 +204,7 @@ def _fitted(items: Sequence[_Item], budget: int) -> list[_Item]:
 
 
 def _of_few_voxels(part: Part) -> Part:
-    while isinstance(part, Volume) and part.array.size > _MOST_VOXELS:
+    while isinstance(part, SmallVolume) and part.array.size > _MOST_VOXELS:
         part = part.coarser() or part
     return part
 
@@ -213,7 +213,7 @@ def _size(part: Part) -> int:
     return len(_base64(part.encoded()))
 
 
-def _centre_mm(points: np.ndarray, scan: Volume) -> list[float]:
+def _centre_mm(points: np.ndarray, scan: SmallVolume) -> list[float]:
     if len(points):
         return ((points.min(axis=0) + points.max(axis=0)) / 2).tolist()
     middle = (np.array(scan.array.shape) - 1) / 2

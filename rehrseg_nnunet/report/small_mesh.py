@@ -16,7 +16,7 @@ _FEWEST_FACES = 200
 
 
 @dataclass(frozen=True, eq=False)
-class Mesh:
+class SmallMesh:
     """A surface to look at.
 
     Attributes:
@@ -36,7 +36,7 @@ class Mesh:
         content = header + self.faces.astype("<u4").tobytes() + rounded.astype("<f4").tobytes()
         return gzip.compress(content, mtime=0)
 
-    def coarser(self) -> Mesh | None:
+    def coarser(self) -> SmallMesh | None:
         """The surface with about half the triangles: vertices in one cell of a grid become their mean; None if few."""
         if len(self.faces) < _FEWEST_FACES:
             return None

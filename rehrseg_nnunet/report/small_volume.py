@@ -22,7 +22,7 @@ _SMALLEST = 4  # voxels along an axis that is halved
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class SmallVolume:
     """A part of an image.
 
     Attributes:
@@ -79,7 +79,7 @@ class Volume:
             return (levels - 2**15).astype(np.int16), slope, low + 2**15 * slope
         return levels.astype(np.uint8), slope, low
 
-    def coarser(self) -> Volume | None:
+    def coarser(self) -> SmallVolume | None:
         """The volume with fewer bits or half the voxels along its finest axes; None if it is as small as can be.
 
         Means of a scan's or uncertainty's voxels, every second voxel of labels; each where it was.
@@ -118,7 +118,7 @@ def box_corners_mm(image: nibabel.Nifti1Image) -> np.ndarray:
     return apply_affine(_affine(image), corners)
 
 
-def cropped(image: nibabel.Nifti1Image, kind: Kind, points_mm: np.ndarray, *, margin_mm: float) -> Volume:
+def cropped(image: nibabel.Nifti1Image, kind: Kind, points_mm: np.ndarray, *, margin_mm: float) -> SmallVolume:
     """The part of an image around points.
 
     Args:
@@ -139,16 +139,16 @@ def cropped(image: nibabel.Nifti1Image, kind: Kind, points_mm: np.ndarray, *, ma
     affine = _affine(image)
     affine[:3, 3] += affine[:3, :3] @ [extent.start or 0 for extent in box]
     if kind == "labels":
-        return Volume(kind, array, affine)
+        return SmallVolume(kind, array, affine)
     finite = np.nan_to_num(array.astype(np.float32), posinf=0.0, neginf=0.0)
-    return Volume(kind, finite, affine, bits=16 if kind == "scan" else 8)
+    return SmallVolume(kind, finite, affine, bits=16 if kind == "scan" else 8)
 
 
 def _affine(image: nibabel.Nifti1Image) -> np.ndarray:
     return np.array(image.affine, dtype=np.float64)
 
 
-def renumbered(volume: Volume, values: Sequence[int]) -> Volume:
+def renumbered(volume: SmallVolume, values: Sequence[int]) -> SmallVolume:
     """Labels as 1, 2, ... in the order of `values`, with a rim of background, which NiiVue would otherwise draw on."""
     numbered = np.zeros(volume.array.shape, dtype=np.uint8)
     for number, value in enumerate(values, start=1):
@@ -158,6 +158,6 @@ def renumbered(volume: Volume, values: Sequence[int]) -> Volume:
     return replace(volume, array=np.pad(numbered, 1), affine=affine)
 
 
-def blank(volume: Volume) -> Volume:
+def blank(volume: SmallVolume) -> SmallVolume:
     """An empty volume on a volume's grid. Shown first, it is what NiiVue draws all others on."""
-    return Volume("uncertainty", np.zeros(volume.array.shape, dtype=np.float32), volume.affine)
+    return SmallVolume("uncertainty", np.zeros(volume.array.shape, dtype=np.float32), volume.affine)
