@@ -147,8 +147,10 @@ def _outline(axes: Axes, inside: np.ndarray, overlay: Overlay, cut: Cut, colour:
 
     columns, rows = (overlay.labels.edges(axes_of[cut.axis]) for axes_of in (_HORIZONTAL, _VERTICAL))
     lines = [[(columns[x], rows[y]) for y, x in ends] for ends in voxel_edges(inside)]
-    style = {"linestyles": (0, (3, 2))} if overlay.dashed else {}
-    axes.add_collection(LineCollection(lines, colors=[colour], linewidths=1.2, capstyle="projecting", **style))
+    outline = LineCollection(lines, colors=[colour], linewidths=1.2, capstyle="projecting")
+    if overlay.dashed:
+        outline.set_linestyle((0, (3, 2)))
+    axes.add_collection(outline)
 
 
 def voxel_edges(inside: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -78,7 +78,8 @@ class Volume:
         """The volume resampled onto another's voxels, as in `with_axes_of`; 0 outside."""
         to_own = np.linalg.solve(self.grid.affine, other.grid.affine)
         values = self.values if order == 0 else self.values.astype(np.float32)
-        resampled = affine_transform(values, to_own[:3, :3], to_own[:3, 3], other.grid.shape, order=order)
+        # the whole matrix, for which SciPy takes the offset out of it
+        resampled = affine_transform(values, to_own, output_shape=other.grid.shape, order=order)
         return Volume(resampled, other.grid)
 
 

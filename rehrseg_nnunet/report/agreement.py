@@ -35,7 +35,9 @@ def on_acquired_slices(thin: Volume, acquired: Volume) -> np.ndarray:
 
 def _thinner_axis(thin: Volume, acquired: Volume) -> tuple[int, int]:
     """The one axis along which there are more slices, and how many times as many; 0, 1 if there is no such axis."""
-    ratios = np.array(thin.grid.shape) / acquired.grid.shape
-    axes = np.flatnonzero(ratios != 1)
-    whole = len(axes) == 1 and ratios[axes[0]].is_integer()
-    return (int(axes[0]), int(ratios[axes[0]])) if whole else (0, 1)
+    pairs = list(zip(thin.grid.shape, acquired.grid.shape, strict=True))
+    differing = [axis for axis, (more, fewer) in enumerate(pairs) if more != fewer]
+    if len(differing) != 1:
+        return 0, 1
+    more, fewer = pairs[differing[0]]
+    return (differing[0], more // fewer) if more % fewer == 0 else (0, 1)

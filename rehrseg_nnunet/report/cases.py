@@ -93,12 +93,12 @@ def read_case(files: GridFiles, *, reader: WholeFiles, heads: int) -> CaseOnGrid
         ValueError: a file cannot be used, or lies on another grid than the prediction.
     """
     labels = read_volume(files.prediction, reader=reader, labels=True)
-    others = [_labels_on(file, labels, files.prediction, reader) for file in (files.reference, files.baseline)]
+    reference, baseline = (_labels_on(f, labels, files.prediction, reader) for f in (files.reference, files.baseline))
     scan = None if files.scan is None else read_volume(files.scan, reader=reader)
     probabilities = None
     if files.probabilities is not None:
         probabilities = _read_probabilities(files, reader=reader, heads=heads)
-    return CaseOnGrid(labels, scan, *others, probabilities)
+    return CaseOnGrid(labels, scan, reference, baseline, probabilities)
 
 
 def _labels_on(file: Path | None, labels: Volume, prediction: Path, reader: WholeFiles) -> Volume | None:

@@ -14,7 +14,7 @@ from rehrseg_nnunet.report.measures import FIFTHS
 from rehrseg_nnunet.report.pictures import as_uri
 from rehrseg_nnunet.report.results import CaseResult
 from rehrseg_nnunet.report.training_log import TERM, TrainingLog
-from rehrseg_nnunet.surfaces.structures import Structures
+from rehrseg_nnunet.surfaces.structures import Structure, Structures
 
 _MODEL, _BASELINE = "#0072b2", "#d55e00"
 _LOSSES = ("train loss", "val loss")
@@ -82,22 +82,23 @@ def _mean(values: np.ndarray) -> float:
 
 def volume_differences(cases: Sequence[CaseResult], structures: Structures) -> str | None:
     """Predicted minus true volume against the true volume, by structure; None without reference."""
+    pairs: dict[Structure, list[tuple[float, float]]] = {}
+    for number, structure in enumerate(structures.all):
+        rows = [case.structures[number] for case in cases]
+        pairs[structure] = [(row.reference_ml, row.volume_ml) for row in rows if row.reference_ml]
+    if not any(pairs.values()):
+        return None
     with _style():
         figure = Figure(figsize=(4.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        any_shown = False
-        for number, structure in enumerate(structures.all):
-            rows = [case.structures[number] for case in cases]
-            pairs = [(row.reference_ml, row.volume_ml) for row in rows if row.reference_ml]
-            if pairs:
-                true, found = np.array(pairs).T
-                colour = tuple(part / 255 for part in structures.colour(structure))
-                axes.scatter(true, 100 * (found / true - 1), color=colour, s=18, label=structure.name)
-                any_shown = True
+        for structure, volumes in pairs.items():
+            true, found = np.reshape(volumes, (-1, 2)).T
+            colour = tuple(part / 255 for part in structures.colour(structure))
+            axes.scatter(true, 100 * (found / true - 1), color=colour, s=18, label=structure.name)
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.set(xlabel="volume of the reference (ml)", ylabel="predicted volume, difference (%)")
         axes.legend(frameon=False, fontsize=8)
-        return as_uri(figure, kind="svg") if any_shown else None
+        return as_uri(figure, kind="svg")
 
 
 def curves(log: TrainingLog) -> str | None:

@@ -114,8 +114,9 @@ def _with_cases(
     baselines = [run for run in (_baseline(run, wanted) for run in runs) if run is not None]
     with_baseline = len(baselines) == len(runs)
     thin = all((run.folder / THIN).is_dir() for run in runs)
-    folders = {THICK: [run.folder / THICK for run in baselines], THIN: []}
-    titles = dict.fromkeys((THICK, THIN), baselines[0].trainer if with_baseline else None)
+    folders: dict[str, list[Path]] = {THICK: [run.folder / THICK for run in baselines], THIN: []}
+    name = baselines[0].trainer if with_baseline else None
+    titles: dict[str, str | None] = {THICK: name, THIN: name}
     if thin and with_baseline:
         factor = _factor(plans, wanted.configuration)
         folders[THIN], how = _thin_baseline(baselines, plans, dataset_json, factor=factor, scratch=scratch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -77,7 +78,8 @@ def _measure(case: CaseOnGrid, structure: Structure, axis: int) -> StructureMeas
 
 def pieces(inside: np.ndarray) -> int:
     """Number of connected parts of a mask."""
-    return int(np.asarray(ndimage.label(inside, _FACES_EDGES_CORNERS)[1]))
+    _, count = cast("tuple[np.ndarray, int]", ndimage.label(inside, _FACES_EDGES_CORNERS))
+    return count
 
 
 def sides_reached(inside: np.ndarray, axis: int) -> list[str]:

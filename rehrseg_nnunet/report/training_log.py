@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rehrseg_nnunet.prediction.manifest import without_folders
 
-_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+: (.*?) ?$")
+_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d+)?: (.*?) ?$")
 _NUMBER = r"-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)"
 _TERMS = "loss terms of the last step: "
 TERM = "loss "  # before the name of a term
