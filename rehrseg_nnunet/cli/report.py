@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rehrseg_nnunet.nnunet.safe_files import check_writable
 from rehrseg_nnunet.report.folds import WantedFolds, read_folds
-from rehrseg_nnunet.report.page import PICTURES, VIEWER_CASES, write_page
+from rehrseg_nnunet.report.page import PICTURES, write_page
 from rehrseg_nnunet.report.predictions import PredictionFolders, read_predictions
 
 _FOLD_ONLY = {"-c": "c", "-f": "f", "-tr": "tr", "-p": "p"}
@@ -47,13 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, metavar="N", help="of the N worst cases (default: %(default)s)"
     )
-    parser.add_argument(
-        "--viewer",
-        type=int,
-        default=VIEWER_CASES,
-        metavar="N",
-        help="how many of the worst cases can be browsed, at most about 1 MB each (default: %(default)s; 0: no viewer)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,12 +55,11 @@ def run(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     file = _output(args.o)
     _check_form(args)
-    for option in ("pictures", "viewer"):
-        if getattr(args, option) < 0:
-            raise ValueError(f"--{option} must be 0 or more, got {getattr(args, option)}")
+    if args.pictures < 0:
+        raise ValueError(f"--pictures must be 0 or more, got {args.pictures}")
     with tempfile.TemporaryDirectory(prefix="rehrseg-report-") as scratch:
         material = read_predictions(_folders(args)) if args.d is None else read_folds(_wanted(args), Path(scratch))
-        count = write_page(material, file, pictures=args.pictures, viewed=args.viewer)
+        count = write_page(material, file, pictures=args.pictures)
     print(f"{count} cases, worst first, are in {file}; it holds images and names of cases")
 
 

@@ -16,20 +16,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
-from rehrseg_nnunet.report.browse import viewer_cases
 from rehrseg_nnunet.report.cases import read_case, slice_axis
 from rehrseg_nnunet.report.charts import along_the_stack, curves, paired_dots, volume_differences
 from rehrseg_nnunet.report.glance import answers, why
 from rehrseg_nnunet.report.material import Material
 from rehrseg_nnunet.report.pictures import as_uri, draw_case, file_uri
 from rehrseg_nnunet.report.results import METRICS, CaseResult, case_result, ranked, scores_of
-from rehrseg_nnunet.report.viewer import viewer_html
 from rehrseg_nnunet.surfaces.structures import Structures, structures_of
 
 logger = logging.getLogger(__name__)
 
 PICTURES = 20
-VIEWER_CASES = 10
 _PACKAGES = ("rehrseg-nnunet", "nnunetv2", "torch")
 _DIGITS = {"Dice": 3, "HD95": 2, "NSD": 3}
 _UNITS = {"HD95": " (mm)"}
@@ -65,14 +62,13 @@ class ShownCase:
     picture: str | None
 
 
-def write_page(material: Material, file: Path, *, pictures: int = PICTURES, viewed: int = VIEWER_CASES) -> int:
+def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> int:
     """Read all cases and write the page.
 
     Args:
         material: what was found.
         file: HTML file; written whole or not at all.
         pictures: of at most so many cases, the worst.
-        viewed: so many of the worst cases are in the interactive viewer.
 
     Returns:
         Number of cases.
@@ -102,18 +98,10 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES, view
             (title, report, {case: file_uri(picture) for case, picture in report.pictures.items()})
             for title, report in material.stage_1
         ],
-        viewer=_viewer(material, cases[:viewed], structures),
+        viewer="",
     )
     write_atomically(file, html)
     return len(cases)
-
-
-def _viewer(material: Material, cases: Sequence[CaseResult], structures: Structures) -> str:
-    if material.reader is None:
-        return ""
-    files = [case.files for case in cases]
-    found = viewer_cases(files, reader=material.reader, structures=structures)
-    return viewer_html(tqdm(found, desc="viewer", total=len(files), leave=False))
 
 
 def _made_with() -> str:

@@ -75,35 +75,47 @@ class ViewerCase:
     surfaces: Sequence[Path] = ()
 
 
-def viewer_html(cases: Iterable[ViewerCase]) -> str:
+class Viewer:
     """A part of a page that needs nothing else: buttons, one canvas, NiiVue, and the cases around their labels.
 
-    Without cases about 1.1 MB of NiiVue, and at most about 1 MB for each case: scans get 8 bits, then all gets coarser.
-    The page says so.
-
-    Args:
-        cases: in the order of their buttons; one after the other is held in memory.
-
-    Returns:
-        HTML, empty without cases.
-
-    Raises:
-        ValueError: a surface cannot be read.
-        RuntimeError: a package is missing that reads surfaces.
+    NiiVue takes 1.1 MB of the page, each case at most about 1 MB. To that end scans get 8 bits, then everything gets
+    coarser, and the page says so.
     """
-    data: dict[str, str] = {}
-    described = [_described(case, f"viewer-{index}", data) for index, case in enumerate(cases)]
-    if not described:
-        return ""
-    environment = Environment(loader=PackageLoader("rehrseg_nnunet.report"), autoescape=True, trim_blocks=True)
-    return environment.get_template("viewer.html").render(
-        cases=described,
-        data=data,
-        style=_data("viewer.css"),
-        script=_data("viewer.js"),
-        niivue=_niivue(),
-        licences=_data("niivue-licences.txt"),
-    )
+
+    def __init__(self) -> None:
+        self._cases: list[dict[str, object]] = []
+        self._data: dict[str, str] = {}
+
+    def add(self, case: ViewerCase) -> None:
+        """Add a case; only what gets into the page is kept in memory.
+
+        Raises:
+            ValueError: a surface cannot be read.
+            RuntimeError: a package is missing that reads surfaces.
+        """
+        self._cases.append(_described(case, f"viewer-{len(self._cases)}", self._data))
+
+    def html(self) -> str:
+        """The part of the page, empty without cases."""
+        if not self._cases:
+            return ""
+        environment = Environment(loader=PackageLoader("rehrseg_nnunet.report"), autoescape=True, trim_blocks=True)
+        return environment.get_template("viewer.html").render(
+            cases=self._cases,
+            data=self._data,
+            style=_data("viewer.css"),
+            script=_data("viewer.js"),
+            niivue=_niivue(),
+            licences=_data("niivue-licences.txt"),
+        )
+
+
+def viewer_html(cases: Iterable[ViewerCase]) -> str:
+    """A `Viewer`'s part of a page with these cases, in the order of their buttons; empty without any."""
+    viewer = Viewer()
+    for case in cases:
+        viewer.add(case)
+    return viewer.html()
 
 
 def _data(name: str) -> str:

@@ -28,7 +28,7 @@ def file(tmp_path_factory):
     main(["surfaces", "-i", str(base / "thin_reference"), *names, "-o", str(base / "thin"), "--format", "ply"])
     named = {"-pred": "thin", "-acquired": "thick", "-ref": "thin_reference", "-i": "scans", "-baseline": "baseline"}
     arguments = [part for option, name in named.items() for part in (option, str(base / name))]
-    main(["report", *arguments, "--pictures", "2", "--viewer", "2", "-o", str(base / "report.html")])
+    main(["report", *arguments, "--pictures", "2", "-o", str(base / "report.html")])
     return base / "report.html"
 
 
@@ -65,20 +65,20 @@ def test_layers_and_views_are_drawn(opened):
     assert (opened.canvas().max(axis=-1) > 0.1).mean() > 0.1
     page.get_by_label("Axial", exact=True).check()
     with_labels = coloured(opened.canvas()).mean()
-    page.get_by_label("Labels on thin slices").uncheck()
+    page.get_by_role("checkbox", name="Prediction core shell", exact=True).uncheck()
     scan = opened.canvas()
     assert coloured(scan).mean() < 0.01 < with_labels
     assert (scan.max(axis=-1) > 0.1).mean() > 0.1
-    page.get_by_label("Uncertainty on thin slices").check()
+    page.get_by_label("Where it is unsure").check()
     assert coloured(opened.canvas()).mean() > 0.01
-    page.get_by_label("Uncertainty on thin slices").uncheck()
+    page.get_by_label("Where it is unsure").uncheck()
     page.get_by_label("Surfaces", exact=True).check()
     surfaces = coloured(opened.canvas()).mean()
     page.get_by_label("Surface core").uncheck()
     page.get_by_label("Surface shell").uncheck()
     assert coloured(opened.canvas()).mean() < surfaces / 4
     page.get_by_label("All planes").check()
-    page.get_by_label("Labels on thin slices").check()
+    page.get_by_role("checkbox", name="Prediction core shell", exact=True).check()
 
 
 def test_arrow_keys_step_through_slices(opened):

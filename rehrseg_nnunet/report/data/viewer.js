@@ -33,7 +33,8 @@
       isRadiologicalConvention: true,
       dragAndDropEnabled: false,
       dragMode: niivue.DRAG_MODE.pan,
-      crosshairWidth: 0.25,
+      crosshairWidth: 0.2,
+      crosshairWidthUnit: "percent", // of the image's size
       multiplanarPadPixels: 4,
       isOrientCube: true,
       crosshairColor: [1, 1, 1, 0.6],
