@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
-from rehrseg_nnunet.report.cases import read_case, slice_axis
+from rehrseg_nnunet.report.browse import viewer_case
+from rehrseg_nnunet.report.cases import read_case
 from rehrseg_nnunet.report.charts import along_the_stack, curves, paired_dots, volume_differences
 from rehrseg_nnunet.report.glance import answers, why
 from rehrseg_nnunet.report.material import Material
 from rehrseg_nnunet.report.pictures import as_uri, draw_case, file_uri
 from rehrseg_nnunet.report.results import METRICS, CaseResult, case_result, ranked, scores_of
+from rehrseg_nnunet.report.viewer import ViewerCase, viewer_html
 from rehrseg_nnunet.surfaces.structures import Structures, structures_of
 
-logger = logging.getLogger(__name__)
-
-PICTURES = 20
+PICTURES, BROWSED = 20, 10
 _PACKAGES = ("rehrseg-nnunet", "nnunetv2", "torch")
 _DIGITS = {"Dice": 3, "HD95": 2, "NSD": 3}
 _UNITS = {"HD95": " (mm)"}
@@ -82,13 +82,13 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> i
     environment = Environment(
         loader=PackageLoader("rehrseg_nnunet.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    shown = _shown_cases(material, cases, structures, pictures=pictures)
+    looks = _looks(material, cases[:pictures], structures)
     html = environment.get_template("page.html").render(
         material=material,
         facts={**material.facts, "report of": date.today().isoformat(), "made with": _made_with()},
         answers=answers(material, cases),
         columns=_columns(material, structures, cases),
-        cases=shown,
+        cases=_shown_cases(material, cases, [picture for picture, _ in looks]),
         has_reference=material.ranking_summary is not None,
         has_acquired=any(case.files.acquired for case in cases),
         charts=_charts(material, cases, structures),
@@ -98,7 +98,7 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> i
             (title, report, {case: file_uri(picture) for case, picture in report.pictures.items()})
             for title, report in material.stage_1
         ],
-        viewer="",
+        viewer=viewer_html([seen for _, seen in looks if seen is not None]),
     )
     write_atomically(file, html)
     return len(cases)
@@ -171,28 +171,27 @@ def _number(value: float, digits: int, *, sign: str = "", unit: str = "", title:
     return Cell("-" if math.isnan(value) else f"{value:{sign}.{digits}f}{unit}", value, title)
 
 
-def _shown_cases(
-    material: Material, cases: Sequence[CaseResult], structures: Structures, *, pictures: int
-) -> list[ShownCase]:
+def _shown_cases(material: Material, cases: Sequence[CaseResult], pictures: Sequence[str]) -> list[ShownCase]:
+    """All cases, the first with their pictures."""
     how = {"folds": any(case.files.fold for case in cases), "unsure": _any_unsure(cases)}
-    drawn = {id(case) for case in cases[:pictures]}
     return [
-        ShownCase(
-            anchor=f"case-{number}",
-            name=case.name,
-            cells=_cells(material, case, **how),
-            flags=case.flags,
-            why=why(case),
-            picture=_picture(material, case, structures) if id(case) in drawn else None,
-        )
-        for number, case in enumerate(tqdm(cases, desc="pictures", leave=False))
+        ShownCase(f"case-{number}", case.name, _cells(material, case, **how), case.flags, why(case), picture)
+        for number, (case, picture) in enumerate(zip_longest(cases, pictures))
     ]
 
 
-def _picture(material: Material, case: CaseResult, structures: Structures) -> str:
-    assert material.reader is not None
+def _looks(
+    material: Material, cases: Sequence[CaseResult], structures: Structures
+) -> list[tuple[str, ViewerCase | None]]:
+    """Picture of each case, and what the viewer shows of it."""
+    if material.reader is None:
+        return []
     how = {"reader": material.reader, "heads": structures.heads}
-    main = read_case(case.files.main, **how)
-    acquired = None if case.files.acquired is None else read_case(case.files.acquired, **how)
-    axis = slice_axis((acquired or main).labels)
-    return as_uri(draw_case(main, acquired, structures, axis=axis), kind="webp")
+    looks = []
+    for case in tqdm(cases, desc="pictures", leave=False):
+        main = read_case(case.files.main, **how)
+        acquired = None if case.files.acquired is None else read_case(case.files.acquired, **how)
+        picture = as_uri(draw_case(main, acquired, structures, axis=case.axis), kind="webp")
+        seen = viewer_case(case.files, main, acquired, structures) if len(looks) < BROWSED else None
+        looks.append((picture, seen))
+    return looks

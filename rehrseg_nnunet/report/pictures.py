@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rehrseg_nnunet.evaluation.figures import Colour, Cut, Overlay, Panel, draw_planes, grey_window, picture
 from rehrseg_nnunet.evaluation.volumes import Volume, largest_section, window_around
 from rehrseg_nnunet.report.cases import CaseOnGrid, describe_spacing
-from rehrseg_nnunet.surfaces.structures import Structures
+from rehrseg_nnunet.surfaces.structures import Structure, Structures
 
 PLANES = ("axial", "coronal", "sagittal")
 MARGIN_MM = 8
@@ -23,14 +23,17 @@ _MOST_WRONG = "most wrong"
 _WHITE = (1.0, 1.0, 1.0)
 
 
+def structure_of_each_label(structures: Structures) -> dict[int, Structure]:
+    """The structure of every label in a file; regions are those that write the label."""
+    if structures.class_order:
+        return dict(zip(structures.class_order, structures.all, strict=True))
+    return {value: structure for structure in structures.all for value in structure.labels}
+
+
 def colours_of(structures: Structures) -> dict[int, Colour]:
-    """Colour of every label; of a region's labels that of the last region which writes one."""
-    found = {}
-    for index, structure in enumerate(structures.all):
-        values = (structures.class_order[index],) if structures.class_order else structure.labels
-        red, green, blue = structures.colour(structure)
-        found |= dict.fromkeys(values, (red / 255, green / 255, blue / 255))
-    return found
+    """Colour of every label."""
+    found = {value: structures.colour(structure) for value, structure in structure_of_each_label(structures).items()}
+    return {value: (red / 255, green / 255, blue / 255) for value, (red, green, blue) in found.items()}
 
 
 def draw_case(main: CaseOnGrid, acquired: CaseOnGrid | None, structures: Structures, *, axis: int) -> Figure:
