@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -108,14 +108,6 @@ class Viewer:
             niivue=_niivue(),
             licences=_data("niivue-licences.txt"),
         )
-
-
-def viewer_html(cases: Iterable[ViewerCase]) -> str:
-    """A `Viewer`'s part of a page with these cases, in the order of their buttons; empty without any."""
-    viewer = Viewer()
-    for case in cases:
-        viewer.add(case)
-    return viewer.html()
 
 
 def _data(name: str) -> str:

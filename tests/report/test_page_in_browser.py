@@ -5,10 +5,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import NARROW, Page, browser, coloured
 from report_cases import WORST, write_folders
-from viewer_cases import viewer_case
+from viewer_cases import viewer_case, viewer_html
 
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.report.viewer import viewer_html
 
 pytestmark = pytest.mark.slow
 

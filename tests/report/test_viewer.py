@@ -11,9 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from viewer_cases import CENTRES, SHAPE, THIN_AFFINE, thin_labels, viewer_case
+from viewer_cases import CENTRES, SHAPE, THIN_AFFINE, thin_labels, viewer_case, viewer_html
 
-from rehrseg_nnunet.report.viewer import NIIVUE_FILE, NIIVUE_SHA256, ViewerCase, ViewerLayer, viewer_html
+from rehrseg_nnunet.report.viewer import NIIVUE_FILE, NIIVUE_SHA256, ViewerCase, ViewerLayer
 
 DATA = files("rehrseg_nnunet.report") / "data"
 

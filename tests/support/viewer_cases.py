@@ -3,7 +3,7 @@
 import nibabel
 import numpy as np
 
-from rehrseg_nnunet.report.viewer import ViewerCase, ViewerLayer
+from rehrseg_nnunet.report.viewer import Viewer, ViewerCase, ViewerLayer
 from rehrseg_nnunet.slices.grids import LPS_RAS, Grid
 from rehrseg_nnunet.surfaces.structures import structures_of
 from rehrseg_nnunet.surfaces.write import SurfaceOptions, write_label_surfaces
@@ -48,3 +48,10 @@ def ply_files(labels, stem):
         labels.T, grid, structures_of({"labels": STRUCTURES}), stem, SurfaceOptions(("ply",))
     )
     return [file for surface in written for file in surface.files]
+
+
+def viewer_html(cases):
+    viewer = Viewer()
+    for case in cases:
+        viewer.add(case)
+    return viewer.html()
