@@ -34,7 +34,8 @@ show it. Three phantoms and a few hundred steps say no more: numbers differ by s
 finished in {minutes:.1f} min; everything is in {folder}
 to look at, in a browser: {page}
 your own data: docs/getting-started.md of the repository"""
-ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1"}
+# four trainings in one process would be one run of Weights & Biases, which refuses that
+ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1", "nnUNet_wandb_enabled": "0"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -119,16 +119,21 @@ def window_around(labels: Sequence[Volume], *, margin_mm: float, within: Volume)
     low, high = within.box.T
     corners = []
     for volume in labels:
-        voxels = np.argwhere(volume.values > 0)
-        if len(voxels):
-            edges = [volume.edges(axis) for axis in range(3)]
-            first, last = voxels.min(axis=0), voxels.max(axis=0) + 1
-            corners.append([(edges[a][first[a]], edges[a][last[a]]) for a in range(3)])
+        inside = volume.values > 0
+        if inside.any():
+            corners.append([_ends_mm(volume, inside, axis) for axis in range(3)])
     if not corners:
         return within.box
     found = np.array(corners)
     first, last = found[..., 0].min(axis=0) - margin_mm, found[..., 1].max(axis=0) + margin_mm
     return np.stack([np.clip(first, low, high), np.clip(last, low, high)], axis=1)
+
+
+def _ends_mm(volume: Volume, inside: np.ndarray, axis: int) -> tuple[float, float]:
+    """Outer edges along an axis of the voxels of a mask that is not empty."""
+    shown = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
+    edges = volume.edges(axis)
+    return float(edges[shown[0]]), float(edges[shown[-1] + 1])
 
 
 def largest_section(volume: Volume, axis: int) -> float:

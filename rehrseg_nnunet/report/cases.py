@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,20 @@ class CaseOnGrid:
         else:
             bits = entr(values).sum(axis=0) / np.log(2)
         return Volume(bits.astype(np.float32), self.labels.grid)
+
+
+def annotated(case: CaseOnGrid, ignore_label: int | None) -> CaseOnGrid:
+    """A case in which voxels that nobody annotated are background everywhere, so that they are no mistakes."""
+    if ignore_label is None or case.reference is None or not (ignored := case.reference.values == ignore_label).any():
+        return case
+    baseline = None if case.baseline is None else _emptied(case.baseline, ignored)
+    return replace(
+        case, labels=_emptied(case.labels, ignored), reference=_emptied(case.reference, ignored), baseline=baseline
+    )
+
+
+def _emptied(labels: Volume, where: np.ndarray) -> Volume:
+    return Volume(np.where(where, 0, labels.values), labels.grid)
 
 
 def read_case(files: GridFiles, *, reader: WholeFiles, heads: int) -> CaseOnGrid:

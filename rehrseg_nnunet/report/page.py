@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
+from rehrseg_nnunet.nnunet.label_values import label_manager_of
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.report.browse import viewer_case
 from rehrseg_nnunet.report.cases import read_case
@@ -116,12 +117,13 @@ def _results(material: Material, structures: Structures) -> list[CaseResult]:
         scores_of(material.acquired_summary, material.model),
         {} if material.baseline is None else scores_of(material.ranking_summary, material.baseline),
     )
-    return ranked(
-        [
-            case_result(files, reader=material.reader, structures=structures, scores=scores)
-            for files in tqdm(material.cases, desc="cases", leave=False)
-        ]
-    )
+    how = {
+        "reader": material.reader,
+        "structures": structures,
+        "ignore_label": label_manager_of(material.dataset_json).ignore_label,
+        "scores": scores,
+    }
+    return ranked([case_result(files, **how) for files in tqdm(material.cases, desc="cases", leave=False)])
 
 
 def _charts(material: Material, cases: Sequence[CaseResult], structures: Structures) -> list[tuple[str, str]]:

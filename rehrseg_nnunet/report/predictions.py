@@ -156,6 +156,7 @@ def recorded_facts(folder: Path) -> dict[str, str]:
         "folds": ", ".join(str(fold) for fold in model["folds"]),
         "grid": " ".join(str(grid) for grid in record["options"]["grid"]),
         "predicted": f"{record['started'][:10]} on {record['device']}",
+        "weights": str(model.get("sha256", ""))[:12],
         "predicted with": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rehrseg_nnunet.nnunet.whole_files import WholeFiles
 from rehrseg_nnunet.report.agreement import agreement
-from rehrseg_nnunet.report.cases import CaseFiles, CaseOnGrid, read_case, slice_axis
+from rehrseg_nnunet.report.cases import CaseFiles, CaseOnGrid, annotated, read_case, slice_axis
 from rehrseg_nnunet.report.measures import (
     StackOverlap,
     StructureMeasures,
@@ -114,6 +114,7 @@ def case_result(
     *,
     reader: WholeFiles,
     structures: Structures,
+    ignore_label: int | None,
     scores: Sequence[Scores],
 ) -> CaseResult:
     """Read and measure a case.
@@ -122,12 +123,15 @@ def case_result(
         files: of the case.
         reader: for its files.
         structures: of the dataset.
+        ignore_label: of voxels that nobody annotated; None if there is none.
         scores: of the main grid, of the acquired slices, and of the baseline.
     """
     main = read_case(files.main, reader=reader, heads=structures.heads)
     acquired = None if files.acquired is None else read_case(files.acquired, reader=reader, heads=structures.heads)
     axis = slice_axis((acquired or main).labels)
     judged = main if main.reference is not None or acquired is None else acquired
+    if (known := annotated(judged, ignore_label)) is not judged:  # volumes of the reference mean nothing then
+        main, judged = replace(main, reference=None), known
     measured = measure_structures(main, structures, axis=axis)
     if acquired is not None and main.probabilities is None:
         measured = with_sureness_of(measured, measure_structures(acquired, structures, axis=axis))

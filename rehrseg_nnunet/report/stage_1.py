@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rehrseg_nnunet.report.training_log import read_logs
+
 REPORT = "self_sr_report.json"
 _DIGITS = {"psnr": 2}
 _TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "dice": "Dice", "spearman": "Spearman", "auroc": "AUROC"}
 _PICTURE = "pseudo_hr_"
+_DISAGREES = "its pseudo-HR labels"
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,13 @@ class Stage1:
         rows: one for each comparison and method, cells by column.
         uncertainty_rows: the same for maps of uncertainty.
         pictures: PNG file by case.
+        disagreeing: what the log says of cases whose pseudo-HR labels do not agree with their own.
     """
 
     rows: Sequence[Mapping[str, str]]
     uncertainty_rows: Sequence[Mapping[str, str]]
     pictures: Mapping[str, Path]
+    disagreeing: Sequence[str] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Stage1 | None:
@@ -45,7 +50,8 @@ class Stage1:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} must be stage 1's report, got {error}; write it again with --val") from None
         pictures = {f.stem.removeprefix(_PICTURE): f for f in sorted(folder.glob(f"{_PICTURE}*.png"))}
-        return cls(rows, uncertainty_rows, pictures)
+        disagreeing = [warning for warning in read_logs(folder).warnings if _DISAGREES in warning]
+        return cls(rows, uncertainty_rows, pictures, disagreeing)
 
 
 def _rows(content: Mapping, columns: Sequence[str]) -> list[dict[str, str]]:

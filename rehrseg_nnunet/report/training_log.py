@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -62,8 +63,10 @@ class TrainingLog:
 def read_logs(folder: Path) -> TrainingLog:
     """All logs of a fold's folder; of an epoch that was repeated the last one counts."""
     log = TrainingLog()
+    results = f"{folder.absolute().parents[2]}{os.sep}"  # may hold spaces, so `without_folders` may not find its end
     for file in sorted(folder.glob("training_log_*.txt")):
-        _read(log, file.read_text(encoding="utf-8", errors="replace").splitlines())
+        text = file.read_text(encoding="utf-8", errors="replace").replace(results, "")
+        _read(log, text.splitlines())
     return log
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from report_cases import CASES, CUT, IN_PIECES, WORST, write, write_fold, write_folders
+from report_cases import CASES, CUT, DATASET, IN_PIECES, WORST, truth, write, write_fold, write_folders
 from report_page import read_page
 
 from rehrseg_nnunet.cli.main import main
@@ -164,6 +164,36 @@ def test_thin_slices_whose_truth_is_not_known(nnunet, tmp_path, monkeypatch):
     assert "The true thin slices are not known" in page.text
     assert {row["Dice"] for row in page.cases.values()} == {"1.000"}
     assert "disagrees" in page.cases[WORST]["flags"]
+
+
+REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": [1]}, "regions_class_order": [2, 1]}
+
+
+def test_regions(folders, tmp_path):
+    """Label 2 is written by the region of the whole, 1 by the core inside it."""
+    shutil.copytree(folders / "thin", tmp_path / "thin")
+    for file in (tmp_path / "thin").glob("*.npz"):
+        values = np.load(file)["probabilities"]
+        np.savez_compressed(file, probabilities=np.stack([values[1] + values[2], values[1]]))
+    (tmp_path / "thin" / "dataset.json").write_text(json.dumps({**DATASET, **REGIONS}))
+    options = ["-ref", folders / "thin_reference", "-i", folders / "scans"]
+    page = page_of(tmp_path, "-pred", tmp_path / "thin", *options, pictures=1)
+    row, plain = page.cases["case_0"], page_of(tmp_path, "-pred", folders / "thin", *options).cases["case_0"]
+    assert row["core (ml)"] == plain["core (ml)"]
+    assert float(row["whole (ml)"]) == pytest.approx(float(plain["core (ml)"]) + float(plain["shell (ml)"]), abs=0.02)
+    assert row["Dice"] == "1.000"
+
+
+def test_what_nobody_annotated_is_no_mistake(folders, tmp_path):
+    labels = {**DATASET["labels"], "ignore": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({**DATASET, "labels": labels}))
+    true = truth(CASES.index(WORST))
+    true[:11] = 3  # where the prediction misses the structure
+    write(tmp_path / "reference" / f"{WORST}.nii.gz", true)
+    options = ["-ref", tmp_path / "reference", "-djfile", tmp_path / "dataset.json"]
+    page = page_of(tmp_path, "-pred", folders / "thin", *options)
+    assert f"{WORST}, Dice 1.000: nothing is wrong." in page.text
+    assert page.cases[WORST]["Dice"] == "1.000"
 
 
 def test_a_page_replaces_another_only_when_it_is_whole(folders, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from report_cases import log_text
 
 from rehrseg_nnunet.report.stage_1 import Stage1
 
@@ -37,6 +38,15 @@ def test_rows_and_pictures(tmp_path):
         {"compared with": "true HR (3)", "method": "U", "Spearman": "0.130", "AUROC": "0.730"}
     ]
     assert list(found.pictures) == ["a_1", "b"]
+    assert found.disagreeing == []
+
+
+def test_cases_that_disagree_are_those_of_the_log(tmp_path):
+    write(tmp_path, REPORT)
+    text = log_text() + "2026-01-02 04:00:00.1: WARNING: case_2 has slices of 5 mm, the plans 4 mm \n"
+    (tmp_path / "training_log_1.txt").write_text(text)
+    (said,) = Stage1.read(tmp_path).disagreeing
+    assert said.startswith("case_1: its pseudo-HR labels")
 
 
 def test_reports_of_0_1_0_say_nothing_of_u(tmp_path):

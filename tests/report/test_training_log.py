@@ -29,6 +29,14 @@ def test_warnings_and_start_without_folders(tmp_path):
     assert log.warnings == ["case_1: its pseudo-HR labels in pseudo_hr, made thick again, have Dice 0.700"]
 
 
+def test_the_results_folder_may_have_spaces(tmp_path):
+    folder = tmp_path / "my results" / "Dataset" / "T__P__C" / "fold_0"
+    folder.mkdir(parents=True)
+    text = log_text().replace("/data/results/fold_0", str(folder))
+    (folder / "training_log_1.txt").write_text(text)
+    assert read_logs(folder).start.startswith("training starts from Dataset/T__P__C/fold_0/checkpoint_final.pth")
+
+
 def test_image_metrics_of_stage_1(tmp_path):
     line = "2026-11-27 04:01:25.142543: "
     lines = ["Epoch 7 ", "psnr 27.0274, ssim 0.781, uncertainty_spearman -0.0198 ", "Epoch time: 6.84 s "]
