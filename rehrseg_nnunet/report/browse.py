@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import nibabel
@@ -12,16 +13,16 @@ from rehrseg_nnunet.report.cases import CaseFiles, CaseOnGrid
 from rehrseg_nnunet.report.pictures import structure_of_each_label
 from rehrseg_nnunet.report.viewer import ViewerCase, ViewerLayer
 from rehrseg_nnunet.slices.grids import LPS_RAS
-from rehrseg_nnunet.surfaces.formats import FORMATS, file_names
+from rehrseg_nnunet.surfaces.formats import FORMATS, file_names, require_formats
 from rehrseg_nnunet.surfaces.structures import Structures
+
+logger = logging.getLogger(__name__)
 
 _REFERENCE_COLOUR = (255, 255, 255)
 
 
-def viewer_case(
-    files: CaseFiles, main: CaseOnGrid, acquired: CaseOnGrid | None, structures: Structures
-) -> ViewerCase | None:
-    """What the viewer shows of a case, None without a scan.
+def viewer_case(files: CaseFiles, main: CaseOnGrid, acquired: CaseOnGrid | None, structures: Structures) -> ViewerCase:
+    """What the viewer shows of a case.
 
     Args:
         files: of the case.
@@ -30,8 +31,6 @@ def viewer_case(
         structures: of the dataset.
     """
     scan = main.scan or (None if acquired is None else acquired.scan)
-    if scan is None:
-        return None
     shown = structure_of_each_label(structures)
     names = {value: structure.name for value, structure in shown.items()}
     colours = {value: structures.colour(structure) for value, structure in shown.items()}
@@ -50,15 +49,22 @@ def viewer_case(
     if entropy is not None:
         layers.append(ViewerLayer("Where it is unsure (entropy)", as_nifti(entropy), kind="uncertainty"))
     surfaces = surfaces_of(files.main.prediction.parent, files.name, structures)
-    return ViewerCase(files.name, as_nifti(scan), layers, surfaces)
+    return ViewerCase(files.name, None if scan is None else as_nifti(scan), layers, surfaces)
 
 
 def surfaces_of(folder: Path, name: str, structures: Structures) -> list[Path]:
-    """A case's surfaces beside its prediction, each structure in the first format that is there."""
+    """A case's surfaces beside its prediction, each structure in the first format that is there and can be read."""
     found = []
     for label in file_names([structure.name for structure in structures.all]):
         there = (folder / f"{name}_{label}.{ending}" for ending in FORMATS)
         found += [file for file in there if file.is_file()][:1]
+    if not found:
+        return []
+    try:
+        require_formats([file.suffix[1:] for file in found])
+    except RuntimeError as error:
+        logger.warning("%s is shown without its surfaces: %s", name, error)
+        return []
     return found
 
 

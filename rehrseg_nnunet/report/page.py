@@ -24,7 +24,7 @@ from rehrseg_nnunet.report.glance import answers, rounded, why
 from rehrseg_nnunet.report.material import Material
 from rehrseg_nnunet.report.pictures import as_uri, draw_case, file_uri
 from rehrseg_nnunet.report.results import METRICS, CaseResult, case_result, ranked, scores_of
-from rehrseg_nnunet.report.viewer import ViewerCase, viewer_html
+from rehrseg_nnunet.report.viewer import Viewer
 from rehrseg_nnunet.surfaces.structures import Structures, structures_of
 
 PICTURES, BROWSED = 20, 10
@@ -83,13 +83,13 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> i
     environment = Environment(
         loader=PackageLoader("rehrseg_nnunet.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    looks = _looks(material, cases[:pictures], structures)
+    drawn, viewer = _looks(material, cases[:pictures], structures)
     html = environment.get_template("page.html").render(
         material=material,
         facts={**material.facts, "report of": date.today().isoformat(), "made with": _made_with()},
         answers=answers(material, cases),
         columns=_columns(material, structures, cases),
-        cases=_shown_cases(material, cases, [picture for picture, _ in looks]),
+        cases=_shown_cases(material, cases, drawn),
         has_reference=material.ranking_summary is not None,
         has_acquired=any(case.files.acquired for case in cases),
         charts=_charts(material, cases, structures),
@@ -99,7 +99,7 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> i
             (title, report, {case: file_uri(picture) for case, picture in report.pictures.items()})
             for title, report in material.stage_1
         ],
-        viewer=viewer_html([seen for _, seen in looks if seen is not None]),
+        viewer=viewer.html(),
     )
     write_atomically(file, html)
     return len(cases)
@@ -180,18 +180,16 @@ def _shown_cases(material: Material, cases: Sequence[CaseResult], pictures: Sequ
     ]
 
 
-def _looks(
-    material: Material, cases: Sequence[CaseResult], structures: Structures
-) -> list[tuple[str, ViewerCase | None]]:
-    """Picture of each case, and what the viewer shows of it."""
+def _looks(material: Material, cases: Sequence[CaseResult], structures: Structures) -> tuple[list[str], Viewer]:
+    """Pictures of the cases, and a viewer of the first of them."""
+    drawn, viewer = [], Viewer()
     if material.reader is None:
-        return []
+        return drawn, viewer
     how = {"reader": material.reader, "heads": structures.heads}
-    looks = []
     for case in tqdm(cases, desc="pictures", leave=False):
         main = read_case(case.files.main, **how)
         acquired = None if case.files.acquired is None else read_case(case.files.acquired, **how)
-        picture = as_uri(draw_case(main, acquired, structures, axis=case.axis), kind="webp")
-        seen = viewer_case(case.files, main, acquired, structures) if len(looks) < BROWSED else None
-        looks.append((picture, seen))
-    return looks
+        if len(drawn) < BROWSED:
+            viewer.add(viewer_case(case.files, main, acquired, structures))
+        drawn.append(as_uri(draw_case(main, acquired, structures, axis=case.axis), kind="webp"))
+    return drawn, viewer

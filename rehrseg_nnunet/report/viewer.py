@@ -19,6 +19,7 @@ from typing import Literal
 
 import nibabel
 import numpy as np
+from jinja2 import Environment, PackageLoader
 from nibabel.affines import apply_affine
 
 from rehrseg_nnunet.report.small_mesh import SmallMesh
@@ -30,8 +31,7 @@ from rehrseg_nnunet.surfaces.read import read_surface
 NIIVUE_FILE = "niivue-0.69.0.umd.js"
 NIIVUE_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 MARGIN_MM = 15.0
-_BYTES = 10_000_000  # of all cases in the page, as base64
-_BYTES_A_CASE = 1_000_000
+_BYTES_A_CASE = 1_000_000  # as base64
 _MOST_VOXELS = 8_000_000  # of an image, for the memory of graphics cards
 _MOST_LABELS = 255
 
@@ -64,48 +64,50 @@ class ViewerCase:
 
     Attributes:
         name: of its button.
-        scan: (I, J, K).
+        scan: (I, J, K); None if it is not known, and then there must be a layer.
         layers: the first is shown at once, the others by their checkboxes.
         surfaces: files of this package, in mm of the scan's space; their names are shown.
     """
 
     name: str
-    scan: nibabel.Nifti1Image
+    scan: nibabel.Nifti1Image | None
     layers: Sequence[ViewerLayer]
     surfaces: Sequence[Path] = ()
 
 
-def viewer_html(cases: Sequence[ViewerCase]) -> str:
+class Viewer:
     """A part of a page that needs nothing else: buttons, one canvas, NiiVue, and the cases around their labels.
 
-    Ten cases take at most about 11 MB, more cases not more: scans get 8 bits, then all gets coarser. The page says so.
-
-    Args:
-        cases: in the order of their buttons.
-
-    Returns:
-        HTML, empty without cases.
-
-    Raises:
-        ValueError: a surface cannot be read.
-        RuntimeError: a package is missing that reads surfaces.
+    NiiVue takes 1.1 MB of the page, each case at most about 1 MB. To that end scans get 8 bits, then everything gets
+    coarser, and the page says so.
     """
-    if not cases:
-        return ""
-    from jinja2 import Environment, PackageLoader
 
-    data: dict[str, str] = {}
-    budget = min(_BYTES_A_CASE, _BYTES // len(cases))
-    described = [_described(case, f"viewer-{index}", data, budget) for index, case in enumerate(cases)]
-    environment = Environment(loader=PackageLoader("rehrseg_nnunet.report"), autoescape=True, trim_blocks=True)
-    return environment.get_template("viewer.html").render(
-        cases=described,
-        data=data,
-        style=_data("viewer.css"),
-        script=_data("viewer.js"),
-        niivue=_niivue(),
-        licences=_data("niivue-licences.txt"),
-    )
+    def __init__(self) -> None:
+        self._cases: list[dict[str, object]] = []
+        self._data: dict[str, str] = {}
+
+    def add(self, case: ViewerCase) -> None:
+        """Add a case; only what gets into the page is kept in memory.
+
+        Raises:
+            ValueError: a surface cannot be read.
+            RuntimeError: a package is missing that reads surfaces.
+        """
+        self._cases.append(_described(case, f"viewer-{len(self._cases)}", self._data))
+
+    def html(self) -> str:
+        """The part of the page, empty without cases."""
+        if not self._cases:
+            return ""
+        environment = Environment(loader=PackageLoader("rehrseg_nnunet.report"), autoescape=True, trim_blocks=True)
+        return environment.get_template("viewer.html").render(
+            cases=self._cases,
+            data=self._data,
+            style=_data("viewer.css"),
+            script=_data("viewer.js"),
+            niivue=_niivue(),
+            licences=_data("niivue-licences.txt"),
+        )
 
 
 def _data(name: str) -> str:
@@ -121,12 +123,12 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _described(case: ViewerCase, name: str, data: dict[str, str], budget: int) -> dict[str, object]:
+def _described(case: ViewerCase, name: str, data: dict[str, str]) -> dict[str, object]:
     """What the script must know of a case; its files are added to `data`."""
     points = np.concatenate(
         [np.empty((0, 3)), *(box_corners_mm(layer.image) for layer in case.layers if layer.kind == "labels")]
     )
-    items = _fitted(_items(case, points), budget)
+    items = _fitted(_items(case, points))
     volumes = [item.part for item in items if isinstance(item.part, SmallVolume)]
     finest = min(volumes, key=lambda volume: float(np.prod(volume.spacing_mm)))
     data[f"{name}-grid"] = _base64(blank(finest).encoded())
@@ -136,8 +138,7 @@ def _described(case: ViewerCase, name: str, data: dict[str, str], budget: int) -
     return {
         "name": case.name,
         "grid": f"{name}-grid",
-        "scan": entries[0],
-        "layers": entries[1 : len(volumes)],
+        "volumes": entries[: len(volumes)],
         "surfaces": entries[len(volumes) :],
         "centre": _centre_mm(points, volumes[0]),
         "note": f"Coarser than the files, to keep this page small: {', '.join(coarse)}." if coarse else "",
@@ -166,10 +167,10 @@ class _Item:
 
 
 def _items(case: ViewerCase, points: np.ndarray) -> list[_Item]:
-    scan = cropped(case.scan, "scan", points, margin_mm=MARGIN_MM)
+    scans = [] if case.scan is None else [_Item("Scan", cropped(case.scan, "scan", points, margin_mm=MARGIN_MM))]
     layers = [_layer_item(layer, points) for layer in case.layers]
     surfaces = [_surface_item(file, case.name, index) for index, file in enumerate(case.surfaces)]
-    return [_Item("Scan", scan), *layers, *surfaces]
+    return [*scans, *layers, *surfaces]
 
 
 def _layer_item(layer: ViewerLayer, points: np.ndarray) -> _Item:
@@ -188,11 +189,11 @@ def _surface_item(file: Path, case: str, index: int) -> _Item:
     return _Item(title, mesh, [own or colour(index)], [""])
 
 
-def _fitted(items: Sequence[_Item], budget: int) -> list[_Item]:
+def _fitted(items: Sequence[_Item]) -> list[_Item]:
     """The items, the largest made coarser until all together fit, or none can be."""
     fitted = [replace(item, part=_of_few_voxels(item.part)) for item in items]
     sizes = [_size(item.part) for item in fitted]
-    while sum(sizes) > budget:
+    while sum(sizes) > _BYTES_A_CASE:
         for index in np.argsort(sizes)[::-1]:
             smaller = fitted[index].part.coarser()
             if smaller is not None:
@@ -213,8 +214,8 @@ def _size(part: Part) -> int:
     return len(_base64(part.encoded()))
 
 
-def _centre_mm(points: np.ndarray, scan: SmallVolume) -> list[float]:
+def _centre_mm(points: np.ndarray, volume: SmallVolume) -> list[float]:
     if len(points):
         return ((points.min(axis=0) + points.max(axis=0)) / 2).tolist()
-    middle = (np.array(scan.array.shape) - 1) / 2
-    return apply_affine(scan.affine, middle).tolist()
+    middle = (np.array(volume.array.shape) - 1) / 2
+    return apply_affine(volume.affine, middle).tolist()

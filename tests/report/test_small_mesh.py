@@ -13,7 +13,7 @@ from rehrseg_nnunet.report.small_mesh import SmallMesh
 @pytest.fixture
 def sphere():
     mesh = trimesh.creation.icosphere(subdivisions=4, radius=20)
-    return SmallMesh(mesh.vertices + [5, -60, 100], mesh.faces)
+    return SmallMesh(mesh.vertices + np.array([5, -60, 100]), mesh.faces)
 
 
 def decoded(mesh):

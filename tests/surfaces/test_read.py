@@ -12,7 +12,7 @@ from rehrseg_nnunet.surfaces.read import read_surface
 @pytest.fixture
 def surface():
     mesh = trimesh.creation.box((2, 4, 6))
-    return Surface(np.array(mesh.vertices) + [10, 20, -30], np.array(mesh.faces))
+    return Surface(mesh.vertices + np.array([10, 20, -30]), np.array(mesh.faces))
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

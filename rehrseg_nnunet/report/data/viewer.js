@@ -7,6 +7,7 @@
   const status = find(".viewer-status");
   const slider = (name) => find(`input[name="${name}"]`);
   const AXES = ["sagittal", "coronal", "axial"];
+  const DRAWN = ["scan", "uncertainty", "labels"];
   const UNCERTAINTY_OPACITY = 0.7;
   let nv = null; // NiiVue, from the first click on
   let shown = null; // the case on the canvas, and what NiiVue made of it
@@ -32,7 +33,8 @@
       isRadiologicalConvention: true,
       dragAndDropEnabled: false,
       dragMode: niivue.DRAG_MODE.pan,
-      crosshairWidth: 0.25,
+      crosshairWidth: 0.2,
+      crosshairWidthUnit: "percent", // of the image's size
       multiplanarPadPixels: 4,
       isOrientCube: true,
       crosshairColor: [1, 1, 1, 0.6],
@@ -59,14 +61,13 @@
   }
 
   async function layer(description) {
-    const labels = description.kind === "labels";
-    const image = await volume(description.data, "layer", description.window, description.colours);
-    if (!labels) {
+    const image = await volume(description.data, description.kind, description.window, description.colours);
+    if (description.kind === "uncertainty") {
       image.colormap = "magma";
       image.colormapType = 1; // from 0, more transparent the further below cal_min
       image.cal_min = description.window[1] / 2;
     }
-    return { ...description, labels, image };
+    return { ...description, image };
   }
 
   async function surface(description) {
@@ -79,14 +80,13 @@
     if (!nv) await start();
     const chosen = cases[index];
     const grid = await volume(chosen.grid, "grid", [0, 1]);
-    const scan = await volume(chosen.scan.data, "scan", chosen.scan.window);
-    const layers = await Promise.all(chosen.layers.map(layer));
+    const layers = await Promise.all(chosen.volumes.map(layer));
     const surfaces = await Promise.all(chosen.surfaces.map(surface));
     for (const one of shown?.surfaces ?? []) one.mesh.unloadMesh(nv.gl);
-    shown = { scan: { ...chosen.scan, image: scan }, layers, surfaces };
+    shown = { layers, surfaces };
     // what is later in this list is drawn over what is earlier
-    const ordered = [...layers.filter((one) => !one.labels), ...layers.filter((one) => one.labels).reverse()];
-    nv.volumes = [grid, scan, ...ordered.map((one) => one.image)];
+    const ordered = DRAWN.flatMap((kind) => layers.filter((one) => one.kind === kind).reverse());
+    nv.volumes = [grid, ...ordered.map((one) => one.image)];
     nv.back = grid;
     nv.overlays = nv.volumes.slice(1);
     nv.meshes = surfaces.map((one) => one.mesh);
@@ -101,11 +101,12 @@
   function listLayers() {
     const fieldset = find(".viewer-layers");
     for (const label of fieldset.querySelectorAll("label")) label.remove();
-    for (const one of [shown.scan, ...shown.layers, ...shown.surfaces]) {
+    const first = shown.layers.find((one) => one.kind !== "scan");
+    for (const one of [...shown.layers, ...shown.surfaces]) {
       const label = document.createElement("label");
       one.box = document.createElement("input");
       one.box.type = "checkbox";
-      one.box.checked = one === shown.scan || one === shown.layers[0] || Boolean(one.mesh);
+      one.box.checked = one === first || one.kind === "scan" || one.kind === "surface";
       one.box.addEventListener("change", refresh);
       label.append(one.box, ` ${one.title} `);
       one.colours.forEach((colour, index) => {
@@ -119,18 +120,21 @@
   }
 
   function refresh() {
-    const [black, white] = shown.scan.window;
-    const middle = (black + white) / 2 - (Number(slider("brightness").value) * (white - black)) / 2;
-    const half = ((white - black) / 2) * 4 ** -Number(slider("contrast").value);
-    shown.scan.image.cal_min = middle - half;
-    shown.scan.image.cal_max = middle + half;
-    shown.scan.image.opacity = Number(shown.scan.box.checked);
+    const opacities = { scan: 1, labels: Number(slider("opacity").value), uncertainty: UNCERTAINTY_OPACITY };
     for (const one of shown.layers) {
-      const opacity = one.labels ? Number(slider("opacity").value) : UNCERTAINTY_OPACITY;
-      one.image.opacity = one.box.checked ? opacity : 0;
+      one.image.opacity = one.box.checked ? opacities[one.kind] : 0;
+      if (one.kind === "scan") adjust(one);
     }
     for (const one of shown.surfaces) one.mesh.visible = one.box.checked;
     nv.updateGLVolume();
+  }
+
+  function adjust(scan) {
+    const [black, white] = scan.window;
+    const middle = (black + white) / 2 - (Number(slider("brightness").value) * (white - black)) / 2;
+    const half = ((white - black) / 2) * 4 ** -Number(slider("contrast").value);
+    scan.image.cal_min = middle - half;
+    scan.image.cal_max = middle + half;
   }
 
   const view = () => find('input[name="viewer-plane"]:checked').value;
@@ -206,4 +210,5 @@
   slider("slice").addEventListener("input", (event) => goTo(Number(event.target.value)));
   for (const name of ["opacity", "brightness", "contrast"]) slider(name).addEventListener("input", refresh);
   find(".viewer-ui").hidden = false;
+  find(".viewer-without-scripts").hidden = true;
 })();
