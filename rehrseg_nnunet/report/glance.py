@@ -56,7 +56,8 @@ def comparison(summary: Mapping[str, Any], model: str) -> str:
     test = tests["Dice"]
     low, high = test["interval"]
     if test["n"] < MIN_CASES:
-        return f"{text} {rounded(test['mean_difference'], 3):+.3f} Dice against {test['against']}; too few cases to say more."
+        change = f"{rounded(test['mean_difference'], 3):+.3f} Dice against {test['against']}"
+        return f"{text} {change}; too few cases to say more."
     verdict = "Better than" if low > 0 else "Worse than" if high < 0 else "No clear difference to"
     return (
         f"{text} {verdict} {test['against']}: {rounded(test['mean_difference'], 3):+.3f} Dice "
