@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,7 +29,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def paired_dots(cases: Sequence[CaseResult], *, model: str, baseline: str) -> str | None:
+def paired_dots(cases: Sequence[CaseResult]) -> str | None:
     """Dice of every case with the baseline and with the model, joined by a line; None without pairs."""
     pairs = [(case.name, case.mean("Dice", case.baseline_scores), case.mean("Dice")) for case in cases]
     pairs = [(name, *values) for name, *values in pairs if not np.isnan(values).any()]
@@ -46,7 +45,7 @@ def paired_dots(cases: Sequence[CaseResult], *, model: str, baseline: str) -> st
         name, _, lowest = min(pairs, key=lambda pair: pair[2])
         axes.annotate(f" {name}", (1, lowest), fontsize=8, va="center")
         axes.set(xlim=(-0.5, 2), xticks=[0, 1], ylabel="Dice")
-        axes.set_xticklabels([textwrap.fill(title.replace("_", "_ "), 14) for title in (baseline, model)])
+        axes.set_xticklabels(["baseline", "model"])
         return as_uri(figure, kind="svg")
 
 

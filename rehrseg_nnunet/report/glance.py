@@ -35,6 +35,16 @@ def answers(material: Material, cases: Sequence[CaseResult]) -> list[tuple[str, 
     return found
 
 
+def rounded(value: float, digits: int) -> float:
+    """A number to be shown with so many digits; what rounds to zero has no sign.
+
+    Example:
+        >>> f"{rounded(-0.0001, 3):+.3f}"
+        '+0.000'
+    """
+    return round(value, digits) + 0.0
+
+
 def comparison(summary: Mapping[str, Any], model: str) -> str:
     """Mean Dice and HD95, and what changed against the baseline, with intervals."""
     scores = summary["methods"][model]["over_cases"][MEAN]
@@ -46,12 +56,13 @@ def comparison(summary: Mapping[str, Any], model: str) -> str:
     test = tests["Dice"]
     low, high = test["interval"]
     if test["n"] < MIN_CASES:
-        return f"{text} {test['mean_difference']:+.3f} Dice against {test['against']}; too few cases to say more."
+        change = f"{rounded(test['mean_difference'], 3):+.3f} Dice against {test['against']}"
+        return f"{text} {change}; too few cases to say more."
     verdict = "Better than" if low > 0 else "Worse than" if high < 0 else "No clear difference to"
     return (
-        f"{text} {verdict} {test['against']}: {test['mean_difference']:+.3f} Dice "
-        f"(95 % interval {low:+.3f} to {high:+.3f}, {test['n']} cases), "
-        f"{tests['HD95']['mean_difference']:+.2f} mm HD95."
+        f"{text} {verdict} {test['against']}: {rounded(test['mean_difference'], 3):+.3f} Dice "
+        f"(95 % interval {rounded(low, 3):+.3f} to {rounded(high, 3):+.3f}, {test['n']} cases), "
+        f"{rounded(tests['HD95']['mean_difference'], 2):+.2f} mm HD95."
     )
 
 
@@ -121,7 +132,7 @@ def _volume(rows: Sequence[Any]) -> str:
     text = f"{rows[0].name}: median {np.median(found):.2f} ml ({found.min():.2f} to {found.max():.2f})"
     limits = limits_of_agreement([(row.reference_ml, row.volume_ml) for row in rows])
     if limits is not None:
-        mean, low, high = limits
+        mean, low, high = (rounded(value, 0) for value in limits)
         return f"{text}, {mean:+.0f} % against the reference, 95 of 100 cases within {low:+.0f} % to {high:+.0f} %."
     pairs = [(row.sure_ml, row.possible_ml) for row in rows if row.sure_ml is not None]
     if pairs:

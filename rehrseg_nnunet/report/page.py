@@ -20,7 +20,7 @@ from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.report.browse import viewer_case
 from rehrseg_nnunet.report.cases import read_case
 from rehrseg_nnunet.report.charts import along_the_stack, curves, paired_dots, volume_differences
-from rehrseg_nnunet.report.glance import answers, why
+from rehrseg_nnunet.report.glance import answers, rounded, why
 from rehrseg_nnunet.report.material import Material
 from rehrseg_nnunet.report.pictures import as_uri, draw_case, file_uri
 from rehrseg_nnunet.report.results import METRICS, CaseResult, case_result, ranked, scores_of
@@ -128,12 +128,10 @@ def _results(material: Material, structures: Structures) -> list[CaseResult]:
 
 def _charts(material: Material, cases: Sequence[CaseResult], structures: Structures) -> list[tuple[str, str]]:
     found = [
+        ("Every case against the baseline", paired_dots(cases)),
         ("Along the stack", along_the_stack(cases, model=material.model, baseline=material.baseline)),
         ("Volumes", volume_differences(cases, structures)),
     ]
-    if material.baseline is not None:
-        dots = paired_dots(cases, model=material.model, baseline=material.baseline)
-        found.insert(0, ("Every case against the baseline", dots))
     return [(title, chart) for title, chart in found if chart is not None]
 
 
@@ -170,7 +168,7 @@ def _cells(material: Material, case: CaseResult, *, folds: bool, unsure: bool) -
 
 
 def _number(value: float, digits: int, *, sign: str = "", unit: str = "", title: str = "") -> Cell:
-    return Cell("-" if math.isnan(value) else f"{value:{sign}.{digits}f}{unit}", value, title)
+    return Cell("-" if math.isnan(value) else f"{rounded(value, digits):{sign}.{digits}f}{unit}", value, title)
 
 
 def _shown_cases(material: Material, cases: Sequence[CaseResult], pictures: Sequence[str]) -> list[ShownCase]:

@@ -60,7 +60,7 @@ def draw_case(main: CaseOnGrid, acquired: CaseOnGrid | None, structures: Structu
     window = window_around(shown, margin_mm=MARGIN_MM, within=frame)
     scan = next((grid.scan for grid in grids if grid.scan is not None), None)
     grey = (0.0, 1.0) if scan is None else grey_window(scan)
-    return draw_planes(panels, _cuts(grids, frame, axis), window, grey=grey)
+    return draw_planes(panels, _cuts(grids, frame, axis, colours), window, grey=grey)
 
 
 def _labels(grids: Sequence[CaseOnGrid]) -> list[Volume]:
@@ -82,7 +82,7 @@ def _panel(
     return Panel(f"{title}: {describe_spacing(grid.labels.grid.spacing_mm)}", scan, overlays)
 
 
-def _cuts(grids: Sequence[CaseOnGrid], frame: Volume, axis: int) -> list[Cut]:
+def _cuts(grids: Sequence[CaseOnGrid], frame: Volume, axis: int, colours: Mapping[int, Colour]) -> list[Cut]:
     """Planes of the largest sections; with a reference also the slice with most wrong voxels."""
     main = grids[-1]
     labels = main.labels if main.labels.values.any() or main.reference is None else main.reference
@@ -90,7 +90,9 @@ def _cuts(grids: Sequence[CaseOnGrid], frame: Volume, axis: int) -> list[Cut]:
     cuts = [Cut(name, number, largest_section(labels, number)) for number, name in enumerate(PLANES)]
     judged = next((grid for grid in reversed(grids) if grid.reference is not None), None)
     if judged is not None and judged.reference is not None:
-        wrong = Volume((judged.labels.values != judged.reference.values).astype(np.uint8), judged.labels.grid)
+        true = judged.reference.values
+        annotated = (true == 0) | np.isin(true, list(colours))
+        wrong = Volume(((judged.labels.values != true) & annotated).astype(np.uint8), judged.labels.grid)
         if wrong.values.any():
             position = largest_section(wrong.with_axes_of(frame, order=0), axis)
             if abs(position - cuts[axis].position) > judged.labels.grid.spacing_mm[axis] / 2:
