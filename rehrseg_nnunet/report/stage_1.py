@@ -56,7 +56,7 @@ class Stage1:
 
     @property
     def answer(self) -> str:
-        """PSNR and Dice beside the better interpolation, on the truth where it is known, else as simulated; or empty."""
+        """PSNR and Dice beside the better interpolation, on the truth if it is known, else as simulated; or empty."""
         known = [row["compared with"] for row in self.rows] or [""]
         rows = [row for row in self.rows if row["compared with"] == known[-1]]
         own = [row for row in rows if not row["method"].startswith(_PLAIN)]
