@@ -73,9 +73,11 @@ def test_layers_and_views_are_drawn(opened):
     page.get_by_label("Where it is unsure").uncheck()
     page.get_by_label("Surfaces", exact=True).check()
     surfaces = coloured(opened.canvas()).mean()
-    page.get_by_label("Surface core").uncheck()
-    page.get_by_label("Surface shell").uncheck()
+    for name in ("Surface core", "Surface shell"):
+        page.get_by_label(name).uncheck()
     assert coloured(opened.canvas()).mean() < surfaces / 4
+    for name in ("Surface core", "Surface shell"):
+        page.get_by_label(name).check()
     page.get_by_label("All planes").check()
     page.get_by_role("checkbox", name="Prediction core shell", exact=True).check()
 

@@ -33,7 +33,7 @@
       isRadiologicalConvention: true,
       dragAndDropEnabled: false,
       dragMode: niivue.DRAG_MODE.pan,
-      crosshairWidth: 0.2,
+      crosshairWidth: 0.5,
       crosshairWidthUnit: "percent", // of the image's size
       multiplanarPadPixels: 4,
       isOrientCube: true,
@@ -110,10 +110,12 @@
       one.box.addEventListener("change", refresh);
       label.append(one.box, ` ${one.title} `);
       one.colours.forEach((colour, index) => {
-        const swatch = document.createElement("span");
+        const [key, swatch] = [document.createElement("span"), document.createElement("span")];
+        key.className = "viewer-key";
         swatch.className = "viewer-swatch";
         swatch.style.background = `rgb(${colour.join()})`;
-        label.append(swatch, ` ${one.names[index]} `);
+        key.append(swatch, ` ${one.names[index]}`);
+        label.append(key, " ");
       });
       fieldset.append(label);
     }
