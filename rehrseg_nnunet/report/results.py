@@ -27,7 +27,7 @@ METRICS = ("Dice", "HD95", "NSD")
 MIN_CASES = 6  # to say what is usual
 _OUTLIER = 3.5  # robust standard deviations (Iglewicz and Hoaglin)
 _MAD_TO_DEVIATION = 1.4826
-_LEAST_DEVIATION = 0.05  # of log volumes: volumes that hardly differ have no outliers
+_LEAST_DEVIATION = 0.1  # of log volumes: 0.7 to 1.4 times the median is never an outlier
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]  # case, structure, metric
 
