@@ -13,6 +13,7 @@ ORDER = [
     "segmentation",
     "self_sr",
     "smore",
+    "guided",
     "restoration",
     "surfaces",
     "evaluation",
