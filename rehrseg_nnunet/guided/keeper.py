@@ -202,7 +202,8 @@ class KeeperNetwork(nn.Module):
         Raises:
             RuntimeError: a teacher of another shape.
         """
-        self.decoder.load_state_dict(teacher.decoder.state_dict())
+        decoder = self.decoder
+        decoder.load_state_dict(teacher.decoder.state_dict())
 
     def train(self, mode: bool = True) -> KeeperNetwork:
         """Training mode for all but the decoder."""
