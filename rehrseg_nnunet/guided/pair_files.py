@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
 
 from rehrseg_nnunet.nnunet.new_dataset import check_keeps_geometry
 from rehrseg_nnunet.nnunet.raw_files import image_ending, image_files, listed
 from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+FIRST_CHANNEL = "0000"  # at the end of names in nnU-Net's folders
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class CaseFolder:
 def find_case_folder(argument: str) -> CaseFolder:
     """The images of a folder, by case.
 
-    The case is the name of a file without its ending, and without the channel `_0000` if all files have one, as in
-    nnU-Net's folders.
+    The case is the name of a file without its ending, and without `_0000` if all files have it, as nnU-Net's have.
 
     Args:
         argument: `DIR`, whose last part names the channel, or `NAME=DIR`.
@@ -71,16 +68,19 @@ def _name_and_folder(argument: str) -> tuple[str, Path]:
 
 
 def _by_case(folder: Path, files: Sequence[Path], ending: str) -> dict[str, Path]:
-    stems = {file: file.name[: -len(ending)] for file in files}
-    matches = {file: _CHANNEL.fullmatch(stem) for file, stem in stems.items()}
-    channels = {match[2] for match in matches.values() if match is not None}
-    if len(channels) > 1 and None not in matches.values():
-        raise ValueError(
-            f"{folder} must hold one channel, got {', '.join(sorted(channels))}; give each channel a folder of its own"
-        )
-    if None not in matches.values():
-        stems = {file: match[1] for file, match in matches.items() if match is not None}
-    return {stem: file for file, stem in sorted(stems.items(), key=lambda item: item[1])}
+    """Files by case; numbers at the end of names may be of channels or of cases."""
+    stems = [file.name[: -len(ending)] for file in files]
+    parts = [stem.rpartition("_") for stem in stems]
+    channels: dict[str, set[str]] = {}
+    for case, _, number in parts:
+        channels.setdefault(case, set()).add(number)
+    if all(FIRST_CHANNEL in numbers for numbers in channels.values()):
+        if max(map(len, channels.values())) == 1:
+            stems = [case for case, _, _ in parts]
+        elif len(channels) > 1:
+            found = ", ".join(f"_{number}" for number in sorted(set().union(*channels.values())))
+            raise ValueError(f"{folder} must hold one channel, got {found}; give each channel a folder of its own")
+    return dict(sorted(zip(stems, files, strict=True)))
 
 
 def common_cases(folders: Iterable[CaseFolder], *, leave_out: bool) -> tuple[list[str], list[str]]:
