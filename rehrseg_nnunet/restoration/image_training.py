@@ -20,8 +20,7 @@ class ImageTraining(TrainerMixin):
     Adam, a learning rate per step, a batch size of its own, image metrics in nnU-Net's log, no deep supervision.
 
     Attributes:
-        settings: the part of the plans' block that this training follows: `epochs`, `learning_rate`, `batch_size`
-            (None: the plan's).
+        settings: the part of the plans' block that this training follows: `epochs`, `learning_rate`, `batch_size`.
         extra_metrics: what `validation_step` gives beside nnU-Net's values, each its mean over a batch.
     """
 
@@ -60,7 +59,7 @@ class ImageTraining(TrainerMixin):
         """
         planned = self.configuration_manager
         world_size = dist.get_world_size() if self.is_ddp else 1
-        batch_size = max(1, (self.settings.batch_size or planned.batch_size) // world_size) * world_size
+        batch_size = max(1, self.settings.batch_size // world_size) * world_size
         self.configuration_manager = ConfigurationManager({**planned.configuration, "batch_size": batch_size})
         try:
             super()._set_batch_size_and_oversample()

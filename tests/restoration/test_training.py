@@ -93,7 +93,7 @@ def test_the_image_metrics_are_in_the_log_and_old_values_stay():
 
 @pytest.mark.parametrize(
     ("processes", "batch_size", "expected"),
-    [(None, 5, 5), (2, 5, 4), (4, 5, 4), (8, 5, 8), (3, 9, 9), (None, None, 2), (2, None, 2)],
+    [(None, 5, 5), (2, 5, 4), (4, 5, 4), (8, 5, 8), (3, 9, 9)],
 )
 def test_the_batch_is_the_settings_in_equal_shares(monkeypatch, processes, batch_size, expected):
     monkeypatch.setattr(module, "dist", SimpleNamespace(get_world_size=lambda: processes))
