@@ -12,7 +12,7 @@ from types import ModuleType
 
 COMMANDS = {
     "trainers": "print the folder that nnUNet_extTrainer must name",
-    "plan": "write nnU-Net plans with a REHRSeg preset",
+    "plan": "write nnU-Net plans with settings of REHRSeg or guidance",
     "predict": "predict high-resolution segmentations",
     "surfaces": "write surfaces of segmentations: STL, PLY, OBJ, GLB, 3MF",
     "viewers": "write label images with names and colours for 3D Slicer and ITK-SNAP",
