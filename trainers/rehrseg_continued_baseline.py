@@ -15,7 +15,7 @@ from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 
 
 class ContinuedBaselineTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
-    """nnU-Net's data, network and loss from the fold's finished baseline on, at the learning rate of what is compared."""
+    """nnU-Net's data, network and loss from the fold's finished baseline on, at the compared method's learning rate."""
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
         """Take the compared method's learning rate; an invalid block is refused before anything is written."""

@@ -267,10 +267,10 @@ def load_config(configuration: Mapping[str, Any]) -> ResolvedGuidance:
         )
     config = parse_block(configuration.get(BLOCK, {}))
     is_3d = len(configuration["spacing"]) == 3
-    unknown = {
+    resolved = {
         "features_double": is_3d,
         "convs_per_block": 1 if is_3d else 2,
         "batch_size": configuration["batch_size"],
+        **{key: value for key, value in config if value is not None},
     }
-    given = {key: value for key in unknown if (value := getattr(config, key)) is not None}
-    return ResolvedGuidance(**{**dict(config), **unknown, **given})
+    return ResolvedGuidance(**resolved)

@@ -5,8 +5,9 @@ A plans file carries it inside a configuration, beside nnU-Net's own keys::
     "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4, "self_sr": {"epochs": 600}}}}
 
 Keys that are left out have the defaults below. Each says where its default comes from: the paper (Song et al.), the
-authors' released code (github.com/zhiyuns/REHRSeg), or this package (docs/decisions.md has the reason). Unknown keys and impossible values are refused with the key's
-name; keys that earlier versions had are in `removed_settings`. docs/reference/settings.md is generated from here.
+authors' released code (github.com/zhiyuns/REHRSeg), or this package (docs/decisions.md has the reason). Unknown keys
+and impossible values are refused with the key's name; keys that earlier versions had are in `removed_settings`.
+docs/reference/settings.md is generated from here.
 """
 
 from __future__ import annotations
