@@ -24,7 +24,7 @@ class FrozenTeacher:
     Attributes:
         checkpoint: its file.
         network: in evaluation mode, without gradients, on the CPU.
-        sha256: hash of its weights.
+        sha256: hash of the weights that teach: encoder, decoder and `image_range`.
     """
 
     checkpoint: Path
@@ -48,11 +48,12 @@ def open_teacher(own: FoldRun, configuration: Mapping[str, Any], *, checkpoint: 
     file = run.best_checkpoint if checkpoint == "best" and run.best_checkpoint.is_file() else run.final_checkpoint
     shape = planned_shape(configuration)
     teacher = build_teacher(configuration)
+    teacher.reconstruction = None  # of its training alone
     load_frozen(
         teacher,
         file,
         sizes=f"widths {list(shape.widths)}, {shape.privileged_channels} privileged channels",
         remedy=f"train the teacher again: {run.command}",
-        optional=("reconstruction.",),
+        without=("reconstruction.",),
     )
     return FrozenTeacher(file, teacher, hash_weights(teacher.state_dict()))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from torch import nn
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed as dist
 
 from rehrseg_nnunet.config.guidance import BLOCK, change_config, load_config
@@ -80,18 +80,15 @@ class PairedTraining(ImageTraining):
         """Put the settings and the channels' roles into the plans: networks are built from these alone.
 
         Raises:
-            ValueError: no privileged channels, or none but these.
+            NotImplementedError: a network without stages.
+            ValueError: no privileged channels or none but these, or a patch that is too small.
         """
         self.channels = PairedChannels.of_dataset(dataset_json)
         own = plans["configurations"][configuration]
         own[BLOCK] = self.config.model_dump(mode="json")
         own[CHANNELS_KEY] = {"source": list(self.channels.source), "privileged": list(self.channels.privileged)}
+        planned_shape(PlansManager(plans).get_configuration(configuration).configuration)
         return plans
-
-    def configure(self) -> None:
-        """Check that the networks fit the patch, before anything is written; then as `ImageTraining`."""
-        planned_shape(self.configuration_manager.configuration)
-        super().configure()
 
     def schedule(self, optimizer: Any) -> RatePerStep:
         """The settings' schedule."""
@@ -207,7 +204,3 @@ def _nanmean(values: Sequence[float]) -> float:
     defined = [float(value) for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
 
-
-def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a network that are not frozen."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]

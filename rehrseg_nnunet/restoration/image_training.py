@@ -109,3 +109,18 @@ class ImageTraining(TrainerMixin):
         values: dict[str, Any] = {metric: self.logger.get_value(metric, step=-1) for metric in self.extra_metrics}
         self.print_to_log_file(", ".join(f"{metric} {round(value, 4)}" for metric, value in values.items()))
         super().on_epoch_end()
+
+
+def refuse_prediction(trainer: str, *, enable_deep_supervision: bool, instead: str) -> None:
+    """Tell nnU-Net's predictor, the only one that builds a network without deep supervision, that it is no segmenter.
+
+    Args:
+        trainer: name of the trainer.
+        enable_deep_supervision: as nnU-Net asks for the network.
+        instead: what the trainer does, and what to do.
+
+    Raises:
+        NotImplementedError: without deep supervision.
+    """
+    if not enable_deep_supervision:
+        raise NotImplementedError(f"{trainer} {instead}")

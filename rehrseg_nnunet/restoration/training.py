@@ -70,15 +70,3 @@ class ImageToImageTraining(ImageTraining):
         )
         self._validation_steps += 1
         return {"loss": loss.detach().cpu().numpy(), **metrics}
-
-
-def refuse_prediction(trainer: str, *, enable_deep_supervision: bool) -> None:
-    """Tell nnU-Net's predictor, the only one that builds a network without deep supervision, that it is no segmenter.
-
-    Raises:
-        NotImplementedError: without deep supervision.
-    """
-    if not enable_deep_supervision:
-        raise NotImplementedError(
-            f"{trainer} makes training data, it does not segment: predict with -tr REHRSegTrainer"
-        )
