@@ -84,3 +84,8 @@ def build_discriminator(configuration: Mapping[str, Any]) -> Discriminator:
     """The keeper's adversary, with as many stages as the patch has room for."""
     shape = planned_shape(configuration)
     return Discriminator(shape, stages_that_fit(shape, configuration["patch_size"]))
+
+
+def hash_tensor(sha256: str) -> torch.Tensor:
+    """A hash in hexadecimal digits as the (32,) bytes that weights hold."""
+    return torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8)

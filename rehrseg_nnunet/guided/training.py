@@ -95,9 +95,7 @@ class PairedTraining(ImageTraining):
         if self.config.schedule == "constant":
             return ConstantRate(optimizer, learning_rate=self.initial_lr)
         steps = self.num_iterations_per_epoch
-        return PhasedOneCycle(
-            optimizer, peak=self.initial_lr, phase_epochs=[self.num_epochs], steps_per_epoch=steps
-        )
+        return PhasedOneCycle(optimizer, peak=self.initial_lr, phase_epochs=[self.num_epochs], steps_per_epoch=steps)
 
     @property
     def image_range(self) -> torch.Tensor:
@@ -203,4 +201,3 @@ class PairedTraining(ImageTraining):
 def _nanmean(values: Sequence[float]) -> float:
     defined = [float(value) for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
-

@@ -67,7 +67,8 @@ def _write_nibabel(image: np.ndarray, file: str, geometry: Mapping[str, Any]) ->
     original = geometry["original_affine"]
     volume = nibabel.Nifti1Image(image.transpose(2, 1, 0), geometry.get("reoriented_affine", original))
     if "reoriented_affine" in geometry:
-        volume = volume.as_reoriented(ornt_transform(axcodes2ornt("RAS"), io_orientation(original)))
+        to_file = ornt_transform(axcodes2ornt("RAS"), io_orientation(original))
+        volume = volume.as_reoriented(to_file)  # pyright: ignore[reportArgumentType] # nibabel's own kind of array
     nibabel.save(volume, file)
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
 from rehrseg_nnunet.guided.adversary import Adversary, OptimizerPair, descend
 from rehrseg_nnunet.guided.frozen import TEACHER, FrozenTeacher, open_teacher
 from rehrseg_nnunet.guided.keeper import KeeperNetwork
 from rehrseg_nnunet.guided.losses import KeeperLoss, feature_error, matching_error
-from rehrseg_nnunet.guided.networks import build_discriminator, build_keeper
-from rehrseg_nnunet.guided.synthesis import report_keeper
+from rehrseg_nnunet.guided.networks import build_discriminator, build_keeper, hash_tensor
+from rehrseg_nnunet.guided.report import RECONSTRUCTED, report_keeper
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
@@ -107,18 +108,21 @@ class KnowledgeKeeperTrainer(PairedTraining, PluginTrainer, nnUNetTrainer):
             ValueError: the training that is continued had another teacher.
         """
         network: Any = unwrap(self.network)
-        sha256 = torch.tensor(list(bytes.fromhex(teacher.sha256)), dtype=torch.uint8)
-        if self._resumed and not torch.equal(network.teacher_sha256.cpu(), sha256):
+        if self._resumed and not self._is_of(teacher):
             raise ValueError(
                 f"{teacher.checkpoint} must be the teacher that this training was begun with, got other weights; put "
                 "that teacher back, or train without --c"
             )
         network.take_decoder(teacher.network)
-        network.teacher_sha256.copy_(sha256)
+        network.teacher_sha256.copy_(hash_tensor(teacher.sha256))
         self.set_image_range(teacher.network.get_buffer("image_range"))
         teacher.network.to(self.device)
         self.teacher = teacher
         self.print_to_log_file(f"teacher: {teacher.checkpoint} (weights {teacher.sha256[:12]})")
+
+    def _is_of(self, teacher: FrozenTeacher) -> bool:
+        own = unwrap(self.network).get_buffer("teacher_sha256")
+        return torch.equal(own.cpu(), hash_tensor(teacher.sha256))
 
     def train_step(self, batch: dict) -> dict:
         """A step of the adversary, then one of the keeper."""
@@ -163,6 +167,18 @@ class KnowledgeKeeperTrainer(PairedTraining, PluginTrainer, nnUNetTrainer):
             }
         return {"loss": loss.cpu().numpy(), **errors, **self.score(pairs, output.image)}
 
+    def teacher_at_hand(self) -> nn.Module | None:
+        """The teacher of this training, None if it is gone or another one has taken its place: `--val` does without."""
+        try:
+            teacher = self.find_teacher()
+        except (FileNotFoundError, ValueError) as error:
+            self.print_to_log_file(f"the report has no {RECONSTRUCTED}: {error}")
+            return None
+        if not self._is_of(teacher):
+            self.print_to_log_file(f"the report has no {RECONSTRUCTED}: {teacher.checkpoint} is another teacher now")
+            return None
+        return teacher.network.to(self.device)
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write the synthesised validation images, pictures of some, and `synthesis_report.json`."""
-        report_keeper(self)
+        report_keeper(self, self.teacher_at_hand())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-import torch
 
+from rehrseg_nnunet.guided.adversary import descend
 from rehrseg_nnunet.guided.losses import TeacherLoss
 from rehrseg_nnunet.guided.networks import build_teacher
-from rehrseg_nnunet.guided.adversary import descend
-from rehrseg_nnunet.guided.synthesis import report_teacher
+from rehrseg_nnunet.guided.report import report_teacher
 from rehrseg_nnunet.guided.teacher import Teacher
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
