@@ -38,13 +38,33 @@ def save_case_figure(
         labels: the same titles to (r*D, H, W) label maps.
         uncertainty: (r*D, H, W).
     """
+    centre = label_centre(next(iter(labels.values())))
+    save_image_figure(file, images, {"uncertainty U": uncertainty}, centre, labels)
+
+
+def save_image_figure(
+    file: Path,
+    images: Mapping[str, np.ndarray],
+    maps: Mapping[str, np.ndarray],
+    centre: tuple[int, int, int],
+    labels: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write a PNG: one row per plane, one column per image, all in the first one's grey values, then one per map.
+
+    Args:
+        file: PNG to write; complete or not at all.
+        images: title to (D, H, W) image, all on one grid.
+        maps: title to (D, H, W) values, each in colours of its own range.
+        centre: voxel that the planes go through.
+        labels: titles of images to (D, H, W) label maps, whose outlines are drawn over them.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     with plt.style.context("default"):  # nnU-Net's own plots leave seaborn's style and large fonts behind
-        figure = _case_figure(plt, images, labels, uncertainty)
+        figure = _case_figure(plt, images, maps, centre, labels or {})
         partial = file.with_name(f".{file.name}")
         try:
             figure.savefig(partial, dpi=100, format="png")
@@ -55,26 +75,32 @@ def save_case_figure(
 
 
 def _case_figure(
-    plt: ModuleType, images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], uncertainty: np.ndarray
+    plt: ModuleType,
+    images: Mapping[str, np.ndarray],
+    maps: Mapping[str, np.ndarray],
+    centre: tuple[int, int, int],
+    labels: Mapping[str, np.ndarray],
 ) -> Any:
     reference = next(iter(images.values()))
     low, high = np.percentile(reference, (0.5, 99.5))
-    centre = label_centre(next(iter(labels.values())))
-    columns = len(images) + 1
-    shapes = [plane.shape for plane in central_planes(reference, centre)]
+    columns = len(images) + len(maps)
+    rows = 1 if len(reference) == 1 else len(PLANES)  # of one slice there is no other plane
+    shapes = [plane.shape for plane in central_planes(reference, centre)[:rows]]
     figure, axes = plt.subplots(
-        3, columns, figsize=(3 * columns, 9), squeeze=False, height_ratios=[s[0] / s[1] for s in shapes]
+        rows, columns, figsize=(3 * columns, 3 * rows), squeeze=False, height_ratios=[s[0] / s[1] for s in shapes]
     )
-    for column, title in enumerate(images):
-        planes = zip(central_planes(images[title], centre), central_planes(labels[title], centre), strict=True)
-        for row, (plane, outline) in enumerate(planes):
+    for column, (title, image) in enumerate(images.items()):
+        for row, plane in enumerate(central_planes(image, centre)[:rows]):
             axes[row, column].imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        for row, outline in enumerate(central_planes(labels[title], centre)[:rows] if title in labels else ()):
             _outline(axes[row, column], outline)
         axes[0, column].set_title(title)
-    for row, plane in enumerate(central_planes(uncertainty, centre)):
-        axes[row, -1].imshow(plane, cmap="magma", interpolation="nearest")
+    for column, (title, values) in enumerate(maps.items(), start=len(images)):
+        for row, plane in enumerate(central_planes(values, centre)[:rows]):
+            axes[row, column].imshow(plane, cmap="magma", interpolation="nearest")
+        axes[0, column].set_title(title)
+    for row in range(rows):
         axes[row, 0].set_ylabel(PLANES[row])
-    axes[0, -1].set_title("uncertainty U")
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
