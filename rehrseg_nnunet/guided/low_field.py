@@ -60,8 +60,8 @@ def case_generator(seed: int, case: str) -> np.random.Generator:
     """Random numbers of one case: a scan has one noise, in whichever dataset and order it is simulated.
 
     Example:
-        >>> case_generator(0, "a").integers(100) == case_generator(0, "a").integers(100)
-        True
+        >>> [int(case_generator(0, case).integers(1000)) for case in "aba"]
+        [841, 739, 841]
     """
     digest = hashlib.sha256(f"{seed} {case}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
@@ -103,7 +103,7 @@ def low_field_twin(
 def lose_contrast(values: np.ndarray, *, pivot: float, contrast: float, gamma: float = 1.0) -> np.ndarray:
     """phi: a rising curve through 0 and the pivot that leaves a share of the contrast around the pivot.
 
-    Above `AIR` of the pivot it is the line pivot + contrast (value - pivot), below it the line to 0, and a power of both
+    Above `AIR` of the pivot it is the line pivot + contrast (value - pivot), below it the line to 0; a power of both
     follows.
 
     Args:
@@ -218,4 +218,5 @@ def acquire(clean: np.ndarray, window: np.ndarray, *, noise: np.ndarray) -> np.n
         (D, H, W) float32.
     """
     spectrum = fft.fftn(clean.astype(np.float32), norm="ortho")
-    return np.abs(fft.ifftn(window * (spectrum + noise), norm="ortho")).astype(np.float32)
+    seen = fft.ifftn(window * (spectrum + noise), norm="ortho")
+    return np.abs(np.asarray(seen)).astype(np.float32)
