@@ -254,6 +254,8 @@ PLANS_PARTS = (
 NETWORK_PARTS = (
     Part(_BLOCKS + ".plain_conv_encoder:PlainConvEncoder", "strides output_channels", "the HR head"),
     Part(_BLOCKS + ".residual_encoders:ResidualEncoder", "strides output_channels", "the HR head"),
+    Part(_BLOCKS + ".plain_conv_encoder:PlainConvEncoder", "kernel_sizes", "guidance"),
+    Part(_BLOCKS + ".residual_encoders:ResidualEncoder", "kernel_sizes", "guidance"),
     Part(_BLOCKS + ".unet_decoder:UNetDecoder", "seg_layers", "the HR head"),
     Part(_UNETS + ":PlainConvUNet", "encoder decoder initialize", "the HR head"),
     Part(_UNETS + ":ResidualEncoderUNet", "encoder decoder initialize", "the HR head"),
