@@ -7,6 +7,8 @@ Convention:
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -54,9 +56,8 @@ def synthesise(
     Returns:
         (P, D, H, W) float32.
     """
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it says on every CPU that it is no GPU
+        predictor = nnUNetPredictor(use_mirroring=False, device=device, allow_tqdm=False)
     plans, configuration, dataset_json = planned.plans_manager, planned.configuration_manager, planned.dataset_json
     predictor.manual_initialization(ImageOnly(network), plans, configuration, None, dict(dataset_json), "", None)
     # declared as nnU-Net's class, of which the window takes no more than this

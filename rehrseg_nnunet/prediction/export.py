@@ -1,8 +1,8 @@
 """A case's logits on every output grid, and what is written there: nnU-Net's files and whatever else is asked for.
 
-nnU-Net hands a case's logits to `export_prediction_from_logits`, mostly in a worker process. `exporting_with`
-puts `export_on_grids` in its place while files are predicted: it brings the logits onto each grid in turn and lets nnU-Net's
-function write the segmentation there. Before it does, the `writers` see the same logits.
+nnU-Net hands a case's logits to `export_prediction_from_logits`, mostly in a worker process. `exporting_with` puts
+another function in its place while files are predicted. `export_on_grids` brings the logits onto each grid in turn and
+lets nnU-Net's function write the segmentation there. Before it does, the `writers` see the same logits.
 
 Convention:
     With one grid a case's files are named as nnU-Net names them, with several `<case>_<name of the grid>`.
