@@ -25,7 +25,6 @@ from rehrseg_nnunet.guided.pair_transforms import split_channels
 from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, synthesise
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.extended_network import unwrap
-from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.whole_files import whole_files
 
 SOURCE, SYNTHESISED, RECONSTRUCTED = "source, best line", "synthesised", "teacher's reconstruction"
@@ -60,7 +59,6 @@ class ValidationReport:
 
     def __init__(self, trainer: PairedTraining) -> None:
         self.trainer = trainer
-        self.planned = PlannedDataset.of_trainer(trainer)
         self.image_range = trainer.image_range.tolist()
         _, self.identifiers = trainer.do_split()
         self.dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, self.identifiers)
@@ -79,7 +77,8 @@ class ValidationReport:
 
     def image_of(self, network: nn.Module, case: torch.Tensor) -> np.ndarray:
         """A network's image (P, D, H, W) of a whole case."""
-        return synthesise(network, case, self.planned, channels=len(self.image_range), device=self.trainer.device)
+        patch_size = self.trainer.configuration_manager.patch_size
+        return synthesise(network, case, patch_size=patch_size, device=self.trainer.device)
 
     def scores(self, case: PairedCase, images: Mapping[str, np.ndarray]) -> CaseRows:
         """Scores of images of a case, by method."""

@@ -113,7 +113,10 @@ class WholeFiles(BaseReaderWriter):
             UnwrittenFileError: the file could not be written; named.
             NotImplementedError: properties without geometry, of a reader that keeps one.
         """
-        values, write = image_to_write(image, properties, self.plain)
+        try:
+            values, write = image_to_write(image, properties, self.plain)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{output_fname}: {error}") from None
         self._write(write, Path(output_fname), values)
 
     def _read(self, read: Callable, file: str, argument: Any, *, labels: bool = False) -> tuple[np.ndarray, dict]:

@@ -27,7 +27,6 @@ from torch import nn
 from rehrseg_nnunet.config.rehrseg import BLOCK, ResolvedConfig, load_config
 from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
-from rehrseg_nnunet.nnunet.output_channels import OutputChannels
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.case_lists import (
@@ -57,6 +56,17 @@ def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
     return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
 
 
+class _ManyHeads:
+    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
+
+    def __init__(self, label_manager: Any, heads: int) -> None:
+        self._label_manager = label_manager
+        self.num_segmentation_heads = heads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._label_manager, name)
+
+
 class HRPredictor(nnUNetPredictor):
     """`nnUNetPredictor` whose prediction methods all return or write results on the grids that are asked for.
 
@@ -80,7 +90,7 @@ class HRPredictor(nnUNetPredictor):
     network: nn.Module
     plans_manager: PlansManager
     configuration_manager: HRConfigurationManager
-    label_manager: LabelManager | OutputChannels
+    label_manager: LabelManager | _ManyHeads
     dataset_json: dict[str, Any]
     factor: int
     hr_from: HRSource
@@ -258,7 +268,7 @@ class HRPredictor(nnUNetPredictor):
             return
         label_manager = self.label_manager
         per_head = self.factor if self.hr_from == "head" else 1 + self.factor
-        self.label_manager = OutputChannels(label_manager, label_manager.num_segmentation_heads * per_head)
+        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * per_head)
         try:
             with output_mode(self.network, "hr"):
                 yield

@@ -21,8 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.guided.networks import build_keeper, stored_channels
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
-from rehrseg_nnunet.guided.synthesis import ImageOnly, in_case_grid
-from rehrseg_nnunet.nnunet.output_channels import OutputChannels
+from rehrseg_nnunet.guided.synthesis import in_case_grid, synthesise
 from rehrseg_nnunet.nnunet.weights import read_checkpoint
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS
@@ -87,18 +86,33 @@ class SynthesisPredictor(HRPredictor):
         plans_manager = PlansManager(source_plans(plans, configuration, resolved, channels))
         self.channels = channels
         self.grids = tuple(ChannelGrid(number, channel) for number, channel in enumerate(channels.privileged))
-        network = build_keeper(resolved)
-        weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         self.manual_initialization(
-            ImageOnly(network),
+            build_keeper(resolved),
             plans_manager,
             plans_manager.get_configuration(configuration),
-            [{f"network.{key}": value for key, value in own.items()} for own in weights],
+            [checkpoint["network_weights"] for checkpoint in checkpoints],
             source_dataset(dataset_json, channels),
             trainer,
             checkpoints[0]["inference_allowed_mirroring_axes"],
         )
-        self.label_manager = OutputChannels(self.label_manager, len(channels.privileged))
+
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """The image of a preprocessed case.
+
+        Args:
+            input_image: (S, D, H, W).
+
+        Returns:
+            (P, D, H, W) float32, on the CPU.
+        """
+        image = synthesise(
+            self.network.to(self.device),
+            input_image,
+            patch_size=self.configuration_manager.patch_size,
+            device=self.device,
+            step_size=self.tile_step_size,
+        )
+        return torch.from_numpy(image)
 
     def _planned(self) -> None:
         """No thick slices."""
