@@ -43,8 +43,8 @@ def synthesise(
         (P, D, H, W) float32.
     """
     window = (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)
-    padded: Any = pad_nd_image(case, window, "constant", {"value": 0}, True, None)
-    image, inner = padded
+    pad: Any = pad_nd_image  # declared without None
+    image, inner = pad(case, window, "constant", {"value": 0}, True, None)
     weights = compute_gaussian(tuple(patch_size), dtype=torch.float32, device=torch.device("cpu")).reshape(window)
     network.eval()
     total: torch.Tensor | None = None
@@ -58,7 +58,7 @@ def synthesise(
             total[(slice(None), *box)] += weights * made
             weight[box] += weights
     assert total is not None  # there is always a window
-    return (total / weight)[inner].numpy()
+    return (total / weight)[(slice(None), *inner[1:])].numpy()
 
 
 def windows(size: Sequence[int], window: Sequence[int], step_size: float) -> list[tuple[slice, ...]]:

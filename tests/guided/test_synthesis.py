@@ -54,7 +54,7 @@ def test_windows_cover_every_voxel_once(patch, case):
 def test_patches_of_a_ramp_join(restored):
     """A window further along a ramp is as the one before it, only brighter: so is the synthesised image.
 
-    Without level restoration it is as bright: networks with instance norms do not see how bright a patch is.
+    Without level restoration it is not brighter: networks with instance norms see that from a patch's border at most.
     """
     torch.manual_seed(0)
     teacher = Teacher(shape_of("cube"), level_restoration=restored)
@@ -62,7 +62,10 @@ def test_patches_of_a_ramp_join(restored):
     ramp = (slope * torch.arange(40.0)).expand(1, 16, 16, 40).contiguous()
     found = synthesise(teacher, ramp, patch_size=(16, 16, 16), device=CPU)
     further = found[..., 16:32] - found[..., 8:24]  # windows are 8 voxels apart
-    np.testing.assert_allclose(further, 8 * slope if restored else 0, atol=1e-4)
+    if restored:
+        np.testing.assert_allclose(further, 8 * slope, atol=1e-4)
+    else:
+        assert abs(further.mean()) < slope
 
 
 @pytest.mark.parametrize("forward", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
