@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rehrseg_nnunet.cli.workers import end_workers
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.nnunet.safe_files import check_writable
+from rehrseg_nnunet.nnunet.safe_files import make_folder
 from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 
@@ -62,18 +62,36 @@ def run_model(args: argparse.Namespace, build: Callable[[argparse.Namespace], HR
     """
     _check(args)
     ensure_trainer_path()
-    from rehrseg_nnunet.prediction.inputs import read_cases
-
     predictor, model = _load(args, build(args), product)
-    sources, images = _sources(args), predictor.images
-    cases, failures = read_cases(sources, images, keep_going=args.keep_going)  # before anything is written
-    output = _output(args, sources, cases, predictor)
+    sources = _sources(args)
+    found, output = _cases(args, sources, predictor)  # before anything is written
+    _make_output(output, sources, predictor)
     with end_workers(), _naming(output.folder):
         if output.stem is not None:
-            _predict_one(predictor, cases[0], output.stem, args, product)
+            _predict_one(predictor, found[0][0], output.stem, args, product)
         else:
             record = _record(predictor, model, output.folder, args)
-            _predict_many(predictor, (cases, failures), record, args, product)
+            _predict_many(predictor, found, record, args, product)
+
+
+def _cases(
+    args: argparse.Namespace, sources: list[Path], predictor: HRPredictor
+) -> tuple[tuple[list[Case], list[Failure]], Output]:
+    """Cases that can be tried, those that cannot, and where results go."""
+    from dataclasses import replace
+
+    from rehrseg_nnunet.prediction.inputs import read_cases
+    from rehrseg_nnunet.prediction.many_cases import with_companions
+    from rehrseg_nnunet.prediction.outputs import choose_output
+
+    cases, failures = read_cases(sources, predictor.images, keep_going=args.keep_going)
+    output = choose_output(args.o, sources, cases, predictor.images)
+    predictor.write_as(output.ending)
+    options = _options(args)
+    # a single scan is an error of the call
+    options = options if output.stem is None else replace(options, keep_going=False)
+    cases, lacking = with_companions(predictor, cases, options)
+    return (cases, [*failures, *lacking]), output
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -92,19 +110,14 @@ def _sources(args: argparse.Namespace) -> list[Path]:
     return [Path(source) for source in args.i]
 
 
-def _output(args: argparse.Namespace, sources: list[Path], cases: list[Case], predictor: HRPredictor) -> Output:
-    """Where results go: a folder that exists then and can be written to, free of what killed runs left."""
+def _make_output(output: Output, sources: list[Path], predictor: HRPredictor) -> None:
+    """Make the folder of results, which can be written to then and is free of what killed runs left."""
     from rehrseg_nnunet.nnunet.raw_files import say_left_out
-    from rehrseg_nnunet.prediction.outputs import choose_output
 
-    output = choose_output(args.o, sources, cases, predictor.images)
     if sources[0].is_dir():
         say_left_out(sources[0], predictor.images.ending)
-    output.folder.mkdir(parents=True, exist_ok=True)
-    check_writable(output.folder, purpose="predictions are written there; choose another place with -o")
+    make_folder(output.folder, purpose="predictions are written there; choose another place with -o")
     remove_leftovers(output.folder)
-    predictor.write_as(output.ending)
-    return output
 
 
 def _predict_one(predictor: HRPredictor, case: Case, stem: Path, args: argparse.Namespace, product: Product) -> None:
@@ -130,8 +143,9 @@ def _predict_many(
     from rehrseg_nnunet.prediction.many_cases import predict_cases, raise_if_failed
     from rehrseg_nnunet.surfaces.viewers import describe_predictions
 
-    part = slice(args.part_id, None, args.num_parts)
-    cases, failures = found[0][part], found[1][part]
+    # of all names, so that a scan that was mended stays in its part
+    mine = set(sorted(case.name for case in (*found[0], *found[1]))[args.part_id :: args.num_parts])
+    cases, failures = ([case for case in some if case.name in mine] for some in found)
     record.names = sorted(case.name for case in (*cases, *failures))
     record.failures = list(failures)
     with _saved(record):
@@ -213,8 +227,9 @@ def _load(args: argparse.Namespace, predictor: HRPredictor, product: Product) ->
         model = trained_model(_model_folder(args, product.trainer), folds=folds or range(5), checkpoint=args.chk)
         model.load_into(predictor)
         return predictor, model
-    with open_model(Path(args.m), Wanted(args.tr, args.p, args.c), checkpoint=args.chk) as folder:
-        model = trained_model(folder, folds=folds, checkpoint=args.chk, source=args.m)
+    wanted = Wanted(args.tr, args.p, args.c)
+    with open_model(Path(args.m), wanted, checkpoint=args.chk) as folder:
+        model = trained_model(folder, folds=folds, checkpoint=args.chk, source=args.m, wanted=wanted)
         model.load_into(predictor)
         return predictor, model
 
@@ -242,10 +257,14 @@ def _check_model_options(args: argparse.Namespace) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
+    from rehrseg_nnunet.prediction.inputs import is_single
+
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id must be from 0 to -num_parts - 1, got {args.part_id} of {args.num_parts}")
     if not 0 < args.step_size <= 1:
         raise ValueError(f"-step_size must be above 0 and at most 1, got {args.step_size}")
+    if args.num_parts > 1 and is_single(_sources(args)):
+        raise ValueError(f"-num_parts splits the cases of a folder or csv file, got one scan {args.i[0]}; leave it out")
     if min(args.npp, args.nps) < 0 or (args.npp == 0) != (args.nps == 0):
         raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
 
@@ -256,6 +275,8 @@ def choose_device(name: str) -> torch.device:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("-device must be available, got cuda without a CUDA GPU; use -device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("-device must be available, got mps without an Apple GPU; use -device cpu")
     if name == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
     elif name == "cuda":

@@ -39,7 +39,7 @@ from rehrseg_nnunet.prediction.case_lists import (
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
 from rehrseg_nnunet.prediction.export import Writer, export_on_grids, exporting_with
 from rehrseg_nnunet.prediction.image_checks import raise_failures
-from rehrseg_nnunet.prediction.inputs import Images, endings_of
+from rehrseg_nnunet.prediction.inputs import Images, case_name, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode, sees_thin_slices
@@ -330,6 +330,24 @@ class HRPredictor(nnUNetPredictor):
         """
         return list(list_cases(folder, self.images.ending, channels=self.images.channels).values())
 
+    def _previous(self, folder: str | None, name: str) -> str | None:
+        """The segmentation of a case by the previous stage."""
+        return None if folder is None else str(Path(folder, name + self.dataset_json["file_ending"]))
+
+    def check_cases(self, names: Sequence[str], previous_stage: str | None) -> None:
+        """Refuse cases without a file that is needed beside their images.
+
+        Args:
+            names: of the cases.
+            previous_stage: folder with the previous stage's segmentations.
+
+        Raises:
+            FileNotFoundError: no file to take a grid from, or no segmentation of the previous stage.
+            ValueError: a cascade without that folder, or another model with it.
+        """
+        check_previous_stage(self.configuration_manager.previous_stage_name, previous_stage)
+        check_companions(names, [self._previous(previous_stage, name) for name in names], self.grids)
+
     def _manage_input_and_output_lists(
         self,
         list_of_lists_or_source_folder: str | list[list[str]],
@@ -357,12 +375,12 @@ class HRPredictor(nnUNetPredictor):
             endings = case_endings(self.dataset_json["file_ending"], save_probabilities=save_probabilities)
             lists = unfinished(lists, self.grids, endings)
         inputs, outputs, previous = lists
-        if folder_with_segs_from_prev_stage is not None and outputs is not None:
-            # by the cases' names, which nnU-Net takes from files that are named as it wants them
-            ending = self.dataset_json["file_ending"]
-            names = (Path(output).name for output in outputs)
-            previous = [str(Path(folder_with_segs_from_prev_stage, name + ending)) for name in names]
-        check_companions((inputs, outputs, previous), self.grids)
+        names = [case_name(Path(image[0])) for image in inputs]
+        if outputs is not None:  # nnU-Net takes names from files that are named as it wants them
+            names = [Path(output).name for output in outputs]
+            previous = [self._previous(folder_with_segs_from_prev_stage, name) for name in names]
+        self.configuration_manager.case_names = {tuple(image): name for image, name in zip(inputs, names, strict=True)}
+        check_companions(names, previous, self.grids)
         if outputs is not None and self._stage is not None:
             outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous

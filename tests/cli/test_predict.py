@@ -92,6 +92,9 @@ def call(tmp_path, monkeypatch):
             self.preprocessed, self.hr_from, self.use_mirroring = None, "mean", kwargs["use_mirroring"]
             self.grids = kwargs["grid"] or (HRGrid(),)
 
+        def check_cases(self, names, previous_stage):
+            asked["checked"] = (names, previous_stage)
+
         def write_as(self, ending):
             asked["ending"] = ending
 
@@ -105,6 +108,9 @@ def call(tmp_path, monkeypatch):
             asked["sequential"] = (args, kwargs)
 
     model = tmp_path / "results" / "Dataset001_Tiny" / "REHRSegTrainer__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    (model / "plans.json").write_text('{"configurations": {"3d_fullres": {}}}')
+    (model / "dataset.json").write_text('{"labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}')
     for fold in (*range(5), "all"):
         (model / f"fold_{fold}").mkdir(parents=True)
         for name in ("final", "best"):

@@ -14,6 +14,7 @@ from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.nnunet.training_start import load_baseline
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head
 from rehrseg_nnunet.segmentation.hr_network import output_mode
+from rehrseg_nnunet.segmentation.thin_input import add_thin_input
 
 kinds = pytest.mark.parametrize(("kind", "dimension"), KINDS)
 deep = pytest.mark.parametrize("deep_supervision", [False, True])
@@ -239,6 +240,26 @@ def test_it_composes_with_the_hr_head(kind, guided_first, deep_supervision):
     assert not equal(network(images()), plain(images()))
     with output_mode(network, "training"):
         assert torch.equal(network(images()).student, network.encoder(images())[1])
+
+
+@pytest.mark.parametrize("guided_first", [True, False])
+def test_it_composes_with_thin_input(guided_first):
+    """Keeper and fusion see the interpolated slices, as the encoder does."""
+    plain = add_thin_input(stock(), factor=2, teacher_channels=5)
+    network = stock()
+    network = (
+        add_thin_input(guided(network), factor=2, teacher_channels=5)
+        if guided_first
+        else guided(add_thin_input(network, factor=2, teacher_channels=5))
+    )
+    assert equal(network(images()), plain(images()))
+    seen = []
+    guidance_of(network).keeper.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    with output_mode(network, "hr"):
+        thick, thin = opened(network)(images())
+    assert (thick.shape, thin.shape) == ((2, 3, 4, 16, 24), (2, 3, 8, 16, 24))
+    assert seen == [(2, 1, 8, 16, 24)]
+    assert not equal(network(images()), plain(images()))
 
 
 @pytest.mark.parametrize(("kind", "learns"), [("adaptive", False), ("decoder_only", True)])

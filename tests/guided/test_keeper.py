@@ -8,7 +8,7 @@ import torch
 from guidance_counts import counted, decoder_count, keeper_count
 from guidance_shapes import PATCHES, TABLES, patch_of, shape_of
 
-from rehrseg_nnunet.guided.keeper import GuideBlock, Keeper, KeeperNetwork
+from rehrseg_nnunet.guided.keeper import ExtractionBlock, GuideBlock, Keeper, KeeperNetwork
 from rehrseg_nnunet.guided.losses import KeeperLoss
 from rehrseg_nnunet.guided.shape import GuidanceShape
 from rehrseg_nnunet.guided.teacher import Teacher
@@ -73,6 +73,15 @@ def test_axes_that_the_plan_does_not_mix_are_not_mixed():
 def test_even_kernels_are_refused(kernel):
     with pytest.raises(ValueError, match=f"kernel must be an odd number, got {kernel}"):
         Keeper(shape_of("cube"), kernel=kernel)
+
+
+def test_a_dense_block_appends_what_it_extracts_from_all_before():
+    block = ExtractionBlock(3, 2, (3, 3), convs=1).double()
+    image = torch.randn(1, 3, 8, 10).double()
+    first = block.blocks[0](image)
+    second = block.blocks[1](torch.cat([image, first], dim=1))
+    third = block.blocks[2](torch.cat([image, first, second], dim=1))
+    torch.testing.assert_close(block(image), torch.cat([image, first, second, third], dim=1))
 
 
 def test_a_guide_is_the_sum_of_both_sides_by_their_own_maps():
