@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from rehrseg_nnunet.guided.pair_dataset import PairFolders, write_pairs
 from rehrseg_nnunet.guided.pair_files import check_channel_names, common_cases, find_case_folder
+from rehrseg_nnunet.nnunet.each_case import cases_at_a_time
 from rehrseg_nnunet.nnunet.new_dataset import check_free_number, check_name, new_raw_dataset
 from rehrseg_nnunet.nnunet.raw_files import listed
 
@@ -36,15 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", required=True, type=int, metavar="ID", help="number of the dataset to write")
     parser.add_argument("--name", default="Pairs", help="its name (default: Pairs)")
-    parser.add_argument("--skip_unpaired", action="store_true", help="leave out cases that lack a file in a folder")
+    parser.add_argument("--skip-unpaired", action="store_true", help="leave out cases that lack a file in a folder")
     parser.add_argument("-np", type=int, metavar="N", help="cases at a time (default: processor cores, at most 8)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the dataset and say what comes next."""
-    processes = min(8, os.cpu_count() or 1) if args.np is None else args.np
-    if processes < 1:
-        raise ValueError(f"-np must be at least 1, got {processes}")
+    processes = cases_at_a_time(args.np)
     check_free_number(args.o)
     check_name(args.name, option="--name")
     source = [find_case_folder(argument) for argument in args.source]

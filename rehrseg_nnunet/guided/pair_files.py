@@ -104,7 +104,7 @@ def common_cases(folders: Iterable[CaseFolder], *, leave_out: bool) -> tuple[lis
         found = listed([f"{case} (not in {folder})" for case, folder in missing.items()])
         raise ValueError(
             f"every case must have a file in every folder, but some have not: {found}; add them, or leave these cases "
-            "out with --skip_unpaired"
+            "out with --skip-unpaired"
         )
     return common, list(missing)
 
