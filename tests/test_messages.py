@@ -501,6 +501,117 @@ def no_checkpoint(dataset):
     return Prediction(dataset)("-f", 3)
 
 
+def change_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@provoke(
+    "plans.json, dataset.json and checkpoints of a model do not fit together, or its trainer is not there",
+)
+def other_labels(dataset):
+    predict = Prediction(dataset)
+    change_json(predict.model / "dataset.json", labels={"background": 0, "a": 1})
+    return predict()
+
+
+@provoke("The training of a model has diverged")
+def diverged(dataset):
+    predict = Prediction(dataset)
+    checkpoint = predict.model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    next(iter(content["network_weights"].values())).fill_(torch.nan)
+    torch.save(content, checkpoint)
+    return predict()
+
+
+@provoke("`-tr`, `-p` or `-c` with `-m`, and the model there is another one")
+def another_model(dataset):
+    return Prediction(dataset)("-tr", "REHRSegTrainer")
+
+
+@provoke("`-o` leads into a file, or to a place where no folder can be made")
+def into_a_file(dataset):
+    return Prediction(dataset)(target="scan.nii.gz/seg.nii.gz")
+
+
+@provoke("`-num_parts` with one scan")
+def parts_of_one_scan(dataset):
+    return Prediction(dataset)("-num_parts", 2)
+
+
+@provoke("`--grid` is no grid and no existing path")
+def no_grid(dataset):
+    return Prediction(dataset)("--grid", "HR")
+
+
+@provoke("`--grid` has another count of voxel sizes than one or three, or impossible ones")
+def two_sizes(dataset):
+    return Prediction(dataset)("--grid", "0.5,0.5")
+
+
+@provoke("Voxel sizes of `--grid` with blanks between")
+def blanks_between(dataset):
+    return Prediction(dataset)("--grid", "0.5", "0.5", "0.5")
+
+
+@provoke("`--grid` names two grids whose files would be called alike")
+def grids_alike(dataset):
+    return Prediction(dataset)("--grid", "native", "native")
+
+
+@provoke("`--grid hr`, and the model has no thick slices")
+def no_thick_slices(dataset):
+    predict = Prediction(dataset)
+    plans = json.loads((predict.model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
+    del plans["configurations"]["3d_fullres"]["rehrseg"]
+    change_json(predict.model / "plans.json", **plans)
+    return predict("--grid", "hr")
+
+
+@provoke("The folder of `--grid` has no file for a case")
+def no_grid_for_a_case(dataset):
+    return Prediction(dataset)("--grid", dataset.raw)
+
+
+@provoke("The voxels of `--grid` are much too small")
+def small_voxels(dataset):
+    return Prediction(dataset)("--grid", "0.0001")
+
+
+@provoke("The voxels of `--grid`, or of its file, are much longer than the scan")
+def long_voxels(dataset):
+    return Prediction(dataset)("--grid", "1e6")
+
+
+@provoke("The file of `--grid` lies elsewhere in space")
+def elsewhere(dataset):
+    return Prediction(dataset)("--grid", dataset.write("elsewhere.nrrd", np.zeros(SHAPE), origin=(900, 0, 0)))
+
+
+@provoke("`--hr_from head` or `mean` with a network that has no HR head")
+def no_hr_head(dataset):
+    return Prediction(dataset)("--hr_from", "head")
+
+
+@provoke("A cascade without `-prev_stage_predictions`")
+def cascade(dataset):
+    predict = Prediction(dataset)
+    predict.model = write_random_model(predict.folder / "cascade", channels=3)  # one, and two labels
+    change_json(predict.model / "dataset.json", channel_names={"0": "MRI"})
+    plans = json.loads((predict.model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"]
+    plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "previous_stage": None}
+    change_json(predict.model / "plans.json", **plans)
+    return predict()
+
+
+@provoke("`rehrseg viewers` with a `.seg.nrrd` or npz file")
+def npz_for_viewers(dataset):
+    return dataset.says("viewers", "-i", save_probabilities(dataset))
+
+
 @provoke("`-i` has more or fewer files than the model has channels")
 def other_channels(dataset):
     return Prediction(dataset)(source=("scan.nii.gz", "scan.nii.gz"))

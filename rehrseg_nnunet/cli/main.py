@@ -17,6 +17,7 @@ COMMANDS = {
     "surfaces": "write surfaces of segmentations: STL, PLY, OBJ, GLB, 3MF",
     "viewers": "write label images with names and colours for 3D Slicer and ITK-SNAP",
     "pair": "make a dataset of scans and better scans of the same subjects",
+    "synthesize": "make the better scan that a trained keeper sees in a usual one",
     "simulate-field": "make a dataset with low-field twins of its scans",
     "simulate": "make a thick-slice dataset with known truth from an isotropic one",
     "evaluate": "compare segmentations or images with a reference",

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rehrseg_nnunet.nnunet.safe_files import check_writable
+from rehrseg_nnunet.nnunet.safe_files import make_folder
+from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
 from rehrseg_nnunet.surfaces.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def run(args: argparse.Namespace) -> None:
     source, output = Path(args.i), Path(args.o)
     dataset_json = find_dataset_json(source, None if args.djfile is None else Path(args.djfile))
     cases = find_cases(source, dataset_json)
-    output.mkdir(parents=True, exist_ok=True)
-    check_writable(output, purpose="surfaces are written there; choose another folder with -o")
+    make_folder(output, purpose="surfaces are written there; choose another folder with -o")
+    remove_leftovers(output)
     _say_labels([case.name for case in cases if not case.has_probabilities])
     options = SurfaceOptions(tuple(dict.fromkeys(args.format)), ras=args.ras)
     number = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rehrseg_nnunet.nnunet.safe_files import check_writable
+from rehrseg_nnunet.nnunet.safe_files import make_folder
+from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     dataset_json = find_dataset_json(source, None if args.djfile is None else Path(args.djfile))
     cases = find_cases(source, dataset_json, labels_only=True)
     output = Path(args.o) if args.o else cases[0].file.parent
-    output.mkdir(parents=True, exist_ok=True)
-    check_writable(output, purpose="segmentations are written there; choose another folder with -o")
+    make_folder(output, purpose="segmentations are written there; choose another folder with -o")
+    remove_leftovers(output)
     for case in cases:
         labels, grid, structures = read_labels(case, dataset_json)
         print(f"wrote {write_segmentation(labels, grid, structures, output / case.name)}")

@@ -106,6 +106,9 @@ class Keeper(nn.Module):
         recalibration: whether guides are recalibrated by position.
         level_restoration: whether patches are standardised first.
 
+    Attributes:
+        shape: as given.
+
     Raises:
         ValueError: an even kernel.
     """
@@ -116,6 +119,7 @@ class Keeper(nn.Module):
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel must be an odd number, got {kernel}")
+        self.shape = shape
         self.level_restoration = level_restoration
         growths = [width // GROWTHS for width in shape.widths]
         entering = [shape.source_channels, *growths[:-1]]
@@ -198,7 +202,8 @@ class KeeperNetwork(nn.Module):
         Raises:
             RuntimeError: a teacher of another shape.
         """
-        self.decoder.load_state_dict(teacher.decoder.state_dict())
+        decoder = self.decoder
+        decoder.load_state_dict(teacher.decoder.state_dict())
 
     def train(self, mode: bool = True) -> KeeperNetwork:
         """Training mode for all but the decoder."""

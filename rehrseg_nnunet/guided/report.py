@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import distributed as dist
 from torch import nn
 
@@ -24,7 +25,6 @@ from rehrseg_nnunet.guided.pair_transforms import split_channels
 from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, synthesise
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.extended_network import unwrap
-from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.whole_files import whole_files
 
 SOURCE, SYNTHESISED, RECONSTRUCTED = "source, best line", "synthesised", "teacher's reconstruction"
@@ -59,7 +59,6 @@ class ValidationReport:
 
     def __init__(self, trainer: PairedTraining) -> None:
         self.trainer = trainer
-        self.planned = PlannedDataset.of_trainer(trainer)
         self.image_range = trainer.image_range.tolist()
         _, self.identifiers = trainer.do_split()
         self.dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, self.identifiers)
@@ -73,16 +72,13 @@ class ValidationReport:
         """A case."""
         image, labels, _, properties = self.dataset.load_case(identifier)
         source, privileged = split_channels(np.asarray(image), self.trainer.channels)
-        return PairedCase(source, privileged, self._inside(np.asarray(labels)[0]), properties)
-
-    def _inside(self, labels: np.ndarray) -> np.ndarray:
-        """The only label of a dataset made by `rehrseg pair` is the head; of others, all that nnU-Net did not mask."""
-        is_mask = len(self.trainer.label_manager.foreground_labels) == 1
-        return labels > 0 if is_mask and (labels > 0).any() else labels >= 0
+        inside = scored_voxels(np.asarray(labels)[0], privileged.numpy(), self.trainer.label_manager)
+        return PairedCase(source, privileged, inside, properties)
 
     def image_of(self, network: nn.Module, case: torch.Tensor) -> np.ndarray:
         """A network's image (P, D, H, W) of a whole case."""
-        return synthesise(network, case, self.planned, channels=len(self.image_range), device=self.trainer.device)
+        patch_size = self.trainer.configuration_manager.patch_size
+        return synthesise(network, case, patch_size=patch_size, device=self.trainer.device)
 
     def scores(self, case: PairedCase, images: Mapping[str, np.ndarray]) -> CaseRows:
         """Scores of images of a case, by method."""
@@ -103,6 +99,23 @@ class ValidationReport:
         save_json(content, str(Path(self.trainer.output_folder) / name), sort_keys=False)
         rows = [{"image": method, **{k: f"{v:.4f}" for k, v in row.items()}} for method, row in means.items()]
         self.trainer.print_to_log_file(f"\n{format_table(rows)}", add_timestamp=False)
+
+
+def scored_voxels(labels: np.ndarray, privileged: np.ndarray, label_manager: LabelManager) -> np.ndarray:
+    """Where images are scored: in the head, as far as it is known.
+
+    The only label of a dataset is taken for the head, as `rehrseg pair` makes it. Of others all counts that nnU-Net did
+    not mask, but for the privileged image's least value, which is what skull-stripped scans have outside.
+
+    Args:
+        labels: (D, H, W), preprocessed.
+        privileged: (P, D, H, W).
+        label_manager: nnU-Net's.
+    """
+    if len(label_manager.foreground_labels) == 1 and (labels > 0).any():
+        return labels > 0
+    least = privileged.min(axis=tuple(range(1, privileged.ndim)), keepdims=True)
+    return (labels >= 0) & (privileged > least).any(axis=0)
 
 
 def mean_rows(cases: list[CaseRows]) -> CaseRows:

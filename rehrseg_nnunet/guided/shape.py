@@ -72,6 +72,11 @@ class GuidanceShape:
         """Number of spatial axes, 2 or 3."""
         return len(self.strides[0])
 
+    @property
+    def total_strides(self) -> Size:
+        """Strides of the coarsest level relative to the finest, by axis."""
+        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+
 
 def guidance_shape(
     architecture: Mapping[str, Any],
@@ -106,8 +111,8 @@ def guidance_shape(
     dimension = 3 if is_3d else 2
     doubled = is_3d if features_double is None else features_double
     return GuidanceShape(
-        strides=tuple(_by_axis(axes, dimension) for axes in strides),
-        kernels=tuple(_by_axis(axes, dimension) for axes in kernels),
+        strides=tuple(by_axis(axes, dimension) for axes in strides),
+        kernels=tuple(by_axis(axes, dimension) for axes in kernels),
         widths=tuple(base_features * (2**level if doubled else 1) for level in range(len(strides))),
         convs_per_block=convs_per_block or (1 if is_3d else 2),
         source_channels=source_channels,
@@ -115,7 +120,8 @@ def guidance_shape(
     )
 
 
-def _by_axis(value: int | Sequence[int], dimension: int) -> Size:
+def by_axis(value: int | Sequence[int], dimension: int) -> Size:
+    """A stride or kernel of nnU-Net's plans, one number for all axes or one for each, as a tuple."""
     return tuple(value) if isinstance(value, Sequence) else (value,) * dimension
 
 

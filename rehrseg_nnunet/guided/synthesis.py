@@ -7,61 +7,67 @@ Convention:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.nnunet.output_channels import OutputChannels
-from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.nnunet.precision import mixed_precision
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
 from rehrseg_nnunet.nnunet.whole_files import beside
 
 
-class ImageOnly(nn.Module):
-    """A network's image alone, which is what a sliding window can put together.
-
-    Args:
-        network: its output has `image`.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, patch: torch.Tensor) -> torch.Tensor:
-        """(B, C, *size) to (B, P, *size)."""
-        return self.network(patch).image
-
-
 def synthesise(
-    network: nn.Module, case: torch.Tensor, planned: PlannedDataset, *, channels: int, device: torch.device
+    network: nn.Module, case: torch.Tensor, *, patch_size: Sequence[int], device: torch.device, step_size: float = 0.5
 ) -> np.ndarray:
-    """A network's image of a whole case: nnU-Net's windows and weights, without mirroring.
+    """A network's image of a whole case: nnU-Net's windows and Gaussian weights, without mirroring.
+
+    Sums are in float32. nnU-Net's own are in float16, where the weights at the edges of a window vanish: labels do not
+    feel it, grey values do.
 
     Args:
-        network: of teacher or keeper; it is in evaluation mode afterwards.
+        network: of teacher or keeper, its output has `image`; it is in evaluation mode afterwards.
         case: (C, D, H, W), the channels that it takes.
-        planned: the dataset under its plans.
-        channels: P, those that it gives.
-        device: where it is.
+        patch_size: of a window, (d, h, w) or (h, w).
+        device: where the network is.
+        step_size: between windows, as a share of the patch.
 
     Returns:
         (P, D, H, W) float32.
     """
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
-    )
-    plans, configuration, dataset_json = planned.plans_manager, planned.configuration_manager, planned.dataset_json
-    predictor.manual_initialization(ImageOnly(network), plans, configuration, None, dict(dataset_json), "", None)
-    # declared as nnU-Net's class, of which the window takes no more than this
-    predictor.label_manager = OutputChannels(predictor.label_manager, channels)  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.as_tensor(predictor.predict_sliding_window_return_logits(case)).float().cpu().numpy()
+    window = (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)
+    pad: Any = pad_nd_image  # declared without None
+    image, inner = pad(case, window, "constant", {"value": 0}, True, None)
+    weights = compute_gaussian(tuple(patch_size), dtype=torch.float32, device=torch.device("cpu")).reshape(window)
+    network.eval()
+    total: torch.Tensor | None = None
+    weight = torch.zeros(image.shape[1:])
+    with torch.no_grad(), mixed_precision(device):
+        for box in windows(image.shape[1:], window, step_size):
+            patch = image[(slice(None), *box)]
+            given = patch.reshape(1, -1, *patch_size).to(device)
+            made = network(given).image[0].float().cpu().reshape(-1, *window)
+            total = torch.zeros(len(made), *image.shape[1:]) if total is None else total
+            total[(slice(None), *box)] += weights * made
+            weight[box] += weights
+    assert total is not None  # there is always a window
+    return (total / weight)[(slice(None), *inner[1:])].numpy()
+
+
+def windows(size: Sequence[int], window: Sequence[int], step_size: float) -> list[tuple[slice, ...]]:
+    """Where the windows of a volume (D, H, W) are, which is not smaller than one; slices of 2D windows lie close."""
+    starts = compute_steps_for_sliding_window(tuple(size), tuple(window), step_size)
+    return [
+        tuple(slice(start, start + length) for start, length in zip(corner, window, strict=True))
+        for corner in itertools.product(*starts)
+    ]
 
 
 def file_stems(stem: str, channels: Sequence[int]) -> list[str]:

@@ -198,6 +198,6 @@ class PairedTraining(ImageTraining):
             self.logger.log(metric, value, self.current_epoch)
 
 
-def _nanmean(values: Sequence[float]) -> float:
-    defined = [float(value) for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+def _nanmean(values: np.ndarray | Sequence[float]) -> float:
+    defined = np.ravel(values)[~np.isnan(np.ravel(values))]
+    return float(defined.mean()) if defined.size else float("nan")

@@ -49,7 +49,7 @@ def image_to_write(
         return values, lambda file: _write_tif(values, file, properties["spacing"])
     if issubclass(reader, NaturalImage2DIO):
         grey = _grey_values(values)
-        return grey, lambda file: _write_grey(grey, file)
+        return grey, lambda file: _write_with_skimage(grey[0], file)
     raise NotImplementedError(f"images can be written where the reader keeps their geometry, got {reader.__name__}'s")
 
 
@@ -73,9 +73,7 @@ def _write_nibabel(image: np.ndarray, file: str, geometry: Mapping[str, Any]) ->
 
 
 def _write_tif(image: np.ndarray, file: str, spacing: Any) -> None:
-    import tifffile
-
-    tifffile.imwrite(file, image, compression="zlib")
+    _write_with_skimage(image, file)
     lengths = {"spacing": [float(length) for length in spacing]}
     Path(file).with_suffix(".json").write_text(json.dumps(lengths))
 
@@ -86,7 +84,7 @@ def _grey_values(image: np.ndarray) -> np.ndarray:
     return np.round(GREY_VALUES * share.clip(0, 1)).astype(np.uint8)
 
 
-def _write_grey(image: np.ndarray, file: str) -> None:
+def _write_with_skimage(image: np.ndarray, file: str) -> None:
     from skimage import io
 
-    io.imsave(file, image[0], check_contrast=False)
+    io.imsave(file, image, check_contrast=False)

@@ -51,6 +51,24 @@ def write_atomically(file: Path, text: str) -> None:
         raise OSError(f"{file} could not be written ({error}); if the disk is full, {FULL_DISK}") from error
 
 
+def make_folder(folder: Path, *, purpose: str) -> None:
+    """Make a folder, and those above it, and check that a file can be made in it.
+
+    Args:
+        folder: new or existing.
+        purpose: what will be written and how to change the place, the end of the message.
+
+    Raises:
+        OSError: of the same kind as the system's, naming the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = "a file" if folder.is_file() or Path(error.filename).is_file() else f"'{error.strerror}'"
+        raise type(error)(f"{folder} must be a folder or a place for a new one, got {found}: {purpose}") from None
+    check_writable(folder, purpose=purpose)
+
+
 def check_writable(folder: Path, *, purpose: str) -> None:
     """Refuse a folder in which no file can be made.
 

@@ -53,6 +53,11 @@ def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def first_not_finite(state_dict: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of an entry with NaN or infinite values, as a training that diverged leaves them; None without any."""
+    return next((name for name, values in state_dict.items() if not torch.isfinite(values).all()), None)
+
+
 def load_frozen(
     network: Network, checkpoint: Path, *, sizes: str, remedy: str, without: tuple[str, ...] = ()
 ) -> Network:

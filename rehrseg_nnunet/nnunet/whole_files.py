@@ -16,7 +16,6 @@ import contextlib
 import io
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -113,7 +112,10 @@ class WholeFiles(BaseReaderWriter):
             UnwrittenFileError: the file could not be written; named.
             NotImplementedError: properties without geometry, of a reader that keeps one.
         """
-        values, write = image_to_write(image, properties, self.plain)
+        try:
+            values, write = image_to_write(image, properties, self.plain)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{output_fname}: {error}") from None
         self._write(write, Path(output_fname), values)
 
     def _read(self, read: Callable, file: str, argument: Any, *, labels: bool = False) -> tuple[np.ndarray, dict]:
@@ -269,12 +271,10 @@ def _stage_of(target: Path) -> Iterator[Path]:
     if _is_staged(target):
         yield target
         return
-    folder = target.parent / staging_name()
-    try:
-        (folder / target.name).mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with staging_folder(target.parent / staging_name()) as folder:
+        (folder / target.name).mkdir()
         yield folder / target.name / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_staged(file: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
 
 import nibabel
 import numpy as np
@@ -21,11 +21,12 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.raw_files import image_ending
+from rehrseg_nnunet.nnunet.safe_files import make_folder
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 from rehrseg_nnunet.prediction.configuration import GRIDS
 from rehrseg_nnunet.prediction.export import PlacedCase, show_writers
 from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
-from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, trained_model
+from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, parse_folds, trained_model
 from rehrseg_nnunet.prediction.parse_grids import parse_grid
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.surfaces.margins import logit_pieces
@@ -66,10 +67,12 @@ class Model:
 
     Attributes:
         predictor: nnU-Net's kind of predictor, for what this module does not offer.
+        is_open: not closed yet.
     """
 
     def __init__(self, predictor: HRPredictor) -> None:
         self.predictor = predictor
+        self.is_open = True
         self.default_grid = predictor.grids[0]
 
     @property
@@ -84,7 +87,7 @@ class Model:
 
     def close(self) -> None:
         """Release the network, on a GPU also what PyTorch keeps for the next prediction."""
-        predictor = self.predictor
+        predictor, self.is_open = self.predictor, False
         predictor.network, predictor.list_of_parameters = torch.nn.Identity(), []
         self.release()
 
@@ -106,7 +109,7 @@ class Model:
 def load_model(
     path: PathLike,
     *,
-    folds: Sequence[int | str] | None = None,
+    folds: int | str | Sequence[int | str] | None = None,
     device: str | None = None,
     checkpoint: str = FINAL,
     hr_from: HRSource | None = None,
@@ -118,7 +121,7 @@ def load_model(
     Args:
         path: folder of the model (`TRAINER__PLANS__CONFIGURATION`), or a zip file of nnUNetv2_export_model_to_zip. A
             checkpoint can run code: load only those of people that you trust.
-        folds: whose networks are averaged; None for all that are there.
+        folds: whose networks are averaged, numbers or "all"; None for all that are there.
         device: cuda, cpu or mps; None for a GPU if there is one.
         checkpoint: file name in the folder of each fold.
         hr_from: where thin slices come from: "head", the HR head; "lr", what the network says on thick slices,
@@ -128,13 +131,16 @@ def load_model(
 
     Raises:
         FileNotFoundError: no model there, or a fold that was not trained.
-        ValueError: several models, a damaged file, or no such device.
+        ValueError: several models, a damaged file, no such device or hr_from.
 
     Example:
         >>> with load_model("model.zip") as model:  # doctest: +SKIP
         ...     for file in Path("scans").glob("*.nii.gz"):
         ...         predict(model, file, output=Path("out", file.name))
     """
+    if hr_from not in (None, *get_args(HRSource)):
+        raise ValueError(f"hr_from must be one of {', '.join(get_args(HRSource))}, or None, got {hr_from}")
+    chosen, wanted = _folds(folds), wanted or Wanted()
     ensure_trainer_path()
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for trainers
         predictor = HRPredictor(
@@ -144,9 +150,19 @@ def load_model(
             allow_tqdm=False,
             hr_from=hr_from,
         )
-        with open_model(Path(path), wanted or Wanted(), checkpoint=checkpoint) as folder:
-            trained_model(folder, folds=folds, checkpoint=checkpoint, source=str(path)).load_into(predictor)
+        with open_model(Path(path), wanted, checkpoint=checkpoint) as folder:
+            model = trained_model(folder, folds=chosen, checkpoint=checkpoint, source=str(path), wanted=wanted)
+            model.load_into(predictor)
     return Model(predictor)
+
+
+def _folds(folds: int | str | Sequence[int | str] | None) -> list[int | str] | None:
+    if folds is None:
+        return None
+    chosen = parse_folds([folds] if isinstance(folds, (int, str)) else folds)
+    if not chosen:
+        raise ValueError("folds must name at least one, or be None for all that are there, got an empty list")
+    return chosen
 
 
 def _device(name: str | None) -> torch.device:
@@ -155,7 +171,10 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
         raise ValueError(f"device must be available, got {name} without a CUDA GPU; use cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cuda, cpu or mps, got {name}") from error
 
 
 @overload
@@ -217,7 +236,9 @@ def predict(
 
     Raises:
         UnusableImageError: an image that cannot be predicted; it is a ValueError.
-        ValueError: not as many images as the model has channels, or options that do not go together.
+        ValueError: not as many images as the model has channels, options that do not go together, or an output that
+            is an input.
+        RuntimeError: the model is closed.
         UnwrittenFileError: the output could not be written; it is an OSError.
 
     Example:
@@ -227,6 +248,10 @@ def predict(
         >>> thin.shape  # doctest: +SKIP
         (35, 51, 32)
     """
+    if not model.is_open:
+        raise RuntimeError("the model was closed, by close() or the end of its with statement; load it again")
+    if not isinstance(grid, (str, os.PathLike, type(None))):
+        raise TypeError(f"grid must be one text or path, such as 'native' or '0.5,0.5,0.5', got {grid!r}")
     images = image if isinstance(image, list) else [image]
     if len(images) != model.channels:
         raise ValueError(f"image must be a list of the model's {model.channels} channels, got {len(images)}")
@@ -278,11 +303,14 @@ def _predict_files(model: Model, files: list[Path], output: PathLike | None, wan
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"image must be an existing file, got {file}")
+    if output is not None:
+        if Path(output).resolve() in {file.resolve() for file in files}:
+            raise ValueError(f"output must not be {output}, which is an input; choose another name or folder")
+        make_folder(Path(output).parent, purpose="the segmentation is written there; choose another output")
     case = reader.read_images([str(file) for file in files])
     result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)
     if output is None:
         return _as_kind(result, None)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     reader.write_seg(result.labels, str(output), result.properties)
     return Path(output)
 

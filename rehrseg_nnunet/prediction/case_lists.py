@@ -7,6 +7,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TypeAlias
 
+from rehrseg_nnunet.nnunet.raw_files import listed
 from rehrseg_nnunet.prediction.export import stems
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
 
@@ -69,19 +70,27 @@ def check_previous_stage(stage: str | None, folder: str | None) -> None:
         )
 
 
-def check_companions(lists: CaseLists, grids: Sequence[OutputGrid]) -> None:
-    """Refuse images without a file to take the grid from or, in a cascade, without the previous stage's segmentation.
+def check_companions(names: Sequence[str], previous: Sequence[str | None], grids: Sequence[OutputGrid]) -> None:
+    """Refuse cases without a file to take the grid from or, in a cascade, without the previous stage's segmentation.
+
+    Args:
+        names: of the cases.
+        previous: their segmentations of the previous stage, None without one.
+        grids: on which files are written.
 
     Raises:
         FileNotFoundError: names what is missing.
     """
-    images = [files[0] for files in lists[0]]
-    missing = [image for grid in grids for image in grid.missing(images)]
-    if missing:
-        raise FileNotFoundError(f"--grid must have a file for every input, got none for {', '.join(missing)}")
-    missing = [file for file in lists[2] if file is not None and not Path(file).is_file()]
+    for grid in grids:
+        missing = grid.missing(names)
+        if missing:
+            raise FileNotFoundError(
+                f"the folder of --grid must have a file for every case, such as {missing[0]}.nii.gz, got none for "
+                f"{listed(missing)}; add them, or give one file as grid"
+            )
+    missing = [file for file in previous if file is not None and not Path(file).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"-prev_stage_predictions must have a segmentation for every input, but there is no {missing[0]} "
-            f"({len(missing)} of {len(images)} are missing)"
+            f"-prev_stage_predictions must have a segmentation for every case, but there is no {missing[0]} "
+            f"({len(missing)} of {len(names)} are missing); predict them with the previous stage's configuration"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -12,7 +13,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 from rehrseg_nnunet.prediction.class_maps import Logits
-from rehrseg_nnunet.prediction.image_checks import check_image, failed_case, naming
+from rehrseg_nnunet.prediction.image_checks import check_image, check_output_size, failed_case, naming
+from rehrseg_nnunet.prediction.inputs import case_name
 from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid, Resampling
 
 GRIDS = "output_grids"  # key of a case's properties: those of the file on each grid
@@ -36,6 +38,7 @@ class HRConfigurationManager(ConfigurationManager):
         return_failures: the preprocessor returns an image that cannot be predicted as a `failed_case` instead of
             raising.
         already_placed: logits come on the output grid.
+        case_names: by a case's files, where those do not give them.
     """
 
     def __init__(
@@ -60,6 +63,11 @@ class HRConfigurationManager(ConfigurationManager):
         self.has_regions = has_regions
         self.return_failures = False
         self.already_placed = False
+        self.case_names: Mapping[tuple[str, ...], str] = {}
+
+    def case_of(self, image_files: Sequence[str]) -> str:
+        """Name of the case that some files hold."""
+        return self.case_names.get(tuple(image_files)) or case_name(Path(image_files[0]))
 
     def for_workers(self) -> HRConfigurationManager:
         """A copy with `return_failures`."""
@@ -74,15 +82,28 @@ class HRConfigurationManager(ConfigurationManager):
         return configuration
 
     def output_properties(
-        self, properties: dict[str, Any], plans_manager: PlansManager, *, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: PlansManager, *, case: str | None, source: str, heads: int
     ) -> dict[str, Any]:
-        """Properties of the files to be written, from those of the preprocessed LR case read from `image_file`.
+        """Properties of the files to be written, from those of the preprocessed LR case.
+
+        Args:
+            properties: of the case.
+            plans_manager: nnU-Net's.
+            case: its name, if it has one.
+            source: its files, for messages.
+            heads: logits for every voxel.
 
         Returns:
             Those of the file on the first grid, and those on each grid as a list under `GRIDS`.
+
+        Raises:
+            UnusableImageError: the scan on a grid can never fit into memory.
         """
-        options = {"factor": self.factor, "image_file": image_file}
+        options = {"factor": self.factor, "case": case}
         on_grids = [grid.properties(properties, plans_manager, **options) for grid in self.grids]
+        for grid, own in zip(self.grids, on_grids, strict=True):
+            shape, part = own["shape_before_cropping"], own["shape_after_cropping_and_before_resampling"]
+            check_output_size(grid.name, shape, part, heads=heads, source=source)
         return {**on_grids[0], GRIDS: on_grids}
 
     def place(
@@ -132,7 +153,7 @@ def _hr_preprocessor_class(base: type) -> type:
             try:
                 with naming(self.source):
                     data, seg, properties = super().run_case(image_files, seg_file, plans_manager, hr.lr, dataset_json)
-                    return data, seg, hr.output_properties(properties, plans_manager, image_file=image_files[0])
+                    return data, seg, self._placed(properties, plans_manager, hr, hr.case_of(image_files))
             except UnusableImageError as error:
                 if not hr.return_failures:
                     raise
@@ -150,8 +171,12 @@ def _hr_preprocessor_class(base: type) -> type:
             )
             data, seg, prepared = super().run_case_npy(data, seg, dict(properties), plans_manager, lr, dataset_json)
             if is_hr:
-                prepared = configuration_manager.output_properties(prepared, plans_manager, image_file=None)
+                prepared = self._placed(prepared, plans_manager, configuration_manager, None)
             return data, seg, prepared
+
+        def _placed(self, properties, plans_manager, hr, case):
+            heads = self.hr_outputs // hr.factor
+            return hr.output_properties(properties, plans_manager, case=case, source=self.source, heads=heads)
 
     return HRPreprocessor
 

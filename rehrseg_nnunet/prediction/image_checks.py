@@ -18,10 +18,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from rehrseg_nnunet.nnunet.memory import memory_bytes
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.prediction.field_of_view import PlacedShape
 from rehrseg_nnunet.slices.geometry import MIN_ANISOTROPY
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_VOXEL = 10.0  # of an output grid, in lengths of the scan: what is in it is averaged, which takes memory
 FAILURE = "failure"  # key of a case's properties
 
 
@@ -95,6 +97,36 @@ def _check_planned_size(
             f"{source} must fit into memory at the planned spacing, {_shown(planned_mm)} mm, but with its spacing of "
             f"{_shown(spacing_mm)} mm (slice axis first) it becomes {' x '.join(map(str, planned))} voxels, which need "
             f"{needed / 1e9:.0f} GB of {available / 1e9:.0f} GB; is the spacing in its header in mm?"
+        )
+
+
+def check_output_size(
+    name: str, shape: Sequence[int], part: PlacedShape | Sequence[int], *, heads: int, source: str
+) -> None:
+    """Refuse a grid that can never fit into memory, or whose voxels are much longer than the scan.
+
+    Args:
+        name: of the grid.
+        shape: of the file's array.
+        part: shape of what is predicted there.
+        heads: logits for every voxel, K.
+        source: the image's files.
+
+    Raises:
+        UnusableImageError: as above; the message names grid and scan.
+    """
+    if isinstance(part, PlacedShape):
+        longest = float(np.linalg.norm(part.to_field_of_view[:, :3], axis=0).max()) / 2
+        if longest > _LONGEST_VOXEL:
+            raise UnusableImageError(
+                f"{source}: --grid must have voxels that are not longer than the scan, but those of {name} are "
+                f"{longest:.4g} times as long; are they in mm?"
+            )
+    needed, available = 2 * heads * math.prod(part) + math.prod(shape), memory_bytes()  # float16 logits, labels
+    if available is not None and needed > available:
+        raise UnusableImageError(
+            f"{source}: --grid must fit into memory, but {name} has {' x '.join(map(str, shape))} voxels there, which "
+            f"need {needed / 1e9:.0f} GB of {available / 1e9:.0f} GB; choose larger voxels"
         )
 
 

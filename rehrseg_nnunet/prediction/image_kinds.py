@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, TypeAlias
 
 import nibabel
@@ -71,7 +72,7 @@ def to_volume(image: Any, name: str = "image") -> Volume:
     elif isinstance(image, sitk.Image):
         _require(image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1, name, "another")
         values, affine = sitk.GetArrayFromImage(image).transpose(2, 1, 0), _affine_of(image)
-    elif isinstance(image, tuple) and len(image) == 2:
+    elif isinstance(image, tuple) and len(image) == 2 and not any(isinstance(part, (str, PathLike)) for part in image):
         values, affine = (np.asarray(part) for part in image)
     else:
         raise TypeError(
@@ -80,9 +81,15 @@ def to_volume(image: Any, name: str = "image") -> Volume:
         )
     affine = np.array(affine, dtype=np.float64)
     _require(values.ndim == 3 and values.dtype.kind in "biuf", name, f"shape {values.shape}, {values.dtype}")
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) == 0:
+    if affine.shape != (4, 4) or not _is_placed(affine):
         raise UnusableImageError(f"{name} must have a (4, 4) affine of full rank, finite, in mm, got {affine.tolist()}")
     return Volume(values, affine)
+
+
+def _is_placed(affine: np.ndarray) -> bool:
+    """Whether a (4, 4) matrix puts voxels somewhere, each in a place of its own."""
+    finite = bool(np.isfinite(affine).all()) and np.allclose(affine[3], (0, 0, 0, 1))
+    return finite and abs(np.linalg.det(affine[:3, :3])) > 0
 
 
 def _require(holds: bool, name: str, got: str) -> None:

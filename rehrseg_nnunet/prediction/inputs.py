@@ -22,8 +22,9 @@ from rehrseg_nnunet.nnunet.raw_files import (
 )
 
 CSV = ".csv"
+_LONGEST_NAME = 180  # bytes: file systems take 255, and results have endings
 _NIBABEL_ENDINGS = (".nii.gz", ".nii")
-_SIMPLE_ITK_ENDINGS = (*_NIBABEL_ENDINGS, ".mha", ".nrrd", ".gipl")
+SIMPLE_ITK_ENDINGS = (*_NIBABEL_ENDINGS, ".mha", ".nrrd", ".gipl")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Images:
 def endings_of(reader: type[BaseReaderWriter]) -> tuple[str, ...]:
     """Endings of files that one of nnU-Net's readers can read and write, also those that it does not mention."""
     if issubclass(reader, SimpleITKIO):
-        return _SIMPLE_ITK_ENDINGS
+        return SIMPLE_ITK_ENDINGS
     if issubclass(reader, (NibabelIO, NibabelIOWithReorient)):
         return _NIBABEL_ENDINGS
     return tuple(reader.supported_file_endings)  # pyright: ignore[reportAttributeAccessIssue] # every reader has them
@@ -205,8 +206,10 @@ def _csv_cases(file: Path, images: Images, *, keep_going: bool) -> tuple[list[Ca
 def _problem(case: Case, cells: Sequence[str], images: Images, *, earlier: int | None) -> str | None:
     if not case.name or not all(cells):
         return f"an empty cell; every case needs a name and {len(cells)} file(s)"
-    if Path(case.name).name != case.name or case.name.startswith("."):
+    if Path(case.name).name != case.name or case.name.startswith(".") or len(case.name.encode()) > _LONGEST_NAME:
         return f"case {case.name}, which is no file name; results are called like the case"
+    if image_ending(case.name) is not None:
+        return f"case {case.name}, which ends like a file; leave the ending out, results are called like the case"
     if earlier is not None:
         return f"case {case.name} once more, as in line {earlier}; give every case a name of its own"
     for path in case.files:

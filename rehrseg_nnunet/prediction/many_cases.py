@@ -60,6 +60,36 @@ def _lists(cases: Sequence[Case], folder: Path, names: Sequence[str]) -> tuple[A
     return [list(map(str, case.files)) for case in cases], [str(folder / name) for name in names]
 
 
+def with_companions(
+    predictor: HRPredictor, cases: Sequence[Case], options: RunOptions
+) -> tuple[list[Case], list[Failure]]:
+    """Cases with all that is needed beside their images, checked before the first one is predicted.
+
+    Args:
+        predictor: knows the grids.
+        cases: scans.
+        options: say where a previous stage's results are, and whether a case that lacks them ends the run.
+
+    Returns:
+        Cases that can be tried, and those that cannot.
+
+    Raises:
+        FileNotFoundError: no file to take a grid from, or no segmentation of the previous stage.
+        ValueError: a cascade without those segmentations, or another model with them.
+    """
+    if not options.keep_going:
+        predictor.check_cases([case.name for case in cases], options.previous_stage)
+        return list(cases), []
+    good, failures = [], []
+    for case in cases:
+        try:
+            predictor.check_cases([case.name], options.previous_stage)
+            good.append(case)
+        except FileNotFoundError as error:
+            failures.append(Failure(case.name, case.files, str(error)))
+    return good, failures
+
+
 def is_there(stem: Path, predictor: HRPredictor, options: RunOptions) -> bool:
     """Whether a case has its results already.
 
@@ -150,7 +180,7 @@ class _Run:
         if not self.keep_going:
             raise UnusableImageError(reason)
         self.record.fail(Failure(name, self.cases[name].files, reason))
-        print(f"rehrseg predict: {name} failed: {reason}")
+        print(f"{name} failed: {reason}")
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:

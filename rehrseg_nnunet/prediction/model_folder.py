@@ -19,11 +19,13 @@ from typing import Any, cast
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from rehrseg_nnunet.nnunet.weights import read_checkpoint
+from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json, read_plans
+from rehrseg_nnunet.nnunet.weights import first_not_finite, read_checkpoint
 
 FINAL = "checkpoint_final.pth"
 _NEEDED = ("dataset.json", "plans.json")
 _FOLD = re.compile(r"fold_(\d+|all)")
+_CHOOSE = "choose other folds with -f, or another checkpoint with -chk"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # the last: encrypted
 
 
@@ -49,6 +51,17 @@ class Wanted:
             return True
         return len(parts) == 3 and all(w in (None, part) for w, part in zip(wanted, parts, strict=True))
 
+    def check(self, trainer: str, plans: str, configuration: str, *, source: str) -> None:
+        """Refuse a model that is another one than is meant, whatever its folder is called.
+
+        Raises:
+            ValueError: names both.
+        """
+        wanted, found = (self.trainer, self.plans, self.configuration), (trainer, plans, configuration)
+        for flag, w, f in zip(("-tr", "-p", "-c"), wanted, found, strict=True):
+            if w not in (None, f):
+                raise ValueError(f"{flag} must be that of the model in {source}, {f}, got {w}; leave it out")
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -60,6 +73,7 @@ class TrainedModel:
         checkpoint: file name in each fold's folder.
         trainer: class name, from the checkpoint.
         configuration: from the checkpoint.
+        source: what the user calls the model, for messages.
     """
 
     folder: Path
@@ -67,11 +81,25 @@ class TrainedModel:
     checkpoint: str
     trainer: str
     configuration: str
+    source: str
 
     def load_into(self, predictor: nnUNetPredictor) -> None:
-        """Let a predictor hold the model; its files are not needed any more then."""
+        """Let a predictor hold the model; its files are not needed any more then.
+
+        Raises:
+            ValueError: the parts of the model do not fit together.
+        """
         folder, folds = str(self.folder), cast("Any", self.folds)  # declared for one fold
-        predictor.initialize_from_trained_model_folder(folder, folds, checkpoint_name=self.checkpoint)
+        try:
+            predictor.initialize_from_trained_model_folder(folder, folds, checkpoint_name=self.checkpoint)
+        except NotImplementedError:  # what this package does not do with a whole model
+            raise
+        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.source} must be a model whose dataset.json, plans.json and {self.checkpoint} belong together, "
+                f"made by a trainer that is there ({self.trainer}), got {type(error).__name__}: {error}; copy the "
+                "model anew, or name the trainer's folder in nnUNet_extTrainer"
+            ) from error
 
 
 @contextmanager
@@ -170,20 +198,47 @@ def _copy(archive: zipfile.ZipFile, name: str, target: Path) -> None:
 
 
 def trained_model(
-    folder: Path, *, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL, source: str | None = None
+    folder: Path,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str = FINAL,
+    source: str | None = None,
+    wanted: Wanted | None = None,
 ) -> TrainedModel:
-    """Find a model's checkpoints and read them, before any work.
+    """Find a model's files and read them, before any work.
 
     Args:
         folder: the model's.
         folds: those that are meant; None for all that are trained, but for fold "all" beside numbered ones.
         checkpoint: file name in each fold's folder.
         source: what the user calls the model, for messages; its folder by default.
+        wanted: which model is meant.
 
     Raises:
         FileNotFoundError: a fold has no such checkpoint.
-        ValueError: a checkpoint is damaged.
+        ValueError: a file is damaged, or this is another model than is meant.
     """
+    unpacked = source is not None and Path(source).is_file()
+    with _named_by_source(folder, source if unpacked else None):
+        return _trained_model(folder, folds, checkpoint, source, wanted or Wanted())
+
+
+@contextmanager
+def _named_by_source(folder: Path, source: str | None) -> Iterator[None]:
+    """Let messages about an unpacked model name the zip file, which is what the user knows."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if source is None:
+            raise
+        raise type(error)(str(error).replace(f"{folder}/", f"{source}: ")) from None
+
+
+def _trained_model(
+    folder: Path, folds: Sequence[int | str] | None, checkpoint: str, source: str | None, wanted: Wanted
+) -> TrainedModel:
+    read_dataset_json(folder / "dataset.json", required=("labels", "file_ending"))
+    plans = read_plans(folder / "plans.json", remedy="copy the model anew")
     trained = _trained_folds(folder, checkpoint)
     if folds is None:
         folds = [fold for fold in trained if fold != "all"] or trained
@@ -194,16 +249,37 @@ def trained_model(
             f"fold {missing[0]} is not trained: {shown} does not exist{f' in {source}' if source else ''}; trained "
             f"folds: {' '.join(map(str, trained)) or 'none'}; choose with -f, or another checkpoint with -chk"
         )
-    remedy = "choose other folds with -f, or another checkpoint with -chk"
-    contents = [read_checkpoint(folder / f"fold_{fold}" / checkpoint, remedy=remedy) for fold in folds]
+    contents = [_read(folder / f"fold_{fold}" / checkpoint) for fold in folds]
+    shapes = [{name: values.shape for name, values in content["network_weights"].items()} for content in contents]
+    if other := [fold for fold, found in zip(folds, shapes, strict=True) if found != shapes[0]]:
+        raise ValueError(
+            f"{folder / f'fold_{other[0]}' / checkpoint} must hold the same network as fold {folds[0]}, got another "
+            f"one; {_CHOOSE}"
+        )
     try:
         trainer, configuration = contents[0]["trainer_name"], contents[0]["init_args"]["configuration"]
     except (KeyError, TypeError):
         raise ValueError(
             f"{folder / f'fold_{folds[0]}' / checkpoint} must be an nnU-Net checkpoint, got one that names no trainer; "
-            f"{remedy}"
+            f"{_CHOOSE}"
         ) from None
-    return TrainedModel(folder, tuple(folds), checkpoint, trainer, configuration)
+    shown = source or str(folder)
+    wanted.check(trainer, plans.get("plans_name", ""), configuration, source=shown)
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"{folder / 'plans.json'} must have the configuration of the checkpoint, {configuration}, got "
+            f"{', '.join(plans['configurations'])}; copy the model anew"
+        )
+    return TrainedModel(folder, tuple(folds), checkpoint, trainer, configuration, shown)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A checkpoint whose training has not diverged."""
+    content = read_checkpoint(file, remedy=_CHOOSE)
+    name = first_not_finite(content["network_weights"])
+    if name is not None:
+        raise ValueError(f"{file} must hold finite weights, got NaN or infinite ones in {name}; {_CHOOSE}")
+    return content
 
 
 def _trained_folds(folder: Path, checkpoint: str) -> list[int | str]:
@@ -215,9 +291,11 @@ def parse_folds(values: Sequence[str | int]) -> list[int | str]:
     """Folds as -f gives them.
 
     Raises:
-        ValueError: neither numbers nor all.
+        ValueError: neither numbers nor all, or one of them twice.
     """
     for value in values:
         if value != "all" and not str(value).isdigit():
             raise ValueError(f"-f must be numbers or all, got {value}")
+    if len(set(map(str, values))) < len(values):
+        raise ValueError(f"-f must name every fold once, got {' '.join(map(str, values))}")
     return [value if value == "all" else int(value) for value in values]

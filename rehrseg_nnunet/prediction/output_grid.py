@@ -48,9 +48,9 @@ class OutputGrid(ABC):
 
     @abstractmethod
     def properties(
-        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, case: str | None
     ) -> dict[str, Any]:
-        """Properties of the file to be written, from those of the preprocessed LR case read from `image_file`."""
+        """Properties of the file to be written, from those of the preprocessed LR case of a name, if it has one."""
 
     @abstractmethod
     def place(self, logits: Logits, shape: Sequence[int], resize: Resize, *, has_regions: bool) -> Logits:
@@ -155,7 +155,7 @@ class HRGrid(OutputGrid):
         return "hr"
 
     def properties(
-        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, case: str | None
     ) -> dict[str, Any]:
         """See `hr_properties`."""
         return hr_properties(properties, plans_manager, factor)
@@ -181,7 +181,7 @@ class NativeGrid(OutputGrid):
         return "native"
 
     def properties(
-        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, case: str | None
     ) -> dict[str, Any]:
         """The input's properties."""
         if factor > 1:

@@ -17,6 +17,8 @@ def parse_grids(values: Sequence[str]) -> tuple[OutputGrid, ...]:
         ValueError: two grids whose files would have one name, or impossible voxel sizes.
         FileNotFoundError: neither a keyword nor voxel sizes nor an existing path.
     """
+    if len(values) == 3 and all(_is_number(value) for value in values):
+        raise ValueError(f"--grid must have commas between voxel sizes, {','.join(values)}, got {' '.join(values)}")
     grids = tuple(parse_grid(value) for value in values)
     names = [grid.name for grid in grids]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -40,11 +42,20 @@ def parse_grid(value: str) -> OutputGrid:
     """
     if value in ("hr", "native"):
         return HRGrid() if value == "hr" else NativeGrid()
-    if Path(value).exists():
+    if value and Path(value).exists():
         return ReferenceGrid(Path(value))
     spacing = parse_spacing(value)
     if spacing is None:
         raise FileNotFoundError(
-            f"--grid must be hr, native, voxel sizes in mm (0.5,0.5,0.5), or an existing file or folder, got {value}"
+            f"--grid must be hr, native, voxel sizes in mm (0.5,0.5,0.5), or an existing file or folder, got "
+            f"{value or 'nothing'}"
         )
     return spacing
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from torch import nn
 from rehrseg_nnunet.config.rehrseg import BLOCK, ResolvedConfig, load_config
 from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
-from rehrseg_nnunet.nnunet.output_channels import OutputChannels
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.case_lists import (
@@ -38,9 +37,9 @@ from rehrseg_nnunet.prediction.case_lists import (
     unfinished,
 )
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
-from rehrseg_nnunet.prediction.export import Writer, several_grids
+from rehrseg_nnunet.prediction.export import Writer, export_on_grids, exporting_with
 from rehrseg_nnunet.prediction.image_checks import raise_failures
-from rehrseg_nnunet.prediction.inputs import Images, endings_of
+from rehrseg_nnunet.prediction.inputs import Images, case_name, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
 from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode, sees_thin_slices
@@ -55,6 +54,17 @@ warn_if_incompatible()
 def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
     """(B, K, r*D, H, W) to (B, K*r, D, H, W)."""
     return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
+
+
+class _ManyHeads:
+    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
+
+    def __init__(self, label_manager: Any, heads: int) -> None:
+        self._label_manager = label_manager
+        self.num_segmentation_heads = heads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._label_manager, name)
 
 
 class HRPredictor(nnUNetPredictor):
@@ -80,7 +90,7 @@ class HRPredictor(nnUNetPredictor):
     network: nn.Module
     plans_manager: PlansManager
     configuration_manager: HRConfigurationManager
-    label_manager: LabelManager | OutputChannels
+    label_manager: LabelManager | _ManyHeads
     dataset_json: dict[str, Any]
     factor: int
     hr_from: HRSource
@@ -258,7 +268,7 @@ class HRPredictor(nnUNetPredictor):
             return
         label_manager = self.label_manager
         per_head = self.factor if self.hr_from == "head" else 1 + self.factor
-        self.label_manager = OutputChannels(label_manager, label_manager.num_segmentation_heads * per_head)
+        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * per_head)
         try:
             with output_mode(self.network, "hr"):
                 yield
@@ -270,14 +280,18 @@ class HRPredictor(nnUNetPredictor):
     @wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids():
+        with self._staged_output(), self._exporting():
             return super().predict_from_files(*args, **kwargs)
 
     @wraps(nnUNetPredictor.predict_from_files_sequential)
     def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids():
+        with self._staged_output(), self._exporting():
             return super().predict_from_files_sequential(*args, **kwargs)
+
+    def _exporting(self) -> AbstractContextManager[None]:
+        """Results are exported on every grid."""
+        return exporting_with(export_on_grids)
 
     @contextmanager
     def _staged_output(self) -> Iterator[None]:
@@ -316,6 +330,24 @@ class HRPredictor(nnUNetPredictor):
         """
         return list(list_cases(folder, self.images.ending, channels=self.images.channels).values())
 
+    def _previous(self, folder: str | None, name: str) -> str | None:
+        """The segmentation of a case by the previous stage."""
+        return None if folder is None else str(Path(folder, name + self.dataset_json["file_ending"]))
+
+    def check_cases(self, names: Sequence[str], previous_stage: str | None) -> None:
+        """Refuse cases without a file that is needed beside their images.
+
+        Args:
+            names: of the cases.
+            previous_stage: folder with the previous stage's segmentations.
+
+        Raises:
+            FileNotFoundError: no file to take a grid from, or no segmentation of the previous stage.
+            ValueError: a cascade without that folder, or another model with it.
+        """
+        check_previous_stage(self.configuration_manager.previous_stage_name, previous_stage)
+        check_companions(names, [self._previous(previous_stage, name) for name in names], self.grids)
+
     def _manage_input_and_output_lists(
         self,
         list_of_lists_or_source_folder: str | list[list[str]],
@@ -343,12 +375,12 @@ class HRPredictor(nnUNetPredictor):
             endings = case_endings(self.dataset_json["file_ending"], save_probabilities=save_probabilities)
             lists = unfinished(lists, self.grids, endings)
         inputs, outputs, previous = lists
-        if folder_with_segs_from_prev_stage is not None and outputs is not None:
-            # by the cases' names, which nnU-Net takes from files that are named as it wants them
-            ending = self.dataset_json["file_ending"]
-            names = (Path(output).name for output in outputs)
-            previous = [str(Path(folder_with_segs_from_prev_stage, name + ending)) for name in names]
-        check_companions((inputs, outputs, previous), self.grids)
+        names = [case_name(Path(image[0])) for image in inputs]
+        if outputs is not None:  # nnU-Net takes names from files that are named as it wants them
+            names = [Path(output).name for output in outputs]
+            previous = [self._previous(folder_with_segs_from_prev_stage, name) for name in names]
+        self.configuration_manager.case_names = {tuple(image): name for image, name in zip(inputs, names, strict=True)}
+        check_companions(names, previous, self.grids)
         if outputs is not None and self._stage is not None:
             outputs = [self._stage(output) for output in outputs]
         return inputs, outputs, previous

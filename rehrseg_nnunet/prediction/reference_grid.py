@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.field_of_view import PlacedShape, is_outside, placed_properties, sample_field_of_view
+from rehrseg_nnunet.prediction.inputs import SIMPLE_ITK_ENDINGS
 from rehrseg_nnunet.prediction.output_grid import OutputGrid, Resize
 from rehrseg_nnunet.slices.grids import grid_from_properties
 
@@ -27,8 +27,8 @@ class ReferenceGrid(OutputGrid):
     input's field of view is background.
 
     Attributes:
-        path: an image or label file that the plans' reader can read, or a folder with `<case><file ending>` or
-            `<case>_0000<file ending>` for every case.
+        path: an image or label file that the plans' reader can read, or a folder with such a file, `<case>.nii.gz` or
+            `<case>_0000.nii.gz`, for every case.
     """
 
     path: Path
@@ -38,32 +38,30 @@ class ReferenceGrid(OutputGrid):
         """The file's or folder's, without its ending."""
         return self.path.name.split(".")[0] or self.path.resolve().name
 
-    def file(self, image_file: str | None) -> Path | None:
-        """The reference for an image `<case>_0000<file ending>`, None where there is none."""
+    def file(self, case: str | None) -> Path | None:
+        """The reference for a case, None where there is none."""
         if self.path.is_file():
             return self.path
-        if image_file is None:
-            return None
-        name = Path(image_file).name
-        candidates = [self.path / re.sub(r"_\d{4}(\.[^_]*)$", r"\1", name), self.path / name]
-        return next((c for c in candidates if c.is_file()), None)
+        candidates = [self.path / f"{case}{channel}{end}" for channel in ("", "_0000") for end in SIMPLE_ITK_ENDINGS]
+        return None if case is None else next((c for c in candidates if c.is_file()), None)
 
-    def missing(self, image_files: Sequence[str]) -> list[str]:
-        """The images without a file in the folder."""
-        return [image_file for image_file in image_files if self.file(image_file) is None]
+    def missing(self, cases: Sequence[str]) -> list[str]:
+        """The cases without a file in the folder."""
+        return [case for case in cases if self.file(case) is None]
 
     def properties(
-        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, case: str | None
     ) -> dict[str, Any]:
         """The reference's geometry, and its place in the case.
 
         Raises:
-            FileNotFoundError: the folder has no such file, or the image came without a name.
+            FileNotFoundError: the folder has no such file, or the case came without a name.
             NotImplementedError: the reader keeps no geometry.
         """
-        file = self.file(image_file)
+        file = self.file(case)
         if file is None:
-            raise FileNotFoundError(f"--grid {self.path} must have a file for every input, got none for {image_file}")
+            named = "the name of a case" if case is None else f"a file {case}{SIMPLE_ITK_ENDINGS[0]} for every case"
+            raise FileNotFoundError(f"--grid {self.path} needs {named}, got none; give one file as grid")
         image, reference = plans_manager.image_reader_writer_class().read_images((str(file),))
         to_index = np.linalg.inv(_array_affine(properties)) @ _array_affine(reference)
         order = [int(axis) for axis in plans_manager.transpose_forward]

@@ -35,7 +35,7 @@ class SpacingGrid(OutputGrid):
         return ("x".join(sizes) if len(set(sizes)) > 1 else sizes[0]) + "mm"
 
     def properties(
-        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, case: str | None
     ) -> dict[str, Any]:
         """The input's geometry with other voxels, and their place in the case."""
         order = [int(axis) for axis in plans_manager.transpose_forward]

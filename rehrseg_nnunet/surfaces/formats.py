@@ -14,6 +14,7 @@ FORMATS = ("stl", "ply", "obj", "glb", "3mf")
 _NEEDED = {"trimesh": "trimesh", "skimage": "scikit-image"}
 _NEEDED_FOR_3MF = {"lxml": "lxml", "networkx": "networkx"}
 _STL_HEADER = 80  # bytes
+_LONGEST_NAME = 50  # letters of a label, in file names
 _METRES = 1e-3  # per mm
 
 
@@ -105,7 +106,7 @@ def file_names(names: Sequence[str]) -> list[str]:
     safe: list[str] = []
     taken: set[str] = set()
     for name in names:
-        plain = re.sub(r"[^\w.+-]+", "_", name).strip("_.") or "label"
+        plain = re.sub(r"[^\w.+-]+", "_", name)[:_LONGEST_NAME].strip("_.") or "label"
         chosen, number = plain, 1
         while chosen.lower() in taken:  # some file systems know no capitals
             number += 1

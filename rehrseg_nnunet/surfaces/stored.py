@@ -15,7 +15,7 @@ import numpy as np
 
 from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
 from rehrseg_nnunet.nnunet.label_values import describe_unknown, unknown_labels
-from rehrseg_nnunet.nnunet.raw_files import IMAGE_ENDINGS, image_ending, image_files
+from rehrseg_nnunet.nnunet.raw_files import IMAGE_ENDINGS, SLICER_ENDING, image_ending, image_files
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, whole_files_of
 from rehrseg_nnunet.slices.grids import Grid, grid_from_properties
 from rehrseg_nnunet.surfaces.structures import Structures, structures_in, structures_of
@@ -54,7 +54,12 @@ def find_cases(source: Path, dataset_json: Mapping[str, Any] | None, *, labels_o
 
     Raises:
         FileNotFoundError: no such folder or file, or nothing in it.
+        ValueError: a file for 3D Slicer where label images are wanted.
     """
+    if not source.exists():
+        raise FileNotFoundError(f"-i must be an existing file or folder, got {source}")
+    if labels_only and source.name.lower().endswith((SLICER_ENDING, PROBABILITIES)):
+        raise ValueError(f"-i must be a label image, or a folder of them, such as CASE.nii.gz, got {source}")
     if source.is_file():
         return [StoredCase(_stem(source), source)]
     ending = (dataset_json or {}).get("file_ending")

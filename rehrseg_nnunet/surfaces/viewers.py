@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,15 @@ def write_segmentation(labels: np.ndarray, grid: Grid, structures: Structures, s
 
 
 def _segment(structure: Structure, structures: Structures) -> dict[str, object]:
-    name = " ".join(structure.name.split())  # one line of a header
+    name = _in_ascii(structure.name) or f"Label {structure.labels[0]}"
     shares = [round(part / 255, 6) for part in structures.colour(structure)]
     return {"id": f"Segment_{structure.head}", "name": name, "color": shares}
+
+
+def _in_ascii(name: str) -> str:
+    """A name as a line of an NRRD header, which knows no other letters: without accents, and without other scripts."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return " ".join(plain.split())
 
 
 def _smallest_type(structures: Structures) -> str:

@@ -1,6 +1,7 @@
 """The command for files that exist, and what it says of those it cannot use."""
 
 import json
+import os
 import pickle
 import sys
 
@@ -11,6 +12,7 @@ import trimesh
 from balls import ball_margin, two_classes
 
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.nnunet.staging_folders import STAGING_PREFIX
 
 SHAPE, CENTRE, RADIUS = (12, 13, 14), np.array([5.6, 6.2, 6.9]), 4.0
 GEOMETRY = {"spacing": (1.0, 1.0, 2.0), "origin": (5.0, 6.0, 7.0), "direction": tuple(np.eye(3).ravel())}
@@ -117,3 +119,21 @@ def test_viewers_write_beside_the_images_unless_told(folder):
     assert main(["viewers", "-i", str(folder / "c.nii.gz")]) == 0
     assert (folder / "c.seg.nrrd").is_file()
     assert (folder / "itksnap_labels.txt").is_file()
+
+
+@pytest.mark.parametrize("command", ["surfaces", "viewers"])
+def test_what_a_killed_run_left_goes(folder, command):
+    left = folder.parent / "out" / f"{STAGING_PREFIX}1234"
+    (left / "c").mkdir(parents=True)
+    for file in (left, left / "c"):
+        os.utime(file, (0, 0))
+    status, _ = run(folder, command=command)
+    assert status == 0
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("command", ["surfaces", "viewers"])
+def test_a_file_as_output_is_named(folder, capsys, command):
+    (folder.parent / "out").touch()
+    assert main([command, "-i", str(folder), "-o", str(folder.parent / "out")]) == 1
+    assert "out must be a folder or a place for a new one, got a file: " in error_of(capsys)

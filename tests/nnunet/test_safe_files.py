@@ -11,7 +11,7 @@ import time
 import pytest
 
 from rehrseg_nnunet.nnunet import safe_files
-from rehrseg_nnunet.nnunet.safe_files import check_writable, exclusive, partial_name, write_atomically
+from rehrseg_nnunet.nnunet.safe_files import check_writable, exclusive, make_folder, partial_name, write_atomically
 
 
 def test_a_written_file_replaces_the_former_one(tmp_path):
@@ -130,3 +130,12 @@ def test_other_errors_of_the_lock_are_raised(tmp_path, monkeypatch):
     refuse_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="none here"), exclusive(tmp_path / "lock", folder=tmp_path, wait=True):
         pytest.fail("must not come here")
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_purpose(tmp_path):
+    make_folder(tmp_path / "a" / "b", purpose="results")
+    make_folder(tmp_path / "a" / "b", purpose="results")
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(OSError, match=f"{folder} must be a folder or a place for a new one, got .*: results"):
+            make_folder(folder, purpose="results")

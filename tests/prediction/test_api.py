@@ -230,3 +230,57 @@ def test_refuses_a_missing_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="device must be available, got cuda without a CUDA GPU; use cpu"):
         load_model(tmp_path, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device must be cuda, cpu or mps, got gpu"),
+        ({"hr_from": "x"}, "hr_from must be one of head, lr, mean, or None, got x"),
+        ({"folds": []}, "folds must name at least one"),
+        ({"folds": ["x"]}, "must be numbers or all, got x"),
+    ],
+)
+def test_refuses_what_no_model_can_do(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(write_random_model(tmp_path), **options)
+
+
+@pytest.mark.parametrize("folds", [1, "1", [1], ["1"]])
+def test_one_fold_may_be_named_without_a_list(tmp_path, folds):
+    with load_model(write_random_model(tmp_path, folds=(0, 1)), device="cpu", folds=folds) as model:
+        assert len(model.predictor.list_of_parameters) == 1
+
+
+def test_a_closed_model_says_so(tmp_path, file):
+    model = load_model(write_random_model(tmp_path), device="cpu")
+    model.close()
+    model.close()
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        predict(model, file)
+
+
+def test_the_scan_is_never_replaced(model, file):
+    before = file.read_bytes()
+    (file.parent / "link.nii.gz").symlink_to(file)
+    for output in (file, file.parent / "link.nii.gz", file.parent / "x" / ".." / file.name):
+        (file.parent / "x").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"output must not be .*\.nii\.gz, which is an input"):
+            predict(model, file, output=output)
+    assert file.read_bytes() == before
+
+
+def test_an_output_that_leads_into_a_file_is_named(model, file):
+    with pytest.raises(OSError, match=r"my scan\.nii\.gz must be a folder or a place for a new one, got a file"):
+        predict(model, file, output=file / "seg.nii.gz")
+
+
+@pytest.mark.parametrize("grid", [1.0, (1, 1, 1), ["hr", "native"]])
+def test_a_grid_is_text_or_a_path(model, file, grid):
+    with pytest.raises(TypeError, match=r"grid must be one text or path, .* got"):
+        predict(model, file, grid=grid)
+
+
+def test_a_folder_as_grid_needs_names(model, file):
+    with pytest.raises(FileNotFoundError, match="needs the name of a case, got none; give one file as grid"):
+        predict(model, scan(), grid=file.parent)

@@ -86,5 +86,7 @@ def test_errors_of_the_grid_name_the_image(tiny, tmp_path):
     files = write_image(tiny, tmp_path)
     (tmp_path / "references").mkdir()
     hr = tiny.predictor(grid=ReferenceGrid(tmp_path / "references"))
-    with pytest.raises(UnusableImageError, match=r"ball_0000\.nii\.gz: --grid .* must have a file for every input"):
+    with pytest.raises(
+        UnusableImageError, match=r"ball_0000\.nii\.gz: --grid .* needs a file ball\.nii\.gz for every case"
+    ):
         preprocess(hr, hr.configuration_manager, files)

@@ -3,8 +3,10 @@ import pytest
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.prediction.field_of_view import PlacedShape
 from rehrseg_nnunet.prediction.image_checks import (
     check_image,
+    check_output_size,
     failed_case,
     naming,
     raise_failures,
@@ -82,3 +84,22 @@ def test_failed_cases_are_raised_when_their_turn_comes():
     assert next(passed) is cases[0]
     with pytest.raises(UnusableImageError, match=r"b\.nii is cut off"):
         next(passed)
+
+
+def placed(shape, length):
+    """A grid whose voxels are as long as a share of the scan."""
+    return PlacedShape.at(shape, np.eye(3, 4) * 2 * length)
+
+
+def test_refuses_a_grid_that_can_never_fit(monkeypatch):
+    monkeypatch.setattr("rehrseg_nnunet.prediction.image_checks.memory_bytes", lambda: 7000)
+    sizes = {"heads": 3, "source": "scan.nii.gz"}
+    check_output_size("0.5mm", (10, 10, 10), placed((10, 10, 10), 0.1), **sizes)  # 2 x 3 x 1000 + 1000 bytes
+    with pytest.raises(UnusableImageError, match=r"scan\.nii\.gz: --grid must fit .* 0\.5mm has 10 x 10 x 11 voxels"):
+        check_output_size("0.5mm", (10, 10, 11), placed((10, 10, 10), 0.1), **sizes)
+
+
+def test_refuses_voxels_much_longer_than_the_scan():
+    check_output_size("9mm", (1, 1, 1), placed((1, 1, 1), 10), heads=3, source="a.nii")
+    with pytest.raises(UnusableImageError, match=r"a\.nii: --grid must have voxels .* 9mm are 11 times as long"):
+        check_output_size("9mm", (1, 1, 1), placed((1, 1, 1), 11), heads=3, source="a.nii")

@@ -130,6 +130,8 @@ def test_absolute_paths_and_other_orders_of_columns(folder):
         ("case,file0\n,1.nii.gz\n", r"line 2: an empty cell"),
         ("case,file0\na,\n", r"line 2: an empty cell"),
         ("case,file0\n../a,1.nii.gz\n", r"line 2: case \.\./a, which is no file name"),
+        (f"case,file0\n{'a' * 181},1.nii.gz\n", r"line 2: case a+, which is no file name"),
+        ("case,file0\na.nii.gz,1.nii.gz\n", r"line 2: case a\.nii\.gz, which ends like a file; leave the ending out"),
         ("case,file0\na,1.png\n", r"line 2: .*1\.png must end in one of"),
         ('case,file0\n"a,1.nii.gz\n', r"must be a csv file in UTF-8, got unexpected end of data"),
     ],

@@ -15,9 +15,10 @@ CHECKPOINT = {"network_weights": {}, "trainer_name": "nnUNetTrainer", "init_args
 
 
 def write_model(folder, *, folds=(0,), name="final", content=CHECKPOINT):
-    for file in ("plans.json", "dataset.json"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(json.dumps({"of": folder.name}))
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = {"of": folder.name, "plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {}}}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0}, "file_ending": ".nii.gz"}))
     for fold in folds:
         (folder / f"fold_{fold}").mkdir()
         torch.save(content, folder / f"fold_{fold}" / f"checkpoint_{name}.pth")
@@ -52,7 +53,7 @@ def test_of_several_models_one_is_chosen(results, tmp_path, kind):
     with pytest.raises(ValueError, match=rf"must hold one model, got .*{other}, .*{NAME}; choose with -tr, -p and -c"):
         found(path)
     with open_model(path, Wanted(plans="cpu")) as folder:
-        assert json.loads((folder / "plans.json").read_text()) == {"of": other}
+        assert json.loads((folder / "plans.json").read_text())["of"] == other
     with pytest.raises(FileNotFoundError, match=rf"has no such model, only: .*{NAME}; choose with"):
         found(path, Wanted(trainer="REHRSegTrainer"))
 
@@ -200,6 +201,80 @@ def test_folds_of_the_command_line():
     assert parse_folds(["0", "all", 3]) == [0, "all", 3]
     with pytest.raises(ValueError, match="-f must be numbers or all, got x"):
         parse_folds(["x"])
+    with pytest.raises(ValueError, match="-f must name every fold once, got 0 1 0"):
+        parse_folds(["0", "1", 0])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("plans.json", "{", r"plans\.json must be JSON, got a mistake at line 1"),
+        ("plans.json", "{}", r"plans\.json must be nnU-Net plans, got no configurations in it; copy the model anew"),
+        (
+            "plans.json",
+            '{"configurations": {"2d": {}}}',
+            r"plans\.json must have the configuration .*3d_fullres, got 2d",
+        ),
+        ("dataset.json", "[]", r"dataset\.json must hold a JSON object, got a list"),
+        ("dataset.json", "{}", r"dataset\.json must have the key labels, file_ending"),
+    ],
+)
+def test_damaged_descriptions_are_named(tmp_path, file, text, message):
+    model = write_model(tmp_path / "a")
+    (model / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        trained_model(model)
+
+
+def test_what_is_wrong_in_a_zip_file_is_said_of_the_zip_file(results, tmp_path):
+    (results / "Dataset001_A" / NAME / "fold_1" / "checkpoint_final.pth").write_text("x")
+    file = packed(results, tmp_path / "model.zip")
+    with (
+        open_model(file, ANY) as folder,
+        pytest.raises(ValueError, match=rf"^{file}: fold_1/checkpoint_final\.pth must be an nnU-Net checkpoint"),
+    ):
+        trained_model(folder, source=str(file))
+
+
+def test_another_model_than_is_meant_is_refused_whatever_its_folder_is_called(tmp_path):
+    model = write_model(tmp_path / "mine")
+    assert trained_model(model, wanted=Wanted("nnUNetTrainer", "nnUNetPlans", "3d_fullres")).folds == (0,)
+    for number, flag in enumerate(("-tr", "-p", "-c")):
+        wanted = Wanted(*(None if index != number else "other" for index in range(3)))
+        with pytest.raises(ValueError, match=rf"{flag} must be that of the model in {model}, .*, got other; leave it"):
+            trained_model(model, wanted=wanted)
+
+
+def save_weights(model, fold, **weights):
+    torch.save({**CHECKPOINT, "network_weights": weights}, model / f"fold_{fold}" / "checkpoint_final.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_training_that_diverged_is_named(tmp_path, value):
+    model = write_model(tmp_path / "a")
+    save_weights(model, 0, a=torch.zeros(2), b=torch.tensor([0, value]))
+    with pytest.raises(ValueError, match=r"fold_0/checkpoint_final\.pth must hold finite weights, got NaN .* in b;"):
+        trained_model(model)
+
+
+@pytest.mark.parametrize("weights", [{"a": torch.zeros(3)}, {"b": torch.zeros(2)}])
+def test_folds_of_different_networks_are_refused(tmp_path, weights):
+    model = write_model(tmp_path / "a", folds=(0, 1))
+    save_weights(model, 0, a=torch.zeros(2))
+    save_weights(model, 1, **weights)
+    with pytest.raises(ValueError, match=r"fold_1/checkpoint_final\.pth must hold the same network as fold 0"):
+        trained_model(model)
+    assert trained_model(model, folds=[1]).folds == (1,)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no trainer"), KeyError("spacing")])
+def test_parts_that_do_not_fit_together_are_said_of_the_model(tmp_path, error):
+    class Predictor:
+        def initialize_from_trained_model_folder(self, *_, **__):
+            raise error
+
+    with pytest.raises(ValueError, match=rf"^{tmp_path / 'a'} must be a model whose .* \(nnUNetTrainer\), got .*; co"):
+        trained_model(write_model(tmp_path / "a")).load_into(Predictor())
 
 
 def test_the_folder_is_not_changed(results):

@@ -26,3 +26,14 @@ def test_every_grid_has_a_name_of_its_own(tmp_path):
     for values in (["hr", "hr"], files, ["1,1,1", "1"]):
         with pytest.raises(ValueError, match="different names"):
             parse_grids(values)
+
+
+def test_voxel_sizes_with_blanks_between_are_told_what_they_need():
+    with pytest.raises(ValueError, match=r"--grid must have commas between voxel sizes, 0\.5,0\.5,1, got 0\.5 0\.5 1$"):
+        parse_grids(["0.5", "0.5", "1"])
+    assert len(parse_grids(["0.5", "1", "native"])) == 3
+
+
+def test_an_empty_value_is_no_folder():
+    with pytest.raises(FileNotFoundError, match="or an existing file or folder, got nothing"):
+        parse_grid("")

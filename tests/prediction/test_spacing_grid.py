@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 from rehrseg_nnunet.prediction.output_grid import NativeGrid
 from rehrseg_nnunet.prediction.spacing_grid import SpacingGrid, parse_spacing
 
@@ -66,7 +67,7 @@ def test_a_whole_number_of_voxels_is_not_rounded_up_by_the_headers_rounding(tiny
         "shape_before_cropping": (4, 5, 6),
         "bbox_used_for_cropping": [[0, 4], [0, 5], [0, 6]],
     }
-    result = SpacingGrid((1.0, 1.0, 1.0)).properties(properties, predictor.plans_manager, factor=1, image_file=None)
+    result = SpacingGrid((1.0, 1.0, 1.0)).properties(properties, predictor.plans_manager, factor=1, case=None)
     assert result["shape_before_cropping"] == (8, 10, 12)
     np.testing.assert_allclose(result["spacing"], [1, 1, 1])
 
@@ -104,3 +105,18 @@ def test_refuses_impossible_voxels():
     for value in ("0.5,0.5", "1,2,3,4", "0,1,1", "-1", "nan,1,1", "inf"):
         with pytest.raises(ValueError, match="one or three voxel sizes above 0 in mm"):
             parse_spacing(value)
+
+
+@pytest.mark.parametrize(("size", "message"), [("0.001", "must fit into memory"), ("1e7", "must have voxels")])
+def test_sizes_that_no_memory_holds_are_refused_with_the_scans_name(tiny, tmp_path, size, message):
+    sitk.WriteImage(tiny.blank((24, 22, 7), (1.1, 1.0, 4.0)), str(tmp_path / "ball_0000.nii.gz"))
+    predictor = tiny.predictor(grid=parse_spacing(size))
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    with pytest.raises(UnusableImageError, match=rf"ball_0000\.nii\.gz: --grid {message}"):
+        preprocessor.run_case(
+            [str(tmp_path / "ball_0000.nii.gz")],
+            None,
+            predictor.plans_manager,
+            predictor.configuration_manager,
+            predictor.dataset_json,
+        )

@@ -1,4 +1,4 @@
-"""The main path through nnU-Net's own commands on a tiny phantom, with nnU-Net's own spawned workers."""
+"""The main path through nnU-Net's own commands on a tiny phantom, trainings and predictions with spawned workers."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from workspace import assert_same_field_of_view, log_of, workspace
+from workspace import assert_same_field_of_view, log_of, threads, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
 from rehrseg_nnunet.config.rehrseg import load_config
@@ -29,9 +29,17 @@ def nnunet(tmp_path_factory):
     with workspace(tmp_path_factory.mktemp("nnunet"), threads=False) as folders:
         folders.write_phantom(ISOTROPIC, cases=CASES)
         folders.simulate(ISOTROPIC, THICK, factor=FACTOR)
-        folders.plan(ISOTROPIC)
-        folders.prepare(THICK)
+        with threads():  # all of it is nnU-Net's
+            folders.plan(ISOTROPIC)
+            folders.prepare(THICK)
         yield folders
+
+
+@pytest.fixture
+def in_threads():
+    """No spawned workers: others of these tests have them."""
+    with threads():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +183,7 @@ def test_unsupported_configurations_are_refused_before_anything_is_written(nnune
     assert sorted(nnunet.results.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_regions_and_ignore_label(nnunet):
     """Overlapping regions, and every case's first slice not annotated."""
     raw = nnunet.copy_dataset(THICK, REGIONS, "Regions")

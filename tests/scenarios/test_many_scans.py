@@ -185,3 +185,52 @@ def test_files_that_a_csv_file_names_in_vain(model, scans, tmp_path, capfd):
     assert predict(model, cases, tmp_path / "out", "--keep_going") == 1
     assert volumes(tmp_path / "out").keys() == {"first.nii.gz"}
     assert record(tmp_path / "out")["failures"] == {"second": "none.nii.gz does not exist"}
+
+
+@pytest.fixture
+def same_names(model, tmp_path):
+    """A csv file whose scans are all called t1.nii.gz, and grids called like the cases, of 3 and 4 slices."""
+    rows, grids = ["case,file0"], tmp_path / "grids"
+    grids.mkdir()
+    for number, name in enumerate(("ada", "bob")):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(scan(number), str(tmp_path / name / "t1.nii.gz"))
+        sitk.WriteImage(scan(number, size=(18, 20, 3 + number)), str(grids / f"{name}.mha"))
+        rows.append(f"{name},{name}/t1.nii.gz")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    return tmp_path / "cases.csv"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_of_grids_is_matched_by_the_cases_names(model, same_names, tmp_path, workers):
+    """Not by the files', which may all be called alike."""
+    out = tmp_path / "out"
+    assert predict(model, same_names, out, "--grid", tmp_path / "grids", workers=workers) == 0
+    assert {name: values.shape[2] for name, values in volumes(out).items()} == {"ada.nii.gz": 3, "bob.nii.gz": 4}
+
+
+def test_a_missing_grid_is_said_before_anything_is_predicted(model, same_names, tmp_path, capfd):
+    (tmp_path / "grids" / "bob.mha").unlink()
+    out = tmp_path / "out"
+    capfd.readouterr()
+    assert predict(model, same_names, out, "--grid", tmp_path / "grids") == 1
+    assert "the folder of --grid must have a file for every case, such as bob.nii.gz, got none for bob" in (
+        capfd.readouterr().err
+    )
+    assert not out.exists()
+    assert predict(model, same_names, out, "--grid", tmp_path / "grids", "--keep_going") == 1
+    assert volumes(out).keys() == {"ada.nii.gz"}
+    assert set(record(out)["failures"]) == {"bob"}
+
+
+def test_a_mended_scan_stays_in_its_part(model, scans, tmp_path):
+    cases = tmp_path / "cases.csv"
+    rows = [f"{name},in/{name}_0000.nii.gz" for name in CASES[:4]]
+    cases.write_text("\n".join(["case,file0", *rows]))
+    mended = scans / "case1_0000.nii.gz"
+    mended.unlink()
+    options = ("--keep_going", "--continue_prediction")
+    assert [predict(model, cases, tmp_path / "out", *part(number), *options) for number in (0, 1)] == [0, 1]
+    mended.write_bytes((model.scans / mended.name).read_bytes())
+    assert predict(model, cases, tmp_path / "out", *part(1), *options) == 0
+    assert volumes(tmp_path / "out").keys() == {f"{name}.nii.gz" for name in CASES[:4]}

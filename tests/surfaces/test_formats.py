@@ -73,6 +73,7 @@ def test_file_names_are_safe_and_differ():
     names = ["a/b", "a b", "A B", "..", "Grade II (left)", "Hüfte", "a\\b\n"]
     safe = file_names(names)
     assert safe == ["a_b", "a_b_2", "A_B_3", "label", "Grade_II_left", "Hüfte", "a_b_4"]
+    assert file_names(["x" * 300, "x" * 301]) == ["x" * 50, "x" * 50 + "_2"]
 
 
 @pytest.mark.parametrize(("module", "formats"), [("trimesh", ["stl"]), ("skimage", ["glb"]), ("lxml", ["stl", "3mf"])])

@@ -49,8 +49,15 @@ def test_probabilities_win_over_labels(tmp_path):
 def test_a_folder_without_cases(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must hold label images .*npz files of probabilities, got none"):
         find_cases(tmp_path, PLAIN)
-    with pytest.raises(FileNotFoundError, match=r"folder .* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"-i must be an existing file or folder, got .*x"):
         find_cases(tmp_path / "x", PLAIN)
+
+
+@pytest.mark.parametrize("name", ["a.seg.nrrd", "a.npz"])
+def test_what_is_no_label_image_is_refused_where_one_is_wanted(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"-i must be a label image, .* got .*{name}"):
+        find_cases(tmp_path / name, PLAIN, labels_only=True)
 
 
 @pytest.mark.parametrize("content", [PLAIN, REGIONS], ids=["classes", "regions"])

@@ -101,3 +101,11 @@ def test_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "slicerio", None)
     with pytest.raises(RuntimeError, match=r"seg\.nrrd files need slicerio, .*pip install 'rehrseg-nnunet\[slicer\]'"):
         require_slicer()
+
+
+def test_names_are_those_that_the_format_can_hold(tmp_path):
+    """NRRD headers are ASCII; ITK-SNAP's file is UTF-8."""
+    named = structures_of({"labels": {"background": 0, "Hüfte": 1, "肝": 2, "": 3}})
+    read = slicerio.read_segmentation(str(write_segmentation(LABELS, Grid(SHAPE, np.eye(4)), named, tmp_path / "c")))
+    assert [segment["name"] for segment in read["segments"]] == ["Hufte", "Label 2", "Label 3"]
+    assert '"Hüfte"' in write_itk_snap_labels(named, tmp_path).read_text(encoding="utf-8")
