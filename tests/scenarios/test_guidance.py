@@ -288,6 +288,46 @@ def test_the_keeper_stands_alone_but_is_not_trained_alone(keeper_only, tmp_path)
         keeper_only.train(KEEPER, PAIRS)
 
 
+def built(nnunet, name):
+    """A trainer of fold 0 that has begun, and a batch for it."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(nnunet.dataset(PAIRS), "3d_fullres", 0, name, "tiny", device=torch.device("cpu"))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer, next(trainer.dataloader_train)
+
+
+def test_frozen_is_frozen(keeper_only):
+    """The teacher in the keeper's training: no weight moves, none has a gradient."""
+    trainer, batch = built(keeper_only, KEEPER)
+    teacher, keeper = trainer.teacher.network, trainer.network
+    before = hash_weights(teacher.state_dict()), hash_weights(keeper.decoder.state_dict())
+    weights = hash_weights(keeper.keeper.state_dict())
+    for _ in range(3):
+        trainer.train_step(batch)
+    assert (hash_weights(teacher.state_dict()), hash_weights(keeper.decoder.state_dict())) == before
+    assert before[0] == trainer.teacher.sha256
+    assert hash_weights(keeper.keeper.state_dict()) != weights
+    for parameter in (*teacher.parameters(), *keeper.decoder.parameters()):
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert not teacher.training
+    assert not keeper.decoder.training
+    assert keeper.keeper.training
+
+
+def test_noise_is_in_training_alone(keeper_only):
+    trainer, batch = built(keeper_only, TEACHER)
+    privileged = trainer.on_device(batch).privileged
+    first, second = (trainer.network(privileged).image for _ in range(2))
+    assert not torch.equal(first, second)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        first, second = (trainer.validation_step(batch) for _ in range(2))
+    assert first == second
+
+
 def test_variants_train(trained, monkeypatch):
     """A keeper of a variant's teacher, all cases, other lengths."""
     with environment(**{EPOCHS: "1"}):
