@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import faults
@@ -11,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
 from short_runs import EPOCHS
-from workspace import environment, log_of
+from workspace import SHORT_RUNS, environment, log_of
 
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 PAIRS = 2
 TEACHER, KEEPER = "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
+TIMEOUT_S = 300
 CONFIGURATIONS = ("3d_fullres", "2d")
 
 
@@ -326,6 +329,32 @@ def test_noise_is_in_training_alone(keeper_only):
     with torch.no_grad():
         first, second = (trainer.validation_step(batch) for _ in range(2))
     assert first == second
+
+
+def test_ranks_train_together(trained, tmp_path):
+    """Equal networks and adversaries after every step, from other starts and batches; each case is written once."""
+    script, fold = SHORT_RUNS.with_name("ddp_guidance.py"), "1"
+    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), "tiny", fold]
+    outputs = [(tmp_path / f"{rank}.txt").open("w") for rank in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(rank), *arguments], stdout=output, stderr=subprocess.STDOUT)
+        for rank, output in enumerate(outputs)
+    ]
+    try:
+        codes = [process.wait(TIMEOUT_S) for process in processes]
+    finally:
+        for process, output in zip(processes, outputs, strict=True):
+            process.kill()
+            output.close()
+    assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [len(set(map(tuple, first[trainer]))) for trainer in (TEACHER, KEEPER)] == [4, 4]
+    assert len(first[KEEPER][0]) == 2
+    folder = trained.fold(KEEPER, PAIRS, fold=fold)
+    cases = json.loads((trained.plans(PAIRS).parent / "splits_final.json").read_text())[1]["val"]
+    assert sorted(json.loads((folder / SYNTHESIS_REPORT).read_text())["cases"]) == cases
+    assert sorted(file.name for file in (folder / "validation").iterdir()) == [f"{case}.nii.gz" for case in cases]
 
 
 def test_variants_train(trained, monkeypatch):
