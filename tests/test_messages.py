@@ -18,6 +18,8 @@ from random_model import scan, write_random_model
 
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.config.blocks import learning_rate_from_trained
+from rehrseg_nnunet.config.guidance import load_config as load_guidance
 from rehrseg_nnunet.guided.adversary import OptimizerPair
 from rehrseg_nnunet.guided.frozen import FrozenTeacher, open_teacher
 from rehrseg_nnunet.guided.networks import build_teacher
@@ -619,6 +621,128 @@ def cascade(dataset):
 @provoke("`rehrseg viewers` with a `.seg.nrrd` or npz file")
 def npz_for_viewers(dataset):
     return dataset.says("viewers", "-i", save_probabilities(dataset))
+
+
+def pairs(dataset, *options, cases="abcde", better=None, name="better"):
+    """What `rehrseg pair` says of two folders of scans; `better` are other files of the second."""
+    scans = {case: np.random.default_rng(number).random(SHAPE) for number, case in enumerate(cases)}
+    folders = {"usual": scans, name: scans | (better or {})}
+    for folder, files in folders.items():
+        for case, values in files.items():
+            if values is not None:
+                dataset.write(f"{folder}/{case}.nrrd", np.asarray(values, np.float32))
+    given = ["--source", dataset.raw / "usual", "--privileged", dataset.raw / name, "-o", 2, "-np", 1]
+    return dataset.says("pair", *given, *options)
+
+
+@provoke("A case lacks a file in one of the folders")
+def unpaired(dataset):
+    return pairs(dataset, better={"c": None})
+
+
+@provoke("No case has a file in every folder")
+def other_names(dataset):
+    return pairs(dataset, better={**dict.fromkeys("abcde"), "f": np.ones(SHAPE)})
+
+
+@provoke("A folder has files of two formats")
+def two_formats(dataset):
+    dataset.write("better/f.mha", np.zeros(SHAPE, np.float32))
+    return pairs(dataset)
+
+
+@provoke("A folder has several channels")
+def two_channels(dataset):
+    dataset.raw.joinpath("better").mkdir()
+    return pairs(dataset, cases=["a_0000", "a_0001", "b_0000"])
+
+
+@provoke("Two folders have the same name")
+def one_name(dataset):
+    return pairs(dataset, name="others/usual")
+
+
+@provoke("The scans of a pair lie on different grids")
+def other_grid(dataset):
+    return pairs(dataset, better={"b": np.ones((8, 6, 6))})
+
+
+@provoke("The scans of a pair do not show the same edges")
+def misregistered(dataset):
+    return pairs(dataset, better={"b": np.random.default_rng(9).random(SHAPE)})
+
+
+@provoke("A scan has one value everywhere")
+def constant_scan(dataset):
+    return pairs(dataset, better={"b": np.ones(SHAPE)})
+
+
+def label_maps(dataset, *, labelled):
+    for case in "abcde":
+        dataset.write(f"seg/{case}.nrrd", np.full(SHAPE, case in labelled, np.uint8))
+    return pairs(dataset, "--labels", dataset.raw / "seg")
+
+
+@provoke("The label maps of `--labels` are all background")
+def background_alone(dataset):
+    return label_maps(dataset, labelled="")
+
+
+@provoke("One of them is")
+def one_without_labels(dataset):
+    return label_maps(dataset, labelled="abde")
+
+
+@provoke("Fewer than five pairs")
+def few_pairs(dataset):
+    return pairs(dataset, cases="abc")
+
+
+def twins(dataset, *options):
+    scanner = ["--resolution", 2, "--snr", 9, "--contrast", 1]
+    return dataset.says("simulate-field", "-d", 1, "-o", 2, "-np", 1, *scanner, *options)
+
+
+@provoke("A scan to simulate from has values below 0, or none above")
+def no_magnitude(dataset):
+    return twins(dataset)
+
+
+@provoke("`--cases` names cases that are not there")
+def no_such_cases(dataset):
+    return twins(dataset, "--cases", "0:3")
+
+
+@provoke("`--test-cases` names some of `--cases`")
+def same_cases(dataset):
+    return twins(dataset, "--test-cases", "0:1")
+
+
+def refusal(function, *arguments):
+    """What a function raises."""
+    with pytest.raises((ValueError, NotImplementedError)) as error:
+        function(*arguments)
+    return {"error": str(error.value)}
+
+
+@provoke("The blocks `rehrseg` and `guidance` do not agree")
+def two_rates(dataset):
+    return refusal(learning_rate_from_trained, {"rehrseg": {}, "guidance": {"learning_rate_from_trained": 0.1}})
+
+
+@provoke("Guidance with a cascade")
+def guided_cascade(dataset):
+    return refusal(load_guidance, {"spacing": [1, 1, 1], "batch_size": 2, "previous_stage": "3d_lowres"})
+
+
+@provoke("A paired dataset does not say which channels are privileged")
+def no_key(dataset):
+    return refusal(PairedChannels.of_dataset, {"channel_names": {"0": "a", "1": "b", "2": "c"}})
+
+
+@provoke("A dataset without pairs")
+def no_pairs(dataset):
+    return refusal(PairedChannels.of_dataset, {"channel_names": {"0": "a"}})
 
 
 @provoke("`-i` has more or fewer files than the model has channels")
