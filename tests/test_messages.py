@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,16 @@ from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.config.blocks import learning_rate_from_trained
 from rehrseg_nnunet.config.guidance import load_config as load_guidance
+from rehrseg_nnunet.guided.adversary import OptimizerPair
+from rehrseg_nnunet.guided.frozen import FrozenTeacher, open_teacher
+from rehrseg_nnunet.guided.networks import build_teacher
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
+from rehrseg_nnunet.guided.training import PairedTraining
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.prediction.image_checks import check_image
 from rehrseg_nnunet.self_sr.frozen import check_version
+from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
+from rehrseg_nnunet.trainers.rehrseg_knowledge_keeper_trainer import KnowledgeKeeperTrainer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "messages.md"
 ROW = re.compile(r"^\| (.+) \| (error|warning) \| `(.+)` \|$", re.MULTILINE)
@@ -775,6 +783,86 @@ def no_file(dataset):
 @provoke("Cases failed with `--keep_going`")
 def failed_cases(dataset):
     return Prediction(dataset).csv("case,file0", "a,none.nii.gz", options=("--keep_going",))
+
+
+OWN_RUN = FoldRun("Dataset002_Pairs", "KnowledgeKeeperTrainer", "p", "3d_fullres", 0, Path("results"))
+PAIR_CONFIGURATION = {
+    "patch_size": [16, 16, 16],
+    "spacing": [1.0, 1.0, 1.0],
+    "batch_size": 2,
+    "architecture": {
+        "arch_kwargs": {"conv_op": "Conv3d", "strides": [[1] * 3, [2] * 3], "kernel_sizes": [[3] * 3] * 2},
+    },
+    "guidance_channels": {"source": [0], "privileged": [1]},
+}
+
+
+def raised(function, *arguments, **options):
+    with pytest.raises((ValueError, FileNotFoundError, NotImplementedError)) as caught:
+        function(*arguments, **options)
+    return {"error": str(caught.value)}
+
+
+@provoke("A keeper is trained before its teacher")
+def no_teacher(dataset):
+    return raised(open_teacher, OWN_RUN, PAIR_CONFIGURATION, checkpoint="final")
+
+
+@provoke("`--c` with another teacher")
+def another_teacher(dataset):
+    continued = SimpleNamespace(_resumed=True, _is_of=lambda teacher: False, network=torch.nn.Identity())
+    teacher = FrozenTeacher(Path("results/checkpoint_final.pth"), torch.nn.Identity(), "0" * 64)
+    return raised(KnowledgeKeeperTrainer.learn_from, continued, teacher)
+
+
+@provoke("`--c` with an adversary where there was none")
+def no_adversary(dataset):
+    pair = OptimizerPair(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), SimpleNamespace())
+    return raised(pair.load_state_dict, OptimizerPair(pair.own, None).state_dict())
+
+
+@provoke("A teacher of other settings")
+def other_teacher(dataset):
+    run = replace(OWN_RUN.sibling("GuidanceTeacherTrainer"), results=dataset.folder)
+    run.folder.mkdir(parents=True)
+    weights = build_teacher({**PAIR_CONFIGURATION, "guidance": {"base_features": 4}}).state_dict()
+    torch.save({"network_weights": weights}, run.final_checkpoint)
+    return raised(open_teacher, replace(OWN_RUN, results=dataset.folder), PAIR_CONFIGURATION, checkpoint="final")
+
+
+@provoke("A pair has a constant channel")
+def constant_channel(dataset):
+    lines = []
+    case = np.zeros((2, 2, 2, 2)), np.zeros((1, 2, 2, 2)), None, {}
+    trainer = SimpleNamespace(
+        local_rank=0,
+        is_ddp=False,
+        channels=PairedChannels((0,), (1,)),
+        preprocessed_dataset_folder="",
+        do_split=lambda: (["a"], []),
+        dataset_class=lambda folder, keys: SimpleNamespace(load_case=lambda key: case),
+        set_image_range=lambda widths: None,
+        print_to_log_file=lines.append,
+    )
+    PairedTraining.measure_image_range(trainer)
+    return {"warning": "".join(lines)}
+
+
+@provoke("`nnUNetv2_predict` with a keeper")
+def predict_with_keeper(dataset):
+    return raised(KnowledgeKeeperTrainer.build_network_architecture, None, None, 2, 2, False)
+
+
+@provoke("`nnUNetv2_predict` with a teacher")
+def predict_with_teacher(dataset):
+    return raised(GuidanceTeacherTrainer.build_network_architecture, None, None, 2, 2, False)
+
+
+@provoke("`rehrseg synthesize` with another trainer's model")
+def another_trainers_model(dataset):
+    other = Prediction(dataset)
+    files = ["-i", other.folder / "scan.nii.gz", "-o", other.folder / "better.nii.gz"]
+    return dataset.says("synthesize", *files, "-m", other.model, "-device", "cpu")
 
 
 def test_every_documented_situation_is_provoked():

@@ -20,6 +20,7 @@ COMMANDS = {
     "synthesize": "make the better scan that a trained keeper sees in a usual one",
     "simulate-field": "make a dataset with low-field twins of its scans",
     "simulate": "make a thick-slice dataset with known truth from an isotropic one",
+    "report": "write an HTML page by which a trained fold or predictions can be judged",
     "evaluate": "compare segmentations or images with a reference",
     "convert-flavr": "turn the published FLAVR checkpoint into -pretrained_weights for SelfSRTrainer",
     "demo": "run everything on a generated phantom, on a CPU, in minutes",

@@ -145,9 +145,10 @@ def _predict_many(
 
     # of all names, so that a scan that was mended stays in its part
     mine = set(sorted(case.name for case in (*found[0], *found[1]))[args.part_id :: args.num_parts])
-    cases, failures = ([case for case in some if case.name in mine] for some in found)
+    cases = [case for case in found[0] if case.name in mine]
+    failures = [failure for failure in found[1] if failure.name in mine]
     record.names = sorted(case.name for case in (*cases, *failures))
-    record.failures = list(failures)
+    record.failures = failures
     with _saved(record):
         predict_cases(predictor, cases, record.folder, _options(args), record)
         if product.is_segmentation and args.part_id == 0:  # one of those that share the folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +17,7 @@ KERNEL = 4
 def stages_that_fit(shape: GuidanceShape, patch_size: Sequence[int]) -> int:
     """How many strided blocks a discriminator can have: one a level after the first, fewer for small patches.
 
-    After them every axis needs as many voxels as the last convolution takes, and all together more than one.
+    After them every axis needs as many voxels as the last convolution takes.
 
     Args:
         shape: levels of the keeper.
@@ -30,8 +29,7 @@ def stages_that_fit(shape: GuidanceShape, patch_size: Sequence[int]) -> int:
     sizes = level_sizes(shape, patch_size)
     for stages in range(shape.levels - 1, 0, -1):
         needed = (1 if own == 1 else KERNEL - 2 for own in shape.kernels[stages])
-        fits = all(size >= least for size, least in zip(sizes[stages], needed, strict=True))
-        if fits and math.prod(sizes[stages]) > 1:
+        if all(size >= least for size, least in zip(sizes[stages], needed, strict=True)):
             return stages
     raise ValueError(
         f"patch_size must leave {KERNEL - 2} voxels along every axis after the discriminator's first stage, got "

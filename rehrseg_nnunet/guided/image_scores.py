@@ -29,14 +29,14 @@ def image_scores(
 
     Returns:
         `psnr` in dB, `ssim`, and `nmse`, the squared error over the truth's variance: 0 is perfect, 1 as good as the
-        mean. nan where no voxel counts, where the image is not finite, and for the NMSE of a constant.
+        mean. nan where no voxel counts, where an image is not finite, and for the NMSE of a constant.
     """
     rows = [_channel_scores(t, i, inside, r) for t, i, r in zip(truth, image, image_range, strict=True)]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def _channel_scores(truth: np.ndarray, image: np.ndarray, inside: np.ndarray, data_range: float) -> dict[str, float]:
-    if not inside.any() or not np.isfinite(image[inside]).all():
+    if not inside.any() or not (np.isfinite(image).all() and np.isfinite(truth).all()):
         return {"psnr": math.nan, "ssim": math.nan, "nmse": math.nan}
     seen, found = truth[inside].astype(np.float64), image[inside].astype(np.float64)
     variance = float(seen.var())

@@ -18,14 +18,16 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import distributed as dist
 from torch import nn
 
-from rehrseg_nnunet.evaluation.figures import label_centre, save_image_figure
+from rehrseg_nnunet.evaluation.figures import Cut, Panel, draw_planes, grey_window, save_figure
 from rehrseg_nnunet.evaluation.tables import format_table
+from rehrseg_nnunet.evaluation.volumes import Volume, largest_section
 from rehrseg_nnunet.guided.image_scores import image_scores
 from rehrseg_nnunet.guided.pair_transforms import split_channels
-from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, synthesise
+from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, planned_spacing, synthesise
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.whole_files import whole_files
+from rehrseg_nnunet.slices.grids import Grid
 
 SOURCE, SYNTHESISED, RECONSTRUCTED = "source, best line", "synthesised", "teacher's reconstruction"
 TEACHER_REPORT, SYNTHESIS_REPORT = "teacher_report.json", "synthesis_report.json"
@@ -197,7 +199,17 @@ def write_case(trainer: PairedTraining, identifier: str, image: np.ndarray, prop
 
 def draw_case(trainer: PairedTraining, identifier: str, case: PairedCase, images: Mapping[str, np.ndarray]) -> None:
     """Draw `synthesis_<case>.png`, of the first privileged channel."""
+    spacing = planned_spacing(case.properties, trainer.plans_manager, trainer.configuration_manager)
     truth, made = case.privileged[0].numpy(), images[SYNTHESISED][0]
-    columns = {SOURCE: images[SOURCE][0], SYNTHESISED: made, "true": truth}
-    file = Path(trainer.output_folder) / f"synthesis_{identifier}.png"
-    save_image_figure(file, columns, {"difference": made - truth}, label_centre(case.inside))
+    columns = {SOURCE: images[SOURCE][0], SYNTHESISED: made, "true": truth, "|difference|": np.abs(made - truth)}
+    depth, height, width = truth.shape
+    grid = Grid((depth, height, width), np.diag([*spacing, 1.0]))
+    volumes = {title: Volume(values, grid) for title, values in columns.items()}
+    error = volumes["|difference|"]
+    limits = {error: (0.0, float(np.percentile(error.values, 99.5)) or 1.0)}
+    panels = [Panel(title, volume, limits=limits.get(volume)) for title, volume in volumes.items()]
+    head = Volume(case.inside, grid)
+    titles = ("in plane", "through plane (y)", "through plane (x)")[: 1 if depth == 1 else 3]
+    cuts = [Cut(title, axis, largest_section(head, axis)) for axis, title in enumerate(titles)]
+    figure = draw_planes(panels, cuts, head.box, grey=grey_window(volumes["true"]))
+    save_figure(figure, Path(trainer.output_folder) / f"synthesis_{identifier}.png")

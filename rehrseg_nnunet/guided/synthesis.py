@@ -80,6 +80,14 @@ def file_stems(stem: str, channels: Sequence[int]) -> list[str]:
     return [stem] if len(channels) == 1 else [beside(stem, f"_{channel:04d}") for channel in channels]
 
 
+def planned_spacing(
+    properties: Mapping[str, Any], plans_manager: PlansManager, configuration_manager: ConfigurationManager
+) -> list[float]:
+    """Spacing of a preprocessed case, mm: the plans', for 2d with the case's own between slices."""
+    own = [float(properties["spacing"][axis]) for axis in plans_manager.transpose_forward]
+    return [*own[: 3 - len(configuration_manager.spacing)], *(float(s) for s in configuration_manager.spacing)]
+
+
 def in_case_grid(
     image: np.ndarray,
     properties: Mapping[str, Any],
@@ -101,7 +109,7 @@ def in_case_grid(
         (z, y, x) float32, in the order of the file's array.
     """
     spacing = [float(properties["spacing"][axis]) for axis in plans_manager.transpose_forward]
-    planned = [*spacing[: 3 - len(configuration_manager.spacing)], *configuration_manager.spacing]
+    planned = planned_spacing(properties, plans_manager, configuration_manager)
     cropped = tuple(int(n) for n in properties["shape_after_cropping_and_before_resampling"])
     if cropped != image.shape:
         configuration = deepcopy(configuration_manager.configuration)

@@ -50,7 +50,7 @@ class ChannelGrid(NativeGrid):
         return f"{self.channel:04d}"
 
     def properties(
-        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, image_file: str | None
+        self, properties: dict[str, Any], plans_manager: Any, *, factor: int, case: str | None
     ) -> dict[str, Any]:
         """The input's properties."""
         return dict(properties)

@@ -131,6 +131,13 @@ def test_decoder_only_never_runs_the_encoder(kind, dimension, deep_supervision):
     assert not any(parameter.requires_grad for parameter in network.encoder.parameters())
 
 
+def test_decoder_only_rounds_sizes_as_the_encoder_does():
+    plain = stock(dimension=2)
+    image = images(2)[..., :15, :21]
+    sizes = [skip.shape for skip in plain.encoder(image)]
+    assert [skip.shape for skip in guided(plain, kind="decoder_only").encoder(image)] == sizes
+
+
 @kinds
 def test_new_weights_are_named_as_segmentation_layers(kind, dimension):
     plain, network = stock(kind, dimension), guided(stock(kind, dimension))
@@ -187,6 +194,8 @@ def test_the_keeper_is_frozen():
     changed = trained(network)
     keeper = guidance_of(network).keeper
     assert not any(".keeper." in name for name in changed)
+    # not only without gradient: DistributedDataParallel waits for all that ask for one
+    assert not any(parameter.requires_grad for parameter in keeper.parameters())
     assert all(parameter.grad is None for parameter in keeper.parameters())
     assert not any(module.training for module in keeper.modules())
     assert network.training

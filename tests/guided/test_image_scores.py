@@ -59,6 +59,7 @@ def test_undefined_scores_are_nan():
     inside = np.ones(SHAPE, bool)
     assert all(math.isnan(v) for v in image_scores(truth, image, ~inside, [4.0]).values())
     assert all(math.isnan(v) for v in image_scores(truth, np.full_like(image, np.nan), inside, [4.0]).values())
+    assert all(math.isnan(v) for v in image_scores(np.full_like(truth, np.inf), image, inside, [4.0]).values())
     assert math.isnan(image_scores(np.ones_like(truth), image, inside, [4.0])["nmse"])
 
 

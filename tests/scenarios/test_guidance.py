@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import faults
@@ -11,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
 from short_runs import EPOCHS
-from workspace import environment, log_of
+from workspace import SHORT_RUNS, environment, log_of
 
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 PAIRS = 2
 TEACHER, KEEPER = "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
+TIMEOUT_S = 300
 CONFIGURATIONS = ("3d_fullres", "2d")
 
 
@@ -286,6 +289,72 @@ def test_the_keeper_stands_alone_but_is_not_trained_alone(keeper_only, tmp_path)
     command = f"nnUNetv2_train {keeper_only.dataset(PAIRS)} 3d_fullres 0 -tr {TEACHER} -p tiny"
     with pytest.raises(FileNotFoundError, match=f"the teacher of this fold is not finished; run: {command}$"):
         keeper_only.train(KEEPER, PAIRS)
+
+
+def built(nnunet, name):
+    """A trainer of fold 0 that has begun, and a batch for it."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(nnunet.dataset(PAIRS), "3d_fullres", 0, name, "tiny", device=torch.device("cpu"))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer, next(trainer.dataloader_train)
+
+
+def test_frozen_is_frozen(keeper_only):
+    """The teacher in the keeper's training: no weight moves, none has a gradient."""
+    trainer, batch = built(keeper_only, KEEPER)
+    teacher, keeper = trainer.teacher.network, trainer.network
+    before = hash_weights(teacher.state_dict()), hash_weights(keeper.decoder.state_dict())
+    weights = hash_weights(keeper.keeper.state_dict())
+    for _ in range(3):
+        trainer.train_step(batch)
+    assert (hash_weights(teacher.state_dict()), hash_weights(keeper.decoder.state_dict())) == before
+    assert before[0] == trainer.teacher.sha256
+    assert hash_weights(keeper.keeper.state_dict()) != weights
+    for parameter in (*teacher.parameters(), *keeper.decoder.parameters()):
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert not teacher.training
+    assert not keeper.decoder.training
+    assert keeper.keeper.training
+
+
+def test_noise_is_in_training_alone(keeper_only):
+    trainer, batch = built(keeper_only, TEACHER)
+    privileged = trainer.on_device(batch).privileged
+    first, second = (trainer.network(privileged).image for _ in range(2))
+    assert not torch.equal(first, second)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        first, second = (trainer.validation_step(batch) for _ in range(2))
+    assert first == second
+
+
+def test_ranks_train_together(trained, tmp_path):
+    """Equal networks and adversaries after every step, from other starts and batches; each case is written once."""
+    script, fold = SHORT_RUNS.with_name("ddp_guidance.py"), "1"
+    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), "tiny", fold]
+    outputs = [(tmp_path / f"{rank}.txt").open("w") for rank in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(rank), *arguments], stdout=output, stderr=subprocess.STDOUT)
+        for rank, output in enumerate(outputs)
+    ]
+    try:
+        codes = [process.wait(TIMEOUT_S) for process in processes]
+    finally:
+        for process, output in zip(processes, outputs, strict=True):
+            process.kill()
+            output.close()
+    assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [len(set(map(tuple, first[trainer]))) for trainer in (TEACHER, KEEPER)] == [4, 4]
+    assert len(first[KEEPER][0]) == 2
+    folder = trained.fold(KEEPER, PAIRS, fold=fold)
+    cases = json.loads((trained.plans(PAIRS).parent / "splits_final.json").read_text())[1]["val"]
+    assert sorted(json.loads((folder / SYNTHESIS_REPORT).read_text())["cases"]) == cases
+    assert sorted(file.name for file in (folder / "validation").iterdir()) == [f"{case}.nii.gz" for case in cases]
 
 
 def test_variants_train(trained, monkeypatch):
