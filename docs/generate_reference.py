@@ -82,8 +82,9 @@ Name a trainer with `-tr` in nnU-Net's commands, after `export nnUNet_extTrainer
 `_100epochs` (any number; `_1epoch`) to train for another length. Such a training builds on the runs of its fold that
 have the same length, else on those without a length.
 
-`SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, the others read
-`segmentation`. Settings that a trainer does not change are the plans'.
+`SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, `GuidanceTeacherTrainer`
+and `KnowledgeKeeperTrainer` read the block `guidance`, the others read `segmentation`. Settings that a trainer does not
+change are the plans'.
 """
 
 
@@ -297,7 +298,7 @@ def trainers() -> Iterator[str]:
 
     yield TRAINERS_INTRODUCTION
     rows = [(f"`{name}`", _summary(trainer), _changes(trainer), _file(trainer)) for name, trainer in TRAINERS.items()]
-    yield table(("trainer", "what it is", "settings it changes in `segmentation`", "file"), rows)
+    yield table(("trainer", "what it is", "settings it changes", "file"), rows)
 
 
 def _summary(trainer: type) -> str:
@@ -306,7 +307,9 @@ def _summary(trainer: type) -> str:
 
 
 def _changes(trainer: type) -> str:
-    changes = getattr(trainer, "changes", {})
+    changes: dict[str, Any] = {}
+    for key, value in getattr(trainer, "changes", {}).items():
+        changes |= {f"{key}.{name}": own for name, own in value.items()} if isinstance(value, dict) else {key: value}
     return ", ".join(f"`{key}`: `{json.dumps(value)}`" for key, value in changes.items())
 
 

@@ -68,9 +68,8 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str) -> Path:
 def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: int) -> None:
     dataset = read_raw_dataset_json(source)
     ending = dataset["file_ending"]
-    parts = {
-        part: raw_cases(source, part, dataset) for part in ("Tr", "Ts") if _is_there(source / f"images{part}", part)
-    }
+    there = [part for part in ("Tr", "Ts") if _is_there(source / f"images{part}", part)]
+    parts = {part: raw_cases(source, part, dataset) for part in there}  # ties take turns in their order
     if "Tr" not in parts:
         raise FileNotFoundError(f"{source / 'imagesTr'} is missing; {source.name} has no training images")
     example = Path(parts["Tr"][0].images[0])
@@ -126,18 +125,7 @@ def thicken_case(
     slices = image.shape[1 + axis]
     if slices < factor:
         raise ValueError(f"{case.images[0]} must have at least {factor} slices along the simulated axis, got {slices}")
-    labels = (
-        None
-        if case.label is None
-        else read_labels(
-            case.label,
-            reader=reader,
-            shape=image.shape[1:],
-            properties=properties,
-            image_file=case.images[0],
-            known=known,
-        )
-    )
+    labels = read_labels(case, reader=reader, shape=image.shape[1:], properties=properties, known=known)
     grids = {"": scale_slice_geometry(properties, axis, factor), "HR": properties}
     keep = (slice(None),) * axis + (slice(0, slices - slices % factor),)
     for file, channel in zip(case.images, image, strict=True):

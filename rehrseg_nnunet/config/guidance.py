@@ -244,6 +244,22 @@ def parse_block(block: Mapping[str, Any]) -> GuidanceConfig:
     return validate_block(block, GuidanceConfig, name=BLOCK)
 
 
+def change_config(config: ResolvedGuidance, changes: Mapping[str, Any]) -> ResolvedGuidance:
+    """The block with other settings, for variants of a training.
+
+    Args:
+        config: the block.
+        changes: values by key, those of its parts in a mapping of their own.
+
+    Raises:
+        ValueError: names every refused key by its path.
+    """
+    block = config.model_dump()
+    for key, value in changes.items():
+        block[key] = {**block[key], **value} if isinstance(value, Mapping) else value
+    return validate_block(block, ResolvedGuidance, name=BLOCK)
+
+
 def load_config(configuration: Mapping[str, Any]) -> ResolvedGuidance:
     """The `guidance` block of a resolved configuration; what depends on its dimension and batch is filled in.
 

@@ -218,4 +218,5 @@ def acquire(clean: np.ndarray, window: np.ndarray, *, noise: np.ndarray) -> np.n
         (D, H, W) float32.
     """
     spectrum = fft.fftn(clean.astype(np.float32), norm="ortho")
-    return np.abs(fft.ifftn(window * (spectrum + noise), norm="ortho")).astype(np.float32)
+    seen = fft.ifftn(window * (spectrum + noise), norm="ortho")
+    return np.abs(np.asarray(seen)).astype(np.float32)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from rehrseg_nnunet.prediction.case_lists import (
     unfinished,
 )
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
-from rehrseg_nnunet.prediction.export import Writer, several_grids
+from rehrseg_nnunet.prediction.export import Writer, export_on_grids, exporting_with
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.inputs import Images, case_name, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
@@ -280,14 +280,18 @@ class HRPredictor(nnUNetPredictor):
     @wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids():
+        with self._staged_output(), self._exporting():
             return super().predict_from_files(*args, **kwargs)
 
     @wraps(nnUNetPredictor.predict_from_files_sequential)
     def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids():
+        with self._staged_output(), self._exporting():
             return super().predict_from_files_sequential(*args, **kwargs)
+
+    def _exporting(self) -> AbstractContextManager[None]:
+        """Results are exported on every grid."""
+        return exporting_with(export_on_grids)
 
     @contextmanager
     def _staged_output(self) -> Iterator[None]:
