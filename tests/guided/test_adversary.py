@@ -129,9 +129,12 @@ def test_an_overflow_in_the_discriminator_skips_its_step_alone():
     assert scaler.get_scale() == 512
 
 
-def test_gradients_are_clipped_as_nnunet_clips_them():
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gradients_are_clipped_as_nnunet_clips_them(mixed):
+    """At their own scale, not the scaler's."""
     generator, pair = networks()
-    descend(1e6 * generator(batch(0)[0]).square().mean(), pair.own, generator.parameters(), None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if mixed else None
+    descend(1e3 * generator(batch(0)[0]).square().mean(), pair.own, generator.parameters(), scaler)
     norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in generator.parameters()]))
     assert float(norm) == pytest.approx(12, rel=1e-4)
 

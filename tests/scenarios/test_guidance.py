@@ -43,11 +43,16 @@ def paired(nnunet):
 
 @pytest.fixture(scope="module")
 def trained(paired):
-    """Teacher and keeper of fold 0 in both configurations."""
-    for configuration in CONFIGURATIONS:
-        for trainer in (TEACHER, KEEPER):
+    """Teacher and keeper of fold 0 in both configurations; only one training draws `progress.png`, which is slow."""
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    first = paired.train(TEACHER, PAIRS)
+    assert (first / "progress.png").is_file()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
+        for trainer, configuration in ((KEEPER, "3d_fullres"), (TEACHER, "2d"), (KEEPER, "2d")):
             paired.train(trainer, PAIRS, configuration=configuration)
-    return paired
+        yield paired
 
 
 @pytest.fixture
