@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from rehrseg_nnunet.cli.predict_options import add_arguments
 from rehrseg_nnunet.cli.surfaces import check_prediction_options, prediction_writers
 from rehrseg_nnunet.cli.workers import end_workers
-from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.nnunet.safe_files import make_folder
-from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
+from rehrseg_nnunet.nnunet.folders import check_exists, check_model_path, find_dataset, nnunet_folder
+from rehrseg_nnunet.nnunet.staging_folders import output_folder
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 
 __all__ = ["add_arguments", "run"]
@@ -43,13 +42,15 @@ def run(args: argparse.Namespace) -> None:
         OSError: the output folder cannot be written to, or a result could not be; named.
         CasesFailedError: with --keep_going, some cases failed.
     """
+    _check_paths(args)
     _check(args)
     ensure_trainer_path()
     predictor, model = _load(args)
     sources = _sources(args)
     found, output = _cases(args, sources, predictor)  # before anything is written
-    _make_output(output, sources, predictor)
-    with end_workers(), _naming(output.folder):
+    _say_left_out(sources, predictor)
+    purpose = "predictions are written there; choose another place with -o"
+    with output_folder(output.folder, purpose=purpose), end_workers(), _naming(output.folder):
         if output.stem is not None:
             _predict_one(predictor, found[0][0], output.stem, args)
         else:
@@ -80,27 +81,28 @@ def _sources(args: argparse.Namespace) -> list[Path]:
     return [Path(source) for source in args.i]
 
 
-def _make_output(output: Output, sources: list[Path], predictor: HRPredictor) -> None:
-    """Make the folder of results, which can be written to then and is free of what killed runs left."""
+def _say_left_out(sources: list[Path], predictor: HRPredictor) -> None:
     from rehrseg_nnunet.nnunet.raw_files import say_left_out
 
     if sources[0].is_dir():
         say_left_out(sources[0], predictor.images.ending)
-    make_folder(output.folder, purpose="predictions are written there; choose another place with -o")
-    remove_leftovers(output.folder)
 
 
 def _predict_one(predictor: HRPredictor, case: Case, stem: Path, args: argparse.Namespace) -> None:
     from rehrseg_nnunet.prediction.export import stems
-    from rehrseg_nnunet.prediction.many_cases import is_there, predict_case
+    from rehrseg_nnunet.prediction.many_cases import check_results, is_there, predict_case
 
     options = _options(args)
     files = ", ".join(name + predictor.dataset_json["file_ending"] for name in stems(str(stem), predictor.grids))
     if not options.overwrite and is_there(stem, predictor, options):
         print(f"{files}: there and kept")
         return
-    predict_case(predictor, case, stem, options)
+    check_results([stem], predictor, options)
+    written = predict_case(predictor, case, stem, options)
     print(f"the segmentation is {files}")
+    others = [str(file) for file in written if str(file) not in files]
+    if others:
+        print(f"also written: {', '.join(others)}")
 
 
 def _predict_many(
@@ -110,20 +112,24 @@ def _predict_many(
     output: Output,
     args: argparse.Namespace,
 ) -> None:
-    from rehrseg_nnunet.prediction.many_cases import predict_cases, raise_if_failed
+    from rehrseg_nnunet.prediction.many_cases import check_results, predict_cases, raise_if_failed
     from rehrseg_nnunet.surfaces.viewers import describe_predictions
 
     # of all names, so that a scan that was mended stays in its part
-    mine = set(sorted(case.name for case in (*found[0], *found[1]))[args.part_id :: args.num_parts])
+    mine = set(sorted(case.name for case in (*found[0], *found[1]))[_part(args) :: args.num_parts])
     cases, failures = ([case for case in some if case.name in mine] for some in found)
+    if args.num_parts > 1:
+        print(f"part {_part(args)} of {args.num_parts}: {len(mine)} of {len(found[0]) + len(found[1])} cases")
+    check_results([output.folder / case.name for case in cases], predictor, _options(args))
     record = _record(predictor, model, output.folder, args)
     record.names = sorted(case.name for case in (*cases, *failures))
     record.failures = list(failures)
     with _saved(record):
         predict_cases(predictor, cases, output.folder, _options(args), record)
-        if args.part_id == 0:  # one of those that share the folder
+        if _part(args) == 0:  # one of those that share the folder
             describe_predictions(predictor.dataset_json, output.folder)
-    print(f"the segmentations are in {output.folder}")
+    if len(record.failures) < len(record.names):
+        print(f"the segmentations are in {output.folder}")
     raise_if_failed(record)
 
 
@@ -148,7 +154,7 @@ def _record(predictor: HRPredictor, model: TrainedModel, folder: Path, args: arg
             "hr_from": predictor.hr_from,
         },
     }
-    return RunRecord(folder, part=(args.part_id, args.num_parts), about=about, keep=args.continue_prediction)
+    return RunRecord(folder, part=(_part(args), args.num_parts), about=about, keep=args.continue_prediction)
 
 
 @contextmanager
@@ -193,15 +199,16 @@ def _load(args: argparse.Namespace) -> tuple[HRPredictor, TrainedModel]:
     """The predictor, initialised, after a check of the model's files; what was unpacked is gone then."""
     from rehrseg_nnunet.prediction.model_folder import Wanted, open_model, parse_folds, trained_model
 
-    predictor = _predictor(args)
     folds = None if args.f is None else parse_folds(args.f)
     if args.m is None:
         model = trained_model(_model_folder(args), folds=folds or range(5), checkpoint=args.chk)
+        predictor = _predictor(args)
         model.load_into(predictor)
         return predictor, model
     wanted = Wanted(args.tr, args.p, args.c)
     with open_model(Path(args.m), wanted, checkpoint=args.chk) as folder:
         model = trained_model(folder, folds=folds, checkpoint=args.chk, source=args.m, wanted=wanted)
+        predictor = _predictor(args)
         model.load_into(predictor)
         return predictor, model
 
@@ -209,30 +216,45 @@ def _load(args: argparse.Namespace) -> tuple[HRPredictor, TrainedModel]:
 def _model_folder(args: argparse.Namespace) -> Path:
     from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
 
+    from rehrseg_nnunet.prediction.model_folder import segments
+
     results = find_dataset(nnunet_folder("nnUNet_results"), args.d)
     model = results / convert_trainer_plans_config_to_identifier(
         args.tr or "REHRSegTrainer", args.p or "nnUNetPlans", args.c
     )
     if not model.is_dir():
-        found = sorted(folder.name for folder in results.iterdir() if folder.name.count("__") == 2)
+        names = (folder.name for folder in results.iterdir())
+        found = sorted(name for name in names if name.count("__") == 2 and segments(name))
         raise FileNotFoundError(
             f"no training {model.name} in {results}; found: {', '.join(found) or 'none'}; check -tr, -p and -c"
         )
     return model
 
 
+def _check_paths(args: argparse.Namespace) -> None:
+    """What can be told without nnU-Net and PyTorch, which take seconds to import."""
+    _check_model_options(args)
+    if args.m is not None:
+        check_model_path(Path(args.m))
+    else:
+        find_dataset(nnunet_folder("nnUNet_results"), args.d)
+    for source in _sources(args):
+        check_exists(source, option="-i")
+
+
 def _check(args: argparse.Namespace) -> None:
     from rehrseg_nnunet.prediction.inputs import check_sources
     from rehrseg_nnunet.prediction.model_folder import parse_folds
     from rehrseg_nnunet.prediction.outputs import check_output
+    from rehrseg_nnunet.prediction.parse_grids import parse_grids
 
     previous = args.prev_stage_predictions
     if previous is not None and not Path(previous).is_dir():
         raise FileNotFoundError(f"-prev_stage_predictions must be an existing folder, got {previous}")
-    _check_model_options(args)
     _check_numbers(args)
     check_prediction_options(args)
     parse_folds(args.f or ())
+    parse_grids(args.grid or ())
     check_sources(_sources(args))
     check_output(args.o, _sources(args))
 
@@ -249,7 +271,9 @@ def _check_model_options(args: argparse.Namespace) -> None:
 def _check_numbers(args: argparse.Namespace) -> None:
     from rehrseg_nnunet.prediction.inputs import is_single
 
-    if not 0 <= args.part_id < args.num_parts:
+    if args.num_parts > 1 and args.part_id is None:
+        raise ValueError(f"-num_parts {args.num_parts} needs -part_id too, the number of this part from 0")
+    if not 0 <= _part(args) < args.num_parts:
         raise ValueError(f"-part_id must be from 0 to -num_parts - 1, got {args.part_id} of {args.num_parts}")
     if not 0 < args.step_size <= 1:
         raise ValueError(f"-step_size must be above 0 and at most 1, got {args.step_size}")
@@ -259,15 +283,20 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
 
 
+def _part(args: argparse.Namespace) -> int:
+    return args.part_id or 0
+
+
 def _predictor(args: argparse.Namespace) -> HRPredictor:
     from rehrseg_nnunet.prediction.parse_grids import parse_grids
     from rehrseg_nnunet.prediction.predictor import HRPredictor
 
+    device = _device(args.device)
     return HRPredictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
-        perform_everything_on_device=args.device == "cuda" and not args.not_on_device,
-        device=_device(args.device),
+        perform_everything_on_device=device.type == "cuda" and not args.not_on_device,
+        device=device,
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
@@ -277,10 +306,19 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
     )
 
 
-def _device(name: str) -> torch.device:
-    """The device, with PyTorch's threads set as nnUNetv2_predict sets them: all on a CPU, one beside a GPU."""
+def _device(name: str | None) -> torch.device:
+    """The device, with PyTorch's threads set as nnUNetv2_predict sets them: all on a CPU, one beside a GPU.
+
+    Args:
+        name: None for a GPU if there is one.
+    """
     import torch
 
+    if name is None:
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        name = next((kind for kind, there in available.items() if there), "cpu")
+        if name == "cpu":
+            print("no GPU found: predicting on the CPU, which takes longer")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("-device must be available, got cuda without a CUDA GPU; use -device cpu")
     if name == "mps" and not torch.backends.mps.is_available():

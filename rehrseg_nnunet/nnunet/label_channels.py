@@ -61,3 +61,14 @@ def to_targets(labels: torch.Tensor, groups: Sequence[LabelGroup], masked: int, 
     if not regions:
         return known[None].to(torch.int16)
     return torch.cat([to_channels(known, groups).bool(), (known == masked)[None]])
+
+
+class ManyHeads:
+    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
+
+    def __init__(self, label_manager: Any, heads: int) -> None:
+        self._label_manager = label_manager
+        self.num_segmentation_heads = heads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._label_manager, name)

@@ -29,6 +29,7 @@ from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, t
 from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, parse_folds, trained_model
 from rehrseg_nnunet.prediction.parse_grids import parse_grid
 from rehrseg_nnunet.prediction.predictor import HRPredictor
+from rehrseg_nnunet.prediction.replaced import check_replaced
 from rehrseg_nnunet.surfaces.margins import logit_pieces
 from rehrseg_nnunet.surfaces.mesh import Surface, surface_of
 from rehrseg_nnunet.surfaces.structures import structures_of
@@ -306,6 +307,7 @@ def _predict_files(model: Model, files: list[Path], output: PathLike | None, wan
     if output is not None:
         if Path(output).resolve() in {file.resolve() for file in files}:
             raise ValueError(f"output must not be {output}, which is an input; choose another name or folder")
+        check_replaced(Path(output), type(reader), model.predictor.dataset_json, option="output")
         make_folder(Path(output).parent, purpose="the segmentation is written there; choose another output")
     case = reader.read_images([str(file) for file in files])
     result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)

@@ -17,8 +17,9 @@ def parse_grids(values: Sequence[str]) -> tuple[OutputGrid, ...]:
         ValueError: two grids whose files would have one name, or impossible voxel sizes.
         FileNotFoundError: neither a keyword nor voxel sizes nor an existing path.
     """
-    if len(values) == 3 and all(_is_number(value) for value in values):
-        raise ValueError(f"--grid must have commas between voxel sizes, {','.join(values)}, got {' '.join(values)}")
+    sizes = [value.strip(",") for value in values]
+    if len(sizes) == 3 and all(_is_number(size) for size in sizes):
+        raise ValueError(f"--grid must have commas between voxel sizes, no blanks: write {','.join(sizes)}")
     grids = tuple(parse_grid(value) for value in values)
     names = [grid.name for grid in grids]
     twice = sorted({name for name in names if names.count(name) > 1})
