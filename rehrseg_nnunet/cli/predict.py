@@ -262,6 +262,8 @@ def _check(args: argparse.Namespace) -> None:
 def _check_model_options(args: argparse.Namespace) -> None:
     if args.m is not None and args.d is not None:
         raise ValueError(f"-m names the model's files and -d its dataset; leave out one of -m {args.m} and -d {args.d}")
+    if args.m is not None and (args.m.isdigit() or args.m.startswith("Dataset")) and not Path(args.m).exists():
+        raise ValueError(f"-m must be a model's folder or zip file; a dataset goes with -d {args.m} -c CONFIGURATION")
     if args.m is None and args.d is None:
         raise ValueError("the model must be named, by -m FOLDER or -m ZIP, or by -d DATASET -c CONFIGURATION")
     if args.m is None and args.c is None:

@@ -37,12 +37,10 @@ def check_model_path(path: Path) -> None:
     """Refuse a model that is not there.
 
     Raises:
-        FileNotFoundError: neither a folder nor a file; says what dataset numbers go with.
+        FileNotFoundError: neither a folder nor a file.
     """
     if not path.exists():
-        number = str(path).isdigit() or str(path).startswith("Dataset")
-        remedy = f"; a dataset goes with -d {path} -c CONFIGURATION" if number else ""
-        raise FileNotFoundError(f"-m must be an existing folder or zip file, got {path}{remedy}")
+        raise FileNotFoundError(f"-m must be an existing folder or zip file, got {path}")
 
 
 def check_folder_name(folder: Path, endings: Sequence[str]) -> None:

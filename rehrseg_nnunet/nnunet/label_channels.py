@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
+from typing import Any
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager

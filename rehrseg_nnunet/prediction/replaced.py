@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
 from rehrseg_nnunet.nnunet.label_values import known_labels, label_manager_of, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import listed
-from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, WholeFiles
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 
 
-def check_replaced(file: Path, reader: type[WholeFiles], dataset_json: Mapping[str, Any], *, option: str) -> None:
+def check_replaced(file: Path, reader: type[BaseReaderWriter], dataset_json: Mapping[str, Any], *, option: str) -> None:
     """Refuse a place where a result would replace anything but an earlier segmentation with the model's labels.
 
     Args:
         file: where the result goes.
-        reader: the model's.
+        reader: the model's, with the checks of `whole_files`.
         dataset_json: the model's.
         option: what led there, for the message.
 
