@@ -117,13 +117,14 @@ def _predict_many(
 
     # of all names, so that a scan that was mended stays in its part
     mine = set(sorted(case.name for case in (*found[0], *found[1]))[_part(args) :: args.num_parts])
-    cases, failures = ([case for case in some if case.name in mine] for some in found)
+    cases = [case for case in found[0] if case.name in mine]
+    failures = [failure for failure in found[1] if failure.name in mine]
     if args.num_parts > 1:
         print(f"part {_part(args)} of {args.num_parts}: {len(mine)} of {len(found[0]) + len(found[1])} cases")
     check_results([output.folder / case.name for case in cases], predictor, _options(args))
     record = _record(predictor, model, output.folder, args)
     record.names = sorted(case.name for case in (*cases, *failures))
-    record.failures = list(failures)
+    record.failures = failures
     with _saved(record):
         predict_cases(predictor, cases, output.folder, _options(args), record)
         if _part(args) == 0:  # one of those that share the folder

@@ -205,7 +205,8 @@ def same_names(model, tmp_path):
 def test_a_folder_of_grids_is_matched_by_the_cases_names(model, same_names, tmp_path, workers):
     """Not by the files', which may all be called alike."""
     out = tmp_path / "out"
-    assert predict(model, same_names, out, "--grid", tmp_path / "grids", workers=workers) == 0
+    process = start(model, same_names, out, "--grid", tmp_path / "grids", workers=workers)
+    assert process.communicate(timeout=300) and process.returncode == 0
     assert {name: values.shape[2] for name, values in volumes(out).items()} == {"ada.nii.gz": 3, "bob.nii.gz": 4}
 
 
