@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rehrseg_nnunet.cli.predict_options import add_arguments
 from rehrseg_nnunet.cli.surfaces import check_prediction_options, prediction_writers
 from rehrseg_nnunet.cli.workers import end_workers
-from rehrseg_nnunet.nnunet.folders import check_exists, check_model_path, find_dataset, nnunet_folder
+from rehrseg_nnunet.nnunet.folders import check_input, check_model_path, find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.staging_folders import output_folder
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
         OSError: the output folder cannot be written to, or a result could not be; named.
         CasesFailedError: with --keep_going, some cases failed.
     """
+    check_prediction_options(args)
     _check_paths(args)
     _check(args)
     ensure_trainer_path()
@@ -240,7 +241,7 @@ def _check_paths(args: argparse.Namespace) -> None:
     else:
         find_dataset(nnunet_folder("nnUNet_results"), args.d)
     for source in _sources(args):
-        check_exists(source, option="-i")
+        check_input(source)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -253,7 +254,6 @@ def _check(args: argparse.Namespace) -> None:
     if previous is not None and not Path(previous).is_dir():
         raise FileNotFoundError(f"-prev_stage_predictions must be an existing folder, got {previous}")
     _check_numbers(args)
-    check_prediction_options(args)
     parse_folds(args.f or ())
     parse_grids(args.grid or ())
     check_sources(_sources(args))
@@ -274,14 +274,14 @@ def _check_model_options(args: argparse.Namespace) -> None:
 def _check_numbers(args: argparse.Namespace) -> None:
     from rehrseg_nnunet.prediction.inputs import is_single
 
-    if args.num_parts > 1 and args.part_id is None:
-        raise ValueError(f"-num_parts {args.num_parts} needs -part_id too, the number of this part from 0")
     if not 0 <= _part(args) < args.num_parts:
         raise ValueError(f"-part_id must be from 0 to -num_parts - 1, got {args.part_id} of {args.num_parts}")
     if not 0 < args.step_size <= 1:
         raise ValueError(f"-step_size must be above 0 and at most 1, got {args.step_size}")
     if args.num_parts > 1 and is_single(_sources(args)):
         raise ValueError(f"-num_parts splits the cases of a folder or csv file, got one scan {args.i[0]}; leave it out")
+    if args.num_parts > 1 and args.part_id is None:
+        raise ValueError(f"-num_parts {args.num_parts} needs -part_id too, the number of this part from 0")
     if min(args.npp, args.nps) < 0 or (args.npp == 0) != (args.nps == 0):
         raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
 
@@ -313,15 +313,14 @@ def _device(name: str | None) -> torch.device:
     """The device, with PyTorch's threads set as nnUNetv2_predict sets them: all on a CPU, one beside a GPU.
 
     Args:
-        name: None for a GPU if there is one.
+        name: None for a CUDA GPU if there is one; Apple's lack some 3D operations.
     """
     import torch
 
     if name is None:
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        name = next((kind for kind, there in available.items() if there), "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu":
-            print("no GPU found: predicting on the CPU, which takes longer")
+            print("no CUDA GPU found: predicting on the CPU")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("-device must be available, got cuda without a CUDA GPU; use -device cpu")
     if name == "mps" and not torch.backends.mps.is_available():

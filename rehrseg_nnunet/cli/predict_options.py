@@ -133,7 +133,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add(
         "-device",
         choices=("cuda", "cpu", "mps"),
-        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: a GPU if there is one, cpu otherwise)",
+        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda if there is such a GPU, else cpu)",
     )
     add_prediction_options(parser)
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rehrseg_nnunet.nnunet.folders import check_exists, check_folder_name
+from rehrseg_nnunet.nnunet.folders import check_folder_name, check_input
 from rehrseg_nnunet.nnunet.staging_folders import output_folder
 from rehrseg_nnunet.surfaces.formats import FORMATS
 
@@ -70,14 +70,15 @@ def check_prediction_options(args: argparse.Namespace) -> None:
         RuntimeError: an extra is missing.
         ValueError: `--ras` without surfaces.
     """
-    from rehrseg_nnunet.surfaces.formats import require_formats
-    from rehrseg_nnunet.surfaces.viewers import require_slicer
-
     if args.surfaces:
+        from rehrseg_nnunet.surfaces.formats import require_formats
+
         require_formats(args.surfaces)
     elif args.ras:
         raise ValueError("--ras is about surfaces; add --surfaces stl, or leave it out")
     if args.seg_nrrd:
+        from rehrseg_nnunet.surfaces.viewers import require_slicer
+
         require_slicer()
 
 
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         OSError: a file could not be written; named.
     """
     source, output = Path(args.i), Path(args.o)
-    check_exists(source, option="-i")
+    check_input(source)
     check_folder_name(output, FORMATS)
     from rehrseg_nnunet.surfaces.formats import require_formats
     from rehrseg_nnunet.surfaces.stored import find_cases, find_dataset_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rehrseg_nnunet.nnunet.folders import check_exists, check_folder_name
+from rehrseg_nnunet.nnunet.folders import check_folder_name, check_input
 from rehrseg_nnunet.nnunet.staging_folders import output_folder
 
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         OSError: a file could not be written; named.
     """
     source = Path(args.i)
-    check_exists(source, option="-i")
+    check_input(source)
     if args.o:
         check_folder_name(Path(args.o), (".nii", ".gz", ".nrrd", ".txt"))
     from rehrseg_nnunet.surfaces.stored import find_cases, find_dataset_json, read_labels

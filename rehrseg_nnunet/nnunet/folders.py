@@ -23,14 +23,14 @@ def nnunet_folder(variable: str) -> Path:
     return folder
 
 
-def check_exists(path: Path, *, option: str) -> None:
-    """Refuse what is not there, before nnU-Net and PyTorch are imported, which takes seconds.
+def check_input(path: Path) -> None:
+    """Refuse an input that is not there, before nnU-Net and PyTorch are imported, which takes seconds.
 
     Raises:
-        FileNotFoundError: names the option.
+        FileNotFoundError: names it.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{option} must be an existing file or folder, got {path}")
+        raise FileNotFoundError(f"-i must be an existing file or folder, got {path}")
 
 
 def check_model_path(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
-from rehrseg_nnunet.nnunet.folders import check_exists
+from rehrseg_nnunet.nnunet.folders import check_input
 from rehrseg_nnunet.nnunet.label_values import describe_unknown, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import IMAGE_ENDINGS, SLICER_ENDING, image_ending, image_files
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, whole_files_of
@@ -59,7 +59,7 @@ def find_cases(source: Path, dataset_json: Mapping[str, Any] | None, *, labels_o
         FileNotFoundError: no such folder or file, or nothing in it.
         ValueError: a file for 3D Slicer where label images are wanted.
     """
-    check_exists(source, option="-i")
+    check_input(source)
     if labels_only and source.name.lower().endswith((SLICER_ENDING, PROBABILITIES)):
         raise ValueError(f"-i must be a label image, or a folder of them, such as CASE.nii.gz, got {source}")
     if source.is_file():
@@ -160,12 +160,13 @@ def _read_probabilities(file: Path) -> np.ndarray:
 
 
 def stored_labels(case: StoredCase) -> dict[str, Any] | None:
-    """What dataset.json says of labels, from the pkl file beside probabilities; None if nnU-Net alone wrote it.
+    """What dataset.json says of labels, from the pkl file beside probabilities; None without one of this package.
 
     Raises:
-        FileNotFoundError: the pkl file is missing.
-        UnusableImageError: it is damaged; named.
+        UnusableImageError: the pkl file is damaged; named.
     """
+    if not _pkl_of(case).is_file():
+        return None
     return _properties_of(case).get(STORED_LABELS)
 
 
