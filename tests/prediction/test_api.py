@@ -284,7 +284,7 @@ def test_a_grid_is_text_sizes_or_a_path(model, file, grid):
 
 def test_voxel_sizes_as_numbers(model, file):
     assert predict(model, file, grid=(0.5, 2, 1.0)).shape == (36, 10, 20)
-    with pytest.raises(ValueError, match="^grid must have one or three voxel sizes"):
+    with pytest.raises(ValueError, match=r"^grid must have one or three voxel sizes"):
         predict(model, file, grid=(0, 1, 1))
 
 
@@ -307,11 +307,11 @@ def test_messages_name_arguments(tmp_path):
     folder = write_random_model(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"^fold 3 .*; trained folds: 0; choose with folds, or .* with check"):
         load_model(folder, folds=3, device="cpu")
-    with pytest.raises(FileNotFoundError, match="^path must be an existing folder or zip file, got nothing$"):
+    with pytest.raises(FileNotFoundError, match=r"^path must be an existing folder or zip file, got nothing$"):
         load_model("nothing", device="cpu")
     with pytest.raises(ValueError, match=r"^wanted\.trainer must be that of the model"):
         load_model(folder, wanted=Wanted(trainer="Other"), device="cpu")
-    with pytest.raises(TypeError, match="^path must be the path of a model's folder or zip file, got 504$"):
+    with pytest.raises(TypeError, match=r"^path must be the path of a model's folder or zip file, got 504$"):
         load_model(504)
 
 
@@ -328,7 +328,7 @@ def test_refuses_a_cascade(tmp_path):
     (folder / "plans.json").write_text(json.dumps(plans))
     dataset = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**dataset, "channel_names": {"0": "MRI"}}))
-    with pytest.raises(NotImplementedError, match="^path must be a model without previous stage, got the cascade"):
+    with pytest.raises(NotImplementedError, match=r"^path must be a model without previous stage, got the cascade"):
         load_model(folder, device="cpu")
 
 
