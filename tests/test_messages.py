@@ -762,6 +762,51 @@ def unknown_ending(dataset):
     return Prediction(dataset)(target="seg.txt")
 
 
+@provoke("`-o` has an ending that the model's reader cannot write")
+def ending_of_no_reader(dataset):
+    return Prediction(dataset)(target="seg.png")
+
+
+@provoke(
+    "`-o` would replace a file that is no segmentation of the model, for example because `-i` and `-o` are swapped"
+)
+def swapped(dataset):
+    predict = Prediction(dataset)
+    sitk.WriteImage(scan() > 0, str(predict.folder / "seg.nii.gz"))
+    return predict(source=("seg.nii.gz",), target="scan.nii.gz")
+
+
+@provoke("`-m` is a dataset's number")
+def number_of_a_dataset(dataset):
+    return Prediction(dataset)(model="504")
+
+
+@provoke("`-num_parts` without `-part_id`")
+def no_part(dataset):
+    return Prediction(dataset).csv("case,file0", "a,scan.nii.gz", options=("-num_parts", 2))
+
+
+@provoke("`-i` is a scan of integers")
+def surfaces_of_a_scan(dataset):
+    values = (np.arange(np.prod(SHAPE)) - 9).reshape(SHAPE).astype(np.int16)
+    return dataset.says("surfaces", "-i", dataset.write("scans/scan.nrrd", values), "-o", dataset.folder / "out")
+
+
+@provoke("`-o` is called like a file")
+def folder_like_a_file(dataset):
+    return dataset.says("surfaces", "-i", dataset.raw / "predicted", "-o", dataset.folder / "label.stl")
+
+
+@provoke("The dataset has thick slices already")
+def thick_already(dataset):
+    for case in "ab":
+        for name in (f"imagesTr/{case}_0000", f"imagesTr/{case}_0001", f"labelsTr/{case}"):
+            image = sitk.ReadImage(str(dataset.raw / f"{name}.nrrd"))
+            image.SetSpacing((1.0, 1.0, 2.0))
+            sitk.WriteImage(image, str(dataset.raw / f"{name}.nrrd"))
+    return dataset.simulate()
+
+
 @provoke("`-o` would replace a scan")
 def onto_itself(dataset):
     return Prediction(dataset)(target="scan.nii.gz")

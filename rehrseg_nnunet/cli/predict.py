@@ -31,11 +31,12 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
     from rehrseg_nnunet.prediction.parse_grids import parse_grids
     from rehrseg_nnunet.prediction.predictor import HRPredictor
 
+    device = choose_device(args.device)
     return HRPredictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
-        perform_everything_on_device=args.device == "cuda" and not args.not_on_device,
-        device=choose_device(args.device),
+        perform_everything_on_device=device.type == "cuda" and not args.not_on_device,
+        device=device,
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,

@@ -134,8 +134,8 @@ def add_many_cases(parser: argparse.ArgumentParser) -> None:
     add(
         "--keep_going",
         action="store_true",
-        help="a scan that cannot be used costs that case alone: it is written to failures.csv in the folder of -o, the "
-        "others are predicted, and the exit status is 1",
+        help="of a folder or csv file, a scan that cannot be used costs that case alone: it is written to failures.csv "
+        "in the folder of -o, the others are predicted, and the exit status is 1",
     )
 
 
@@ -155,12 +155,11 @@ def add_machine(parser: argparse.ArgumentParser, *, exported: str) -> None:
             f"(default: ${variable} or 3)",
         )
     add("-num_parts", type=int, default=1, metavar="N", help="split the cases over this many calls (default: 1)")
-    add("-part_id", type=int, default=0, metavar="I", help="which of these calls this is, from 0 (default: 0)")
+    add("-part_id", type=int, metavar="I", help="which of these calls this is, from 0; required with -num_parts")
     add(
         "-device",
         choices=("cuda", "cpu", "mps"),
-        default="cuda",
-        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
+        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda if there is such a GPU, else cpu)",
     )
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
     add("--not_on_device", action="store_true", help="keep the results in CPU memory: for cases too large for the GPU")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +16,13 @@ from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.label_values import known_labels, label_manager_of
 from rehrseg_nnunet.nnunet.new_dataset import check_free_number, new_raw_dataset, read_raw_dataset_json
 from rehrseg_nnunet.nnunet.raw_cases import RawCase, raw_cases, read_labels
+from rehrseg_nnunet.nnunet.raw_files import listed
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
-from rehrseg_nnunet.slices.geometry import scale_slice_geometry
+from rehrseg_nnunet.slices.geometry import MIN_ANISOTROPY, scale_slice_geometry
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
+
+logger = logging.getLogger(__name__)
 
 AXES = {"z": 0, "y": 1, "x": 2}
 
@@ -75,11 +79,19 @@ def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: 
     example = Path(parts["Tr"][0].images[0])
     reader = whole_files_of({"file_ending": ending}, example)  # one that keeps the files' order of axes
     known = known_labels(label_manager_of(dataset, source=str(source / "dataset.json")))
+    thick: list[str] = []
     with logging_redirect_tqdm():  # warnings on lines of their own
         for part, cases in parts.items():
             for number, case in enumerate(tqdm(cases, desc=part)):
                 options = {"factor": factor, "axis": axis, "upper_ties": number % 2 == 1}
-                thicken_case(case, target, part, reader=reader, known=known, **options)
+                if thicken_case(case, target, part, reader=reader, known=known, **options):
+                    thick.append(Path(case.images[0]).name)
+    if thick:
+        logger.warning(
+            "%s: %s had thick slices already, so the truth has them too; simulate from nearly isotropic scans",
+            source,
+            listed(thick),
+        )
     description = dataset.get("description", source.name)
     dataset |= {
         "name": name,
@@ -105,7 +117,7 @@ def thicken_case(
     factor: int,
     axis: int,
     upper_ties: bool,
-) -> None:
+) -> bool:
     """Write one case with thick slices, and as it was, cropped to a multiple of the factor.
 
     Args:
@@ -117,6 +129,9 @@ def thicken_case(
         factor: r.
         axis: array axis (0: the file's last axis).
         upper_ties: see `degrade_labels`.
+
+    Returns:
+        Whether the case had thick slices before.
 
     Raises:
         ValueError: a file cannot be used; named.
@@ -134,9 +149,17 @@ def thicken_case(
         for resolution, volume in volumes.items():
             output = target / f"images{part}{resolution}" / Path(file).name
             reader.write_image(volume, str(output), grids[resolution])
+    was_thick = _is_thick(properties["spacing"])
     if labels is None or case.label is None:
-        return
+        return was_thick
     hr = labels[keep]
     lr = degrade_labels(torch.from_numpy(hr), factor, axis, upper_ties=upper_ties).numpy()
     for resolution, volume in {"": lr, "HR": hr}.items():
         reader.write_seg(volume, str(target / f"labels{part}{resolution}" / case.label.name), grids[resolution])
+    return was_thick
+
+
+def _is_thick(spacing_mm: Sequence[float]) -> bool:
+    """Whether one axis has longer voxels than both others, by the measure of models with thick slices."""
+    largest, second, _ = sorted(spacing_mm, reverse=True)
+    return largest >= MIN_ANISOTROPY * second

@@ -41,18 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Synthesize for one scan, or every case of a folder or csv file; see `run_model` for what it raises."""
-    args.save_probabilities, args.prev_stage_predictions = False, None
+    args.save_probabilities, args.prev_stage_predictions, args.grid = False, None, None
     run_model(args, _predictor, IMAGE)
 
 
 def _predictor(args: argparse.Namespace) -> SynthesisPredictor:
     from rehrseg_nnunet.prediction.synthesis_predictor import SynthesisPredictor
 
+    device = choose_device(args.device)
     return SynthesisPredictor(
         tile_step_size=args.step_size,
         use_mirroring=False,
-        perform_everything_on_device=args.device == "cuda" and not args.not_on_device,
-        device=choose_device(args.device),
+        perform_everything_on_device=device.type == "cuda" and not args.not_on_device,
+        device=device,
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,

@@ -73,7 +73,8 @@ PREDICTION_PARTS = (
         keywords="save_probabilities overwrite folder_with_segs_from_prev_stage",
     ),
     Part(_PREDICTOR, "predict_logits_from_preprocessed_data", "predictions from Python", first="data"),
-    Part(_PREDICTOR, "list_of_parameters device", "predictions from Python, and the hash of a model"),
+    Part("nnunetv2.inference.predict_from_raw_data", "tqdm", "short progress bars"),
+    Part(_PREDICTOR, "list_of_parameters device verbose", "predictions from Python, and the hash of a model"),
     Part(
         "nnunetv2.inference.export_prediction",
         "convert_predicted_logits_to_segmentation_with_correct_shape",

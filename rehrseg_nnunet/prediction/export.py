@@ -21,12 +21,16 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from tqdm import tqdm
 
 from rehrseg_nnunet.nnunet.whole_files import beside
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS, HRConfigurationManager
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
+from rehrseg_nnunet.surfaces.stored import STORED_LABELS
+
+LABEL_KEYS = ("labels", "regions_class_order")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,25 @@ def exporting_with(export: Callable[..., None]) -> Iterator[None]:
         predict_from_raw_data.export_prediction_from_logits = stock
 
 
+class _Bar(tqdm):
+    """A progress bar that says what it counts and goes when it is done; none for a single step."""
+
+    def __init__(self, *args: Any, desc: str | None = None, total: int = 0, disable: bool = False, **kwargs: Any):
+        desc = desc or "patches"
+        super().__init__(*args, desc=desc, total=total, disable=disable or total == 1, leave=False, **kwargs)
+
+
+@contextmanager
+def short_bars() -> Iterator[None]:
+    """nnU-Net's predictor shows `_Bar`s: it has one for every fold and slice phase of a case."""
+    stock = predict_from_raw_data.tqdm
+    predict_from_raw_data.tqdm = _Bar
+    try:
+        yield
+    finally:
+        predict_from_raw_data.tqdm = stock
+
+
 def export_on_grids(
     logits: Logits,
     properties: dict[str, Any],
@@ -106,11 +129,14 @@ def export_on_grids(
         export_prediction_from_logits(logits, properties, configuration_manager, *rest, output, **options)
         return
     grids = configuration_manager.grids
+    labels = {key: dataset_json[key] for key in LABEL_KEYS if key in dataset_json}
     for grid, own, stem in zip(grids, properties[GRIDS], stems(output, grids), strict=True):
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
         with _threads(num_threads_torch):
             placed = configuration_manager.place(grid, logits, own, plans_manager)
             show_writers(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)
+        # nnU-Net saves them beside probabilities, which can be used without the model then
+        own = {**own, STORED_LABELS: labels}
         export_prediction_from_logits(placed, own, configuration_manager.placed(), *rest, stem, **options)
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from rehrseg_nnunet.cli import run_model
 from rehrseg_nnunet.cli.predict import add_arguments, run
@@ -62,7 +63,8 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
         mine = own[flag]
         assert (mine.dest, type(mine)) == (action.dest, type(action)), flag
         assert mine.type in (action.type, None), flag
-        if flag not in ("-tr", "-p", "-f"):  # whose defaults are -d's, see below
+        # defaults of -d, see below; a part must be named, and a GPU is not expected
+        if flag not in ("-tr", "-p", "-f", "-part_id", "-device"):
             assert mine.default == action.default, flag
         if flag not in ("-d", "-c"):  # -m instead
             assert mine.required == action.required, flag
@@ -88,6 +90,7 @@ def call(tmp_path, monkeypatch):
             self.dataset_json = {"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
             self.images = Images(1, ".nii.gz", (".nii.gz", ".nii", ".nrrd"))
             self.plans_manager = SimpleNamespace(dataset_name="Dataset001_Tiny", plans_name="nnUNetPlans")
+            self.plans_manager.image_reader_writer_class = SimpleITKIO
             self.list_of_parameters, self.device = [{}], torch.device("cpu")
             self.preprocessed, self.hr_from, self.use_mirroring = None, "mean", kwargs["use_mirroring"]
             self.grids = kwargs["grid"] or (HRGrid(),)
