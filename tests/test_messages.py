@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from random_model import scan, write_random_model
+from workspace import environment
 
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
@@ -863,6 +865,58 @@ def another_trainers_model(dataset):
     other = Prediction(dataset)
     files = ["-i", other.folder / "scan.nii.gz", "-o", other.folder / "better.nii.gz"]
     return dataset.says("synthesize", *files, "-m", other.model, "-device", "cpu")
+
+
+def report(dataset, *options):
+    said = dataset.says("report", *options, "-o", dataset.folder / "report.html")
+    assert not (dataset.folder / "report.html").exists()
+    return said
+
+
+def report_predictions(dataset, *options):
+    labels = ["-djfile", dataset.raw / "dataset.json"]
+    return report(dataset, "-pred", dataset.raw / "predicted", *labels, *options)
+
+
+@provoke("Neither a fold nor predictions, or both")
+def no_form(dataset):
+    return report(dataset)
+
+
+@provoke("No dataset.json beside the predictions")
+def predictions_without_labels(dataset):
+    return report(dataset, "-pred", dataset.raw / "predicted")
+
+
+@provoke("The reference lies neither on the predictions' grid nor on the acquired slices")
+def reference_elsewhere(dataset):
+    dataset.write("labelsTr/b.nrrd", np.zeros(SHAPE, np.uint8), origin=(9.0, 0.0, 0.0))
+    return report_predictions(dataset, "-ref", dataset.raw / "labelsTr")
+
+
+@provoke("`-i` has no scan of any prediction")
+def scans_of_others(dataset):
+    dataset.write("others/c_0000.nrrd", np.zeros(SHAPE, np.float32))
+    return report_predictions(dataset, "-i", dataset.raw / "others")
+
+
+def fold_of(dataset, *, trained):
+    model = dataset.folder / "results" / "Dataset001_A" / "REHRSegTrainer__nnUNetPlans__3d_fullres"
+    (model / "fold_0" if trained else model).mkdir(parents=True)
+    shutil.copy(dataset.raw / "dataset.json", model)
+    (model / "plans.json").write_text(json.dumps({"configurations": {}, "image_reader_writer": "SimpleITKIO"}))
+    with environment(nnUNet_results=str(dataset.folder / "results")):
+        return report(dataset, "-d", 1, "-c", "3d_fullres")
+
+
+@provoke("The fold is not trained")
+def no_fold(dataset):
+    return fold_of(dataset, trained=False)
+
+
+@provoke("The training has no validation yet")
+def no_validation(dataset):
+    return fold_of(dataset, trained=True)
 
 
 def test_every_documented_situation_is_provoked():
