@@ -9,6 +9,7 @@ PACKAGE = REPOSITORY / "rehrseg_nnunet"
 ORDER = [
     "trainers",
     "cli",
+    "report",
     "prediction",
     "segmentation",
     "self_sr",

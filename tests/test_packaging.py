@@ -99,6 +99,19 @@ def test_the_installed_package_has_its_data():
     assert installed == presets != set()
 
 
+@pytest.mark.parametrize("folder", ["data", "templates"])
+def test_the_installed_package_has_what_pages_are_made_of(folder):
+    listed_ones = {file.name for file in (PACKAGE / "report" / folder).iterdir()}
+    installed = {file.name for file in (files("rehrseg_nnunet.report") / folder).iterdir()}
+    assert installed == listed_ones != set()
+
+
+def test_large_files_are_known():
+    """The repository holds one, the viewer's program."""
+    large = {file.name for file in PACKAGE.rglob("*") if file.is_file() and file.stat().st_size > 500_000}
+    assert large == {"niivue-0.69.0.umd.js"}
+
+
 @pytest.mark.parametrize(
     ("file", "pattern"), [("CITATION.cff", r'^version: "?([\d.]+)"?$'), ("CHANGELOG.md", r"^## ([\d.]+)$")]
 )

@@ -23,9 +23,11 @@ from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.checkpoints import DAMAGED
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.other_loggers import summarise_elsewhere
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.weights import hash_weights
+from rehrseg_nnunet.report.after_training import report_fold
 from rehrseg_nnunet.restoration.export import CaseExport
 from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
 from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
@@ -265,3 +267,5 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         )
         save_json(report.as_dict(), str(Path(self.output_folder) / "self_sr_report.json"))
         self.print_to_log_file(f"\n{report.as_table()}", add_timestamp=False)
+        summarise_elsewhere(self.logger, report.as_scores())
+        report_fold(self)

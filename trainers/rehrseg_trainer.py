@@ -23,9 +23,11 @@ from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_confi
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
+from rehrseg_nnunet.nnunet.other_loggers import log_elsewhere
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
+from rehrseg_nnunet.report.after_training import report_when_all_are_done
 from rehrseg_nnunet.segmentation.distillation import Distillation
 from rehrseg_nnunet.segmentation.hr_head import add_hr_head
 from rehrseg_nnunet.segmentation.hr_network import output_mode, set_output_mode
@@ -316,10 +318,12 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         set_output_mode(self.network, "training")
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """As in nnU-Net; the terms of the last step's loss are printed."""
+        """As in nnU-Net; the terms of the last step's loss are printed, and logged where nnU-Net logs to others."""
         super().on_train_epoch_end(train_outputs)
-        terms = ", ".join(f"{name} {float(value):.4f}" for name, value in self.loss.components.items())
-        self.print_to_log_file(f"loss terms of the last step: {terms}")
+        terms = {name: float(value) for name, value in self.loss.components.items()}
+        listed = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        self.print_to_log_file(f"loss terms of the last step: {listed}")
+        log_elsewhere(self.logger, {f"loss/{name}": value for name, value in terms.items()}, step=self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """As in nnU-Net, with the stock network's output."""
@@ -334,3 +338,4 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)
         predict_hr_validation(self, hr_from=self.config.segmentation.hr_source)
+        report_when_all_are_done(self)

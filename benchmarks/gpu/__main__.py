@@ -5,11 +5,16 @@
 runs four parts within the minutes: the environment, whether trainings and predictions are correct, what they cost, and
 how good trainings side by side become. Every result is on the disk at once (`results.jsonl`; `log.txt` has what went
 wrong). `python -m benchmarks.gpu.prepare` makes the data, `python -m benchmarks.gpu.report OUT` the page.
+
+The rehearsal, on the tiny networks of `prepare --tiny`, runs every task that the device can run:
+
+    python -m benchmarks.gpu --minutes 3 --data TINY --out OUT --device cpu
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import os
 import sys
 import tempfile
@@ -21,7 +26,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from benchmarks.gpu.data import GPUData
-from benchmarks.gpu.parts import FULL_SECONDS, PARTS, QUICK, Lengths, tasks
+from benchmarks.gpu.parts import FULL_SECONDS, PARTS, QUICK, Lengths, Task, tasks
 from benchmarks.gpu.records import RESULTS, add_record
 from benchmarks.gpu.scheduler import Scheduler, Settings
 
@@ -36,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         prepared = GPUData.read(args.data)
         prepared.check()
+        chosen = _chosen(args.only)
         _require_new(args.out)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     with tempfile.TemporaryDirectory(prefix="rehrseg_gpu_", ignore_cleanup_errors=True) as work:
         data = prepared.copied_to(Path(work, "data"))
         lengths = QUICK if args.quick or args.device == "cpu" else Lengths()
-        done = _run(Settings(args.device, data, lengths, args.out.resolve()), end=began + 60 * args.minutes)
+        settings = Settings(args.device, data, lengths, args.out.resolve())
+        done = _run(settings, chosen, end=began + 60 * args.minutes)
     counts = ", ".join(f"{count} {status}" for status, count in Counter(done.values()).items())
     print(f"{counts}; {time.monotonic() - began:.0f} s; results in {args.out / RESULTS}")
 
@@ -56,7 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
-        "--quick", action="store_true", help="few steps of everything (always so on a CPU): a rehearsal"
+        "--quick",
+        action="store_true",
+        help="a rehearsal, always so on a CPU: few steps of everything, several tasks at a time, no part's budget",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="TASK",
+        default=["*"],
+        help="tasks to run, with those that they need; * stands for anything, e.g. 'step/*' train/rehrseg",
     )
     return parser
 
@@ -73,7 +89,25 @@ def _require_new(out: Path) -> None:
         raise FileExistsError(f"--out must be a folder without results, got {out / RESULTS}")
 
 
-def _run(settings: Settings, *, end: float) -> dict[str, str]:
+def _chosen(patterns: Sequence[str]) -> list[Task]:
+    """The tasks that match, with all that they need.
+
+    Raises:
+        ValueError: nothing matches a pattern.
+    """
+    known = {task.name: task for task in tasks()}
+    wanted = set()
+    for pattern in patterns:
+        if not (matching := fnmatch.filter(known, pattern)):
+            raise ValueError(f"--only must name tasks such as {', '.join(list(known)[2:5])}, got {pattern}")
+        wanted.update(matching)
+    for task in reversed(known.values()):  # a task comes after those that it needs
+        if task.name in wanted:
+            wanted.update(task.after)
+    return [task for task in known.values() if task.name in wanted]
+
+
+def _run(settings: Settings, chosen: Sequence[Task], *, end: float) -> dict[str, str]:
     """All parts until `end`; what a part leaves of its seconds goes to the next ones."""
     scheduler = Scheduler(settings, cores=len(os.sched_getaffinity(0)))
     began = time.monotonic()
@@ -83,7 +117,9 @@ def _run(settings: Settings, *, end: float) -> dict[str, str]:
     for number, part in enumerate(PARTS):
         started = time.monotonic()
         until = deadlines[number + 1] if part.essential else deadlines[number]
-        scheduler.run(part, [task for task in tasks() if task.part == part.name], until=until)
+        if settings.lengths.rehearsal:
+            until = end - RESERVE_S
+        scheduler.run(part, [task for task in chosen if task.part == part.name], until=until)
         seconds, budget = time.monotonic() - started, settings.seconds(part.seconds)
         record = {"part": part.name, "status": "part", "seconds": round(seconds, 1), "budget_s": round(budget, 1)}
         add_record(settings.out / RESULTS, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,40 +22,36 @@ from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.weights import hash_weights
 
 REFERENCE_THREADS = 2
+EPOCHS = 2  # stage 1 has a phase for each
+LOADED_BATCHES = 10  # an epoch: without workers a loader takes longer than a step
+RESERVE_S = 3
 # float16 keeps 11 bits; the sums over a batch and the layers before them lose a few more
 LOSS_TOLERANCE, LEAST_COSINE = 0.02, 0.95
 
 
 def steps(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     """Compare every step with one on the CPU in float32 from the same weights on the same batch."""
-    show_baseline(context.settings.data, context.results)
-    yield _compared(context, trainer)
-
-
-def variants(context: Context, *, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The same for variants of stage 2, as many as there is time for."""
-    show_baseline(context.settings.data, context.results)
-    for name in names:
-        yield _compared(context, f"REHRSegTrainer_{name}")
-
-
-def _compared(context: Context, name: str) -> dict[str, Any]:
+    settings, per_epoch = context.settings, -(-context.settings.lengths.steps // EPOCHS)
+    show_baseline(settings.data, context.results)
     torch.set_num_threads(REFERENCE_THREADS)
-    settings, count = context.settings, context.settings.lengths.steps
-    per_epoch = -(-count // 2)  # two epochs: stage 1 has a phase for each
-    trainer, reference = (
-        build(name, settings.data.thick, SMALL, device=device, steps=per_epoch) for device in (settings.device, "cpu")
-    )
-    for one in (trainer, reference):
-        start(one)
+    pair = [build(trainer, settings.data.thick, SMALL, device=on, steps=per_epoch) for on in (settings.device, "cpu")]
+    tested, reference = pair
     comparison = Comparison()
-    for step in range(count):
-        if step == per_epoch:
-            for one in (trainer, reference):
-                next_epoch(one)
-        comparison.add(trainer, reference, next(reference.dataloader_train))
-    compiled = any(hasattr(module, "_orig_mod") for module in (trainer.network,))
-    return {"trainer": name, "compiled": compiled, "steps": count, **comparison.result()}
+    for epoch in range(EPOCHS):
+        for one in pair:
+            next_epoch(one) if epoch else start(one)
+        until = time.monotonic() + _share(context, epoch)
+        for step in range(per_epoch):
+            if step and time.monotonic() > until:
+                break
+            comparison.add(tested, reference, next(reference.dataloader_train))
+    compiled = hasattr(tested.network, "_orig_mod")
+    yield {"trainer": trainer, "compiled": compiled, "of": EPOCHS * per_epoch, **comparison.result()}
+
+
+def _share(context: Context, epoch: int) -> float:
+    """Seconds of the epochs to come that this one may take, without some for the results."""
+    return (context.seconds_left - RESERVE_S) / (EPOCHS - epoch)
 
 
 class Comparison:
@@ -83,6 +80,7 @@ class Comparison:
         worst = max(relative) if all(map(math.isfinite, relative)) else math.inf
         cosine = min(self.cosines, default=-1.0)
         return {
+            "steps": len(self.losses),
             "worst_loss_difference": worst,
             "worst_gradient_cosine": cosine,
             "overflows": self.overflows,
@@ -100,19 +98,16 @@ def _gradient(network: nn.Module) -> torch.Tensor:
 
 def finite(context: Context, *, trainer: str, plans: str) -> Iterator[dict[str, Any]]:
     """Train two epochs, which are stage 1's two phases, and look for nan and inf in losses and weights."""
-    settings = context.settings
+    settings, length = context.settings, context.settings.lengths.long_steps
     show_baseline(settings.data, context.results)
-    length = settings.lengths.long_steps
     training = build(trainer, settings.data.thick, plans, device=settings.device, steps=length)
     if plans != SMALL:
         without_companions(training)
-    start(training)
-    for epoch in range(2):
-        if epoch:
-            next_epoch(training)
-        losses: list[float] = []
-        while len(losses) < length and context.seconds_left > 5:
-            losses.append(float(training.train_step(next(training.dataloader_train))["loss"]))
+    batches: list[dict[str, Any]] = []
+    for epoch in range(EPOCHS):
+        next_epoch(training) if epoch else start(training)
+        batches += [next(training.dataloader_train) for _ in range(min(length, LOADED_BATCHES))]
+        losses = _losses(training, batches, length, seconds=_share(context, epoch))
         weights = all(bool(torch.isfinite(p).all()) for p in training.network.parameters())
         good = len(losses) > 0 and all(map(math.isfinite, losses)) and weights
         scaler = training.grad_scaler
@@ -127,6 +122,15 @@ def finite(context: Context, *, trainer: str, plans: str) -> Iterator[dict[str, 
             "scale": None if scaler is None else scaler.get_scale(),
             "passed": good,
         }
+
+
+def _losses(trainer: Any, batches: Sequence[dict[str, Any]], count: int, *, seconds: float) -> list[float]:
+    """Losses of up to `count` steps on batches that come again and again, at least one."""
+    until, losses = time.monotonic() + seconds, []
+    while not losses or (len(losses) < count and time.monotonic() < until):
+        batch = batches[-1 - len(losses) % len(batches)]  # an epoch's own batches come first
+        losses.append(float(trainer.train_step(batch)["loss"]))
+    return losses
 
 
 class _KilledError(Exception):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from benchmarks.gpu.data import DEFAULT, SMALL
 from benchmarks.gpu.scheduler import Context
-from benchmarks.gpu.trainings import build, peak_gib, start, wait_for, without_companions
+from benchmarks.gpu.trainings import build, peak_gib, start, stop_workers, wait_for, without_companions
 from rehrseg_nnunet.cases.interpolated import interpolated_folder
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.prediction.fold_validation import use_network_of
@@ -31,10 +33,20 @@ def _started(context: Context, trainer: str, plans: str, data: str) -> Any:
     return training
 
 
-def step(context: Context, *, trainer: str, plans: str, data: str) -> Iterator[dict[str, Any]]:
-    """Time training steps without the loader, and the memory that they take."""
-    device, lengths = context.settings.device, context.settings.lengths
+def steps(context: Context, *, trainer: str, runs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Time training steps without the loader, and the memory that they take, for plans and data of each run."""
+    device = context.settings.device
     torch.backends.cudnn.benchmark = device == "cuda"  # as in nnUNetv2_train
+    for plans, data in runs:
+        yield _timed_steps(context, trainer, plans, data)
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _timed_steps(context: Context, trainer: str, plans: str, data: str) -> dict[str, Any]:
+    device, lengths = context.settings.device, context.settings.lengths
     training = _started(context, trainer, plans, data)
     batch = next(training.dataloader_train)
     if hasattr(training, "uncertainty_epochs"):
@@ -47,7 +59,7 @@ def step(context: Context, *, trainer: str, plans: str, data: str) -> Iterator[d
         wait_for(device)
         times.append(time.perf_counter() - began)
     timed = times[min(lengths.warm_up, len(times) - 1) :]
-    yield {
+    return {
         "trainer": trainer,
         "plans": plans,
         "data": data,
@@ -62,13 +74,12 @@ def step(context: Context, *, trainer: str, plans: str, data: str) -> Iterator[d
     }
 
 
-def loader(context: Context, *, trainer: str, data: str) -> Iterator[dict[str, Any]]:
-    """Batches a second of the training loader with its transforms, by workers."""
+def loader(context: Context, *, trainer: str, data: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Batches a second of the training loader with its transforms, by data and workers."""
     torch.set_num_threads(1)
-    kept: list[Any] = []  # what is collected shuts down its workers in its own slow way
-    for workers in context.settings.lengths.workers:
+    for one, workers in itertools.product(data, context.settings.lengths.workers):
         os.environ["nnUNet_n_proc_DA"] = str(workers)
-        training = _started(context, trainer, DEFAULT, data)
+        training = _started(context, trainer, DEFAULT, one)
         batches = training.dataloader_train
         for _ in range(min(workers, 2) + 6):  # what was made ahead of time
             next(batches)
@@ -77,17 +88,8 @@ def loader(context: Context, *, trainer: str, data: str) -> Iterator[dict[str, A
             next(batches)
             count += 1
         seconds = time.perf_counter() - began
-        kept.append(training)
-        for one in (training.dataloader_train, training.dataloader_val):
-            _stop(one)
-        yield {"trainer": trainer, "data": data, "workers": workers, "batches_per_s": count / seconds}
-
-
-def _stop(loader: Any) -> None:
-    """End a loader's workers at once: nnU-Net's way waits for many seconds, and the process ends soon anyway."""
-    loader.abort_event.set()
-    for process in loader._processes:
-        process.kill()
+        stop_workers(training)
+        yield {"trainer": trainer, "data": one, "workers": workers, "batches_per_s": count / seconds}
 
 
 def whole_cases(context: Context, *, data: str) -> Iterator[dict[str, Any]]:
@@ -101,20 +103,27 @@ def whole_cases(context: Context, *, data: str) -> Iterator[dict[str, Any]]:
     planned = settings.data.planned(dataset, DEFAULT)
     fine_folder = interpolated_folder(settings.data.cases_folder(dataset), planned.factor)
     fine = np.asarray(type(cases)(str(fine_folder), [identifier]).load_case(identifier)[0][:], dtype=np.float32)
-    for name, predict in _predictions(context, dataset, thick, fine).items():
-        yield {"data": data, "what": name, "shape": list(thick.shape), **_timed(predict, device)}
+    for name, (predict, volume, patch) in _predictions(context, dataset, thick, fine).items():
+        corner = volume[(slice(None), *(slice(size) for size in patch))]
+        seconds = _timed(lambda: predict(corner), lambda: predict(volume), device)  # noqa: B023 (called at once)
+        yield {"data": data, "what": name, "shape": list(thick.shape), **seconds}
     trainer = build("SelfSRTrainer", dataset, DEFAULT, device=device)
     heads = planned.label_manager.num_segmentation_heads
     network = build_self_sr_network(trainer.config, len(thick), heads).eval().to(device)
     export = trainer.config.self_sr.export
 
-    def write() -> None:
-        super_resolve_case(network, thick, labels, planned.label_manager, config=export)
+    def write(slices: int) -> None:
+        case = thick[:, :slices], labels[:, :slices]
+        super_resolve_case(network, *case, planned.label_manager, config=export)
 
-    yield {"data": data, "what": "export of a pseudo-HR case", "shape": list(thick.shape), **_timed(write, device)}
+    seconds = _timed(lambda: write(2), lambda: write(thick.shape[1]), device)
+    yield {"data": data, "what": "export of a pseudo-HR case", "shape": list(thick.shape), **seconds}
 
 
-def _predictions(context: Context, dataset: str, thick: np.ndarray, fine: np.ndarray) -> dict[str, Callable[[], Any]]:
+Prediction = tuple[Callable[[np.ndarray], Any], np.ndarray, Sequence[int]]  # function, volume (C, D, H, W), patch
+
+
+def _predictions(context: Context, dataset: str, thick: np.ndarray, fine: np.ndarray) -> dict[str, Prediction]:
     """By name, what predicts a case; the last has the plans of the interpolated cases where there are any."""
     data, device = context.settings.data, context.settings.device
     plain = build("nnUNetTrainer", dataset, DEFAULT, device=device)
@@ -123,9 +132,9 @@ def _predictions(context: Context, dataset: str, thick: np.ndarray, fine: np.nda
     for trainer in dict.fromkeys((plain, head, rival)):
         trainer.initialize()
 
-    def predict(trainer: Any, kind: type[nnUNetPredictor], volume: np.ndarray) -> Callable[[], Any]:
-        predictor = as_predictor(trainer, kind)
-        return lambda: predictor.predict_sliding_window_return_logits(torch.from_numpy(volume))
+    def predict(trainer: Any, kind: type[nnUNetPredictor], volume: np.ndarray) -> Prediction:
+        predictor, patch = as_predictor(trainer, kind), trainer.configuration_manager.patch_size
+        return lambda part: predictor.predict_sliding_window_return_logits(torch.from_numpy(part)), volume, patch
 
     own = "its small plans" if rival is not plain else "the thick slices' patch"
     return {
@@ -144,14 +153,13 @@ def as_predictor(trainer: Any, kind: type[nnUNetPredictor]) -> nnUNetPredictor:
     return predictor
 
 
-def _timed(call: Callable[[], Any], device: str) -> dict[str, float]:
-    """Seconds of the second call, and of the first, which also finds the fastest kernels."""
-    times = []
-    for _ in range(2):
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        call()
-        wait_for(device)
-        times.append(time.perf_counter() - began)
-    return {"seconds": times[1], "first_call_s": times[0], **peak_gib(device)}
+def _timed(warm_up: Callable[[], Any], call: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds and memory of a call, after one of a small part, which loads the kernels."""
+    warm_up()
+    wait_for(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    call()
+    wait_for(device)
+    return {"seconds": time.perf_counter() - began, **peak_gib(device)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from benchmarks.gpu.cost import as_predictor
 from benchmarks.gpu.data import SMALL, GPUData
 from benchmarks.gpu.parts import Lengths
 from benchmarks.gpu.scheduler import Context
-from benchmarks.gpu.trainings import build, wait_for
+from benchmarks.gpu.trainings import build, stop_workers, wait_for
 from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.evaluation.surfaces import hd95
 from rehrseg_nnunet.nnunet.extended_network import unwrap
@@ -27,7 +28,7 @@ from rehrseg_nnunet.self_sr.report import restoration_scores
 from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 VALIDATION_STEPS = 5
-SCORING_SHARE = 0.25  # of a training's seconds, kept for predicting and scoring
+SCORING_SHARE = 0.3  # of a training's seconds, kept for predicting and scoring
 
 
 class _OutOfTimeError(Exception):
@@ -45,6 +46,7 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
         until: share of the part's seconds at whose end it must be scored.
     """
     settings = context.settings
+    os.environ["nnUNet_n_proc_DA"] = str(settings.lengths.training_workers)
     end = context.part_began + until * (context.part_until - context.part_began)
     stop = end - SCORING_SHARE * max(0.0, end - time.monotonic())
     training = build(trainer, getattr(settings.data, data), SMALL, device=settings.device)
@@ -71,7 +73,7 @@ def train(context: Context, *, name: str, trainer: str, data: str, until: float)
         **probed,
     }
     scores = _restoration if trainer == "SelfSRTrainer" else _segmentation
-    yield from ({"name": name, **record} for record in scores(training, settings.data, data))
+    yield from ({"name": name, **record} for record in scores(training, context, data, end))
 
 
 def _plan_epochs(trainer: Any, stop: float, probed: dict[str, float], lengths: Lengths) -> None:
@@ -120,18 +122,33 @@ def _run(trainer: Any, stop: float) -> None:
         if time.monotonic() > stop and trainer.current_epoch < trainer.num_epochs:
             raise _OutOfTimeError
 
-    trainer.on_epoch_end = on_epoch_end
+    end_training = trainer.on_train_end
+
+    def on_train_end() -> None:
+        stop_workers(trainer)
+        end_training()
+
+    trainer.on_epoch_end, trainer.on_train_end = on_epoch_end, on_train_end
     try:
         trainer.run_training()
     except _OutOfTimeError:
         trainer.on_train_end()
 
 
-def _restoration(trainer: Any, data: GPUData, _: str) -> Iterator[dict[str, Any]]:
+def _in_time(context: Context, cases: Sequence[str], end: float) -> Iterator[str]:
+    """The first cases, as long as there is time to score another one: at least one."""
+    for number, case in enumerate(cases[: context.settings.lengths.scored_cases]):
+        if number and time.monotonic() > end:
+            return
+        yield case
+
+
+def _restoration(trainer: Any, context: Context, _: str, end: float) -> Iterator[dict[str, Any]]:
     """Image and labels of the validation cases against the true thin slices, beside plain interpolation."""
+    data = context.settings.data
     planned, network = data.planned(data.thick), unwrap(trainer.network).eval()
     cases, rows = data.cases(data.thick), []
-    for case in data.validation:
+    for case in _in_time(context, data.validation, end):
         image, labels, _, _ = cases.load_case(case)
         lr = np.asarray(image[:], dtype=np.float32), np.asarray(labels[:]).astype(np.int16)
         truth = data.truth(case)
@@ -143,11 +160,12 @@ def _restoration(trainer: Any, data: GPUData, _: str) -> Iterator[dict[str, Any]
         yield {"method": method, "set": "validation", "cases": len(rows), **scores}
 
 
-def _segmentation(trainer: Any, data: GPUData, kind: str) -> Iterator[dict[str, Any]]:
+def _segmentation(trainer: Any, context: Context, kind: str, end: float) -> Iterator[dict[str, Any]]:
     """Dice and HD95 on thick and thin slices, each set's records when the set is done."""
+    data = context.settings.data
     ways = _ways(trainer, data, kind)
     for dataset, cases in (("validation", data.validation), ("test", data.test)):
-        rows = [score for case in cases for score in _case_scores(data, case, ways)]
+        rows = [score for case in _in_time(context, cases, end) for score in _case_scores(data, case, ways)]
         yield from _means(rows, dataset)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import PARTS, tasks
+from benchmarks.gpu.budgets import EXPLANATION, kind_rows, part_rows, part_tasks
+from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.records import RESULTS, read_records
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 
@@ -26,18 +27,37 @@ Question: does everything run on a GPU as on the CPU, what does it cost there, a
     python -m benchmarks.gpu --minutes 9 --data .gpu/data --out OUT       # on the GPU machine
     python -m benchmarks.gpu.report OUT                                   # writes this page
 
-The machine needs Linux, Python and PyTorch, no network, and what nnU-Net and this package import. SimpleITK is not
-used, so a stub of that name will do. Beside the packages that nnU-Net brings along, a machine with PyTorch alone lacks
-numpy, scipy, matplotlib, pandas, scikit-image, scikit-learn, seaborn, requests, tifffile, tqdm, threadpoolctl, einops,
-msgpack, httpx and timm. How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
+`--only 'step/*' train/rehrseg` runs some tasks again. `prepare --tiny`, then `--device cpu --minutes 3`, rehearse all.
+
+The machine is Linux without network. {stubs} is imported but not used there, so a stub of that name will do. Whoever
+adds a requirement of this package names it in one of these lists of `benchmarks/gpu/report.py`, which a test compares
+with `setup.cfg`, and adds its wheel to what travels:
+
+- on the machine: {present}
+- wheels that travel with the code: {travelling}
+
+How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
 """
+# What the GPU machine has, what travels there, and what a stub stands for: every requirement of this package and, of
+# other packages' requirements, what this run imports.
+PRESENT = (
+    "torch, numpy, scipy, matplotlib, pandas, scikit-image, scikit-learn, seaborn, requests, tifffile, tqdm, "
+    "threadpoolctl, einops, msgpack, httpx, timm"
+)
+TRAVELLING = (
+    "nnunetv2, dynamic-network-architectures, batchgenerators, batchgeneratorsv2, acvl-utils, blosc2, "
+    "connected-components-3d, nibabel, ndindex, numexpr, future, importlib-resources, monai, pydantic, "
+    "pydantic-core, typing-inspection, annotated-types, fft-conv-pytorch, filelock, typing-extensions"
+)
+STUBS = "SimpleITK"
 STEPS = "Steps beside the CPU in float32, from the same weights and batches"
 NOT_RUN = "**Not run yet.** What a run will say is below; nothing here has been measured on a GPU."
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
     """The page of a run's records; without any, what a run does."""
-    sections = [HEAD.format(state=_state(records)), _parts(records)]
+    head = HEAD.format(state=_state(records), present=PRESENT, travelling=TRAVELLING, stubs=STUBS)
+    sections = [head, _parts(records)]
     if records:
         sections += [_correctness(records), _steps(records), _loaders(records), _cases(records), _quality(records)]
         sections.append(_failures(records))
@@ -56,15 +76,11 @@ def _parts(records: Sequence[Mapping[str, Any]]) -> str:
     """Budgets and what was taken of them."""
     taken = {r["part"]: r for r in records if r["status"] == "part"}
     ends = {r["task"]: r["status"] for r in records if "task" in r and r["status"] != "result"}
-    rows = []
-    for part in PARTS:
-        names = [task.name for task in tasks() if task.part == part.name]
-        row = {"part": part.name, "budget of 9 minutes, s": f"{part.seconds:g}", "tasks": str(len(names))}
-        if records:
-            row |= {"took, s": _number(taken.get(part.name, {}).get("seconds"), 0)}
-            row |= {"went well": str(sum(ends.get(name) == "ok" for name in names))}
-        rows.append(row)
-    return _table("Parts", rows)
+    rows = part_rows()
+    for row, part in zip(rows if records else (), PARTS, strict=False):
+        row["took, s"] = _number(taken.get(part.name, {}).get("seconds"), 0)
+        row["went well"] = str(sum(ends.get(task.name) == "ok" for task in part_tasks(part)))
+    return "\n".join((_table("Parts of nine minutes", rows), EXPLANATION, "", _table("Tasks, estimated", kind_rows())))
 
 
 def _results(records: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
@@ -75,13 +91,13 @@ def _correctness(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         {
             "trainer": f"{r['trainer']}{', compiled' if r['compiled'] else ''}",
-            "steps": str(r["steps"]),
+            "steps": f"{r['steps']} of {r['of']}",
             "largest difference of a loss": _number(r["worst_loss_difference"], 5),
             "least cosine of gradients": _number(r["worst_gradient_cosine"], 4),
             "overflows": str(r["overflows"]),
             "within tolerance": _yes(r["passed"]),
         }
-        for r in [*_results(records, "steps"), *_results(records, "variants")]
+        for r in _results(records, "steps")
     ]
     others = [
         {"check": r["task"], "of": _what(r), "passed": _yes(r["passed"])}
@@ -183,7 +199,7 @@ def _failures(records: Sequence[Mapping[str, Any]]) -> str:
         for r in records
         if "task" in r and r["status"] not in ("ok", "result")
     ]
-    return _table("What did not finish", rows)
+    return _table("What did not run or did not finish", rows)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str]]) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,14 +24,10 @@ from benchmarks.gpu.data import GPUData, set_environment
 from benchmarks.gpu.parts import Lengths, Part, Task
 from benchmarks.gpu.records import RESULTS, add_record
 
-PRELOADED = [
-    "benchmarks.gpu.correctness",
-    "benchmarks.gpu.cost",
-    "benchmarks.gpu.quality",
-    "benchmarks.gpu.memory_faults",
-]
+PRELOADED = "benchmarks.gpu.preloaded"
 LOG, LOG_BYTES, FAILED_LOG_BYTES = "log.txt", 1500, 20_000
-SHORTEST_S = 4.0  # a task with less time left is not started
+SLOWER, GRACE_S = 2, 20.0  # a task is killed after this many times its seconds, and these
+LEFT_OUT = "not on this device"
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Settings:
         data: the work folder's copy.
         lengths: of measurements.
         out: folder for results.
-        scale: of all budgets, 1 for a run of `FULL_SECONDS`.
+        scale: of the parts' budgets, 1 for a run of `FULL_SECONDS`.
     """
 
     device: str
@@ -86,22 +83,24 @@ class Scheduler:
     Args:
         settings: of the run.
         cores: of the machine; fewer than 16 run fewer tasks at the same time.
+        grace_s: that a task may take beyond twice its seconds.
     """
 
-    def __init__(self, settings: Settings, *, cores: int) -> None:
-        self.settings, self.cores = settings, cores
+    def __init__(self, settings: Settings, *, cores: int, grace_s: float = GRACE_S) -> None:
+        self.settings, self.cores, self.grace_s = settings, cores, grace_s
         self.done: dict[str, str] = {}  # status by task
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(PRELOADED)
-        first = self._processes.Process(target=_nothing)
+        self._processes.set_forkserver_preload([PRELOADED])
+        first = self._processes.Process(target=importlib.import_module, args=(PRELOADED,))
         first.start()  # waits for the server's imports, which must not count as a task's seconds
         first.join()
+        if first.exitcode:  # the server itself says nothing of an import that fails
+            raise ImportError(f"{PRELOADED} must be importable; the traceback is above")
 
     def run(self, part: Part, tasks: Sequence[Task], *, until: float) -> None:
         """Run a part's tasks; at `until` (`time.monotonic()`) whatever still runs is killed."""
-        began = time.monotonic()
-        parallel = min(part.parallel, max(4, self.cores // 2))
-        waiting, running = list(tasks), {}
+        began, parallel = time.monotonic(), self._parallel(part)
+        waiting, running = [task for task in tasks if not self._left_out(task)], {}
         while waiting or running:
             for name in [name for name, (process, _, _) in running.items() if not process.is_alive()]:
                 self._finish(*running.pop(name), None)
@@ -119,6 +118,17 @@ class Scheduler:
                 return
             time.sleep(0.05)
 
+    def _parallel(self, part: Part) -> int:
+        if self.settings.lengths.rehearsal:
+            return self.cores
+        return min(part.parallel, max(4, self.cores // 2))
+
+    def _left_out(self, task: Task) -> bool:
+        if not task.gpu_only or self.settings.device == "cuda":
+            return False
+        self._record(task, LEFT_OUT, reason=task.gpu_only)
+        return True
+
     def _unmet(self, task: Task) -> list[str]:
         return [name for name in task.after if self.done.get(name) != "ok"]
 
@@ -126,11 +136,12 @@ class Scheduler:
         return not self._unmet(task)
 
     def _start(self, task: Task, began: float, until: float) -> tuple[Any, Context, Task] | None:
-        now = time.monotonic()
-        if until - now < SHORTEST_S:
-            self._record(task, "skipped", reason=f"{max(0.0, until - now):.0f} s were left of its part")
+        now, rehearsal = time.monotonic(), self.settings.lengths.rehearsal
+        if until - now < (0 if rehearsal else task.least_seconds):
+            reason = f"takes {task.least_seconds:.0f} s or more, {max(0.0, until - now):.0f} s were left of its part"
+            self._record(task, "skipped", reason=reason)
             return None
-        limit = min(until, now + max(self.settings.seconds(task.seconds), 5 * SHORTEST_S))
+        limit = until if rehearsal or task.ends_itself else min(until, now + SLOWER * task.seconds + self.grace_s)
         context = Context(self.settings, limit, began, until, self._results(task))
         process = self._processes.Process(target=_run, args=(task, context, str(self._log(task))), name=task.name)
         process.start()
@@ -148,11 +159,12 @@ class Scheduler:
     def _finish(self, process: Any, context: Context, task: Task, status: str | None) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # with the workers that it left
+        process.kill()  # one that has not made its group yet
         process.join(10)
         if status is None or process.exitcode in (0, 1):  # it may end while its time does
             status = {0: "ok", 1: "failed"}.get(process.exitcode, f"died with exit code {process.exitcode}")
         if status not in ("ok", "failed"):  # those have said so themselves
-            self._record(task, status, seconds=context.settings.seconds(task.seconds))
+            self._record(task, status)
         self.done[task.name] = status
         _keep_log(self._log(task), context.settings.out / LOG, task.name, status)
 
@@ -171,13 +183,11 @@ def _keep_log(log: Path, kept: Path, name: str, status: str) -> None:
         file.write(f"\n==== {name}: {status}\n".encode() + end)
 
 
-def _nothing() -> None:
-    """The first task: by then the server has imported all that the others need."""
-
-
 def _run(task: Task, context: Context, log: str) -> None:
     """In the task's process: all it prints goes to its log, what its function yields to the results."""
     os.setsid()
+    # as in nnUNetv2_train; by this server's method each worker of a loader would import everything again
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     terminal = os.dup(1)
     os.dup2(descriptor, 1)
@@ -193,7 +203,9 @@ def _run(task: Task, context: Context, log: str) -> None:
             add_record(results, {**head, "status": "result", **record})
     except Exception:
         end = {"status": "failed", "error": traceback.format_exc()[-4000:]}
-    end["seconds"] = round(time.monotonic() - began, 1)
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(one.ru_utime + one.ru_stime for one in usage)
+    end |= {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
     add_record(results, {**head, **end})
     os.write(terminal, f"{task.name}: {end['status']} in {end['seconds']} s\n".encode())
     sys.stdout.flush()

@@ -36,9 +36,10 @@ segment a scan with a trained model, here one of the phantoms:
     {predict}
 
 finished in {minutes:.1f} min; everything is in {folder}
-stage 1 in pictures: {pictures}/pseudo_hr_*.png
+to look at, in a browser: {page}
 your own data: docs/getting-started.md of the repository"""
-ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1"}
+# four trainings in one process would be one run of Weights & Biases, which refuses that
+ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1", "nnUNet_wandb_enabled": "0"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Phantom, thick slices, baseline, stage 1, stage 2, tables."""
+    """Phantom, thick slices, baseline, stage 1, stage 2, tables, page."""
     folder = Path(args.o).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"-o must name a new or empty folder, got {folder}")
@@ -59,9 +60,9 @@ def run(args: argparse.Namespace) -> None:
     demo.prepare()
     demo.train_all()
     print(demo.tables())
+    page = demo.write_page()
     minutes = (time.monotonic() - started) / 60
-    pictures = demo.fold_folder("SelfSRTrainer")
-    print(CLOSING.format(minutes=minutes, folder=folder, pictures=pictures, predict=demo.predict_command()))
+    print(CLOSING.format(minutes=minutes, folder=folder, page=page, predict=demo.predict_command()))
 
 
 def _set_environment(folder: Path) -> None:
@@ -176,6 +177,18 @@ class Demo:
             f"\nThick slices (LR)\n\n{brief_table(lr)}\n\n"
             f"Thin slices (HR), against the true HR labels\n\n{brief_table(hr)}"
         )
+
+    def write_page(self) -> Path:
+        """The page of the REHRSeg fold."""
+        from rehrseg_nnunet.report.folds import WantedFolds, read_folds
+        from rehrseg_nnunet.report.page import write_page
+
+        file, scratch = self.folder / "report.html", self.folder / "comparison" / "report"
+        scratch.mkdir()
+        wanted = WantedFolds(str(THICK_ID), CONFIGURATION, (str(FOLD),), plans=PLANS)
+        with self._quiet():
+            write_page(read_folds(wanted, scratch), file)
+        return file
 
 
 @contextmanager

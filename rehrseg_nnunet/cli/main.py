@@ -19,6 +19,7 @@ COMMANDS = {
     "surfaces": "write surfaces of segmentations: STL, PLY, OBJ, GLB, 3MF",
     "viewers": "write label images with names and colours for 3D Slicer and ITK-SNAP",
     "simulate": "make a thick-slice dataset with known truth from an isotropic one",
+    "report": "write an HTML page by which a trained fold or predictions can be judged",
     "evaluate": "compare segmentations or images with a reference",
     "convert-flavr": "turn the published FLAVR checkpoint into -pretrained_weights for SelfSRTrainer",
     "demo": "run everything on a generated phantom, on a CPU, in minutes",

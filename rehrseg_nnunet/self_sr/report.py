@@ -6,6 +6,7 @@ Two comparisons: validation cases whose in-plane axis was degraded and restored 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from tqdm import tqdm
 
 from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
-from rehrseg_nnunet.evaluation.figures import save_case_figure
+from rehrseg_nnunet.evaluation.figures import Cut, Overlay, Panel, draw_planes, grey_window, save_figure
+from rehrseg_nnunet.evaluation.volumes import Volume, largest_section, window_around
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.restoration.report import (
     Comparison,
@@ -31,9 +33,12 @@ from rehrseg_nnunet.self_sr.export import ExportOptions, PseudoHRVolumes, super_
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.simulated_cases import simulated_cases
 from rehrseg_nnunet.self_sr.uncertainty_quality import TrueErrors, judge, label_entropy, rank_correlation
+from rehrseg_nnunet.slices.grids import Grid
+from rehrseg_nnunet.surfaces.colours import colour
 
 SELF_SR, WITH_SMORE = "self-SR", "self-SR, image by SMORE"
 TRUE_HR = "true HR"
+MARGIN_MM = 8  # around the structures, in pictures
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,19 @@ class SelfSRReport:
     def as_dict(self) -> dict[str, Any]:
         """For json."""
         return {**self.restoration.as_dict(), "uncertainty": self.uncertainty.as_dict()}
+
+    def as_scores(self) -> dict[str, float]:
+        """Scores of the self-SR and of U by "stage_1/comparison/score"."""
+        return {
+            f"stage_1/{comparison}/{prefix}{name}": value
+            for report, shown, prefix in (
+                (self.restoration, (SELF_SR, WITH_SMORE), ""),
+                (self.uncertainty, ("U",), "U "),
+            )
+            for comparison, methods in report.comparisons.items()
+            for method in shown
+            for name, value in methods.get(method, {}).items()
+        }
 
     def as_table(self) -> str:
         """Aligned text, one row per comparison and method, then one per comparison and uncertainty map."""
@@ -115,7 +133,10 @@ def report_self_sr(
             method = WITH_SMORE if config.image == "smore" and smore_image is not None else SELF_SR
             scores.add(Comparison(TRUE_HR, lr, truth, planned.spacing_mm), hr, method=method)
         if number < figures:
-            _draw(lr, fine, hr, options.scale(hr.uncertainty), figure_folder / f"pseudo_hr_{identifier}.png")
+            images = {"thick slices": lr, "interpolated": fine, "pseudo-HR": (hr.image, hr.labels)}
+            images |= {} if truth is None else {"truth": truth}
+            file = figure_folder / f"pseudo_hr_{identifier}.png"
+            _draw(images, options.scale(hr.uncertainty)[0], planned.spacing_mm, file)
     return scores.report()
 
 
@@ -149,9 +170,33 @@ def uncertainty_scores(
     return judge(maps, errors, factor=comparison.factor)
 
 
-def _draw(lr: Volumes, fine: Volumes, hr: PseudoHRVolumes, uncertainty: np.ndarray, file: Path) -> None:
-    factor = fine[0].shape[1] // lr[0].shape[1]
-    thick = [np.repeat(volume[0], factor, axis=0) for volume in lr]
-    images = {"LR": thick[0], "interpolated": fine[0][0], "pseudo-HR": hr.image[0]}
-    labels = {"LR": thick[1], "interpolated": fine[1][0], "pseudo-HR": hr.labels[0]}
-    save_case_figure(file, images, labels, uncertainty[0])
+def _draw(images: Mapping[str, Volumes], uncertainty: np.ndarray, spacing_mm: Sequence[float], file: Path) -> None:
+    """Write the planes of a case: each volume with its labels, the first thick, then U of the thin grid (D, H, W)."""
+    thick, *_ = images.values()
+    shown = {
+        title: [_volume(values[0], spacing_mm, thick_slices=thick[0].shape[1]) for values in volumes]
+        for title, volumes in images.items()
+    }
+    (scan, labels), *_ = shown.values()
+    colours = {value: _rgb(value) for value in range(1, int(max(v.values.max() for _, v in shown.values())) + 1)}
+    panels = [Panel(title, image, [Overlay(outlined, colours)]) for title, (image, outlined) in shown.items()]
+    mask = _volume(uncertainty, spacing_mm, thick_slices=thick[0].shape[1])
+    panels.append(Panel("uncertainty U", mask, limits=(0, float(uncertainty.max()) or 1)))
+    titles = ("in plane", "through plane (y)", "through plane (x)")
+    cuts = [Cut(title, axis, largest_section(labels, axis)) for axis, title in enumerate(titles)]
+    window = window_around([labels], margin_mm=MARGIN_MM, within=scan)
+    save_figure(draw_planes(panels, cuts, window, grey=grey_window(scan)), file)
+
+
+def _volume(values: np.ndarray, spacing_mm: Sequence[float], *, thick_slices: int) -> Volume:
+    """Values (D, H, W) over the field of view of thick slices with a spacing."""
+    slices = values.shape[0]
+    spacing = np.array([spacing_mm[0] * thick_slices / slices, *spacing_mm[1:]])
+    affine = np.diag([*spacing, 1.0])
+    affine[0, 3] = (spacing[0] - spacing_mm[0]) / 2
+    return Volume(values, Grid((slices, values.shape[1], values.shape[2]), affine))
+
+
+def _rgb(label: int) -> tuple[float, float, float]:
+    red, green, blue = colour(label - 1)
+    return red / 255, green / 255, blue / 255

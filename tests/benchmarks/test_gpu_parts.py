@@ -1,17 +1,20 @@
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.gpu.__main__ import _chosen
+from benchmarks.gpu.budgets import done_after, part_tasks
 from benchmarks.gpu.correctness import Comparison
 from benchmarks.gpu.data import GPUData
-from benchmarks.gpu.parts import BASE, FULL_SECONDS, OURS, PARTS, QUICK, Task, tasks
+from benchmarks.gpu.parts import BASE, FULL_SECONDS, OURS, PARTS, VARIANTS, Lengths, Part, Task, tasks
 from benchmarks.gpu.prepare import check_size
 from benchmarks.gpu.records import RESULTS, read_records
 from benchmarks.gpu.scheduler import Scheduler, Settings
@@ -37,10 +40,26 @@ def test_nine_minutes_hold_all_parts_and_the_imports():
     assert {task.part for task in tasks()} == {part.name for part in PARTS}
 
 
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_every_part_should_be_done_within_its_budget(part):
+    assert done_after(part, part_tasks(part)) <= part.seconds
+
+
+def test_tasks_of_a_part_share_its_room():
+    part = Part("correctness", 100, 2)
+    one, two, three = (
+        Task(name, "correctness", "", seconds=seconds) for name, seconds in zip("abc", (5, 2, 4), strict=True)
+    )
+    assert done_after(part, [one, two, three]) == 6
+    assert done_after(part, [one, two, replace(three, after=("a",))]) == 9
+
+
 def test_every_trainer_is_compared_with_the_cpu_and_timed():
     stepped = {task.arguments["trainer"] for task in tasks() if task.function.endswith("correctness:steps")}
-    timed = {task.arguments["trainer"] for task in tasks() if task.function.endswith("cost:step")}
-    assert {name for name in TRAINERS if "_" not in name} | {"nnUNetTrainer"} == stepped == timed == {*BASE, *OURS}
+    timed = {task.arguments["trainer"] for task in tasks() if task.function.endswith("cost:steps")}
+    own = {name for name in TRAINERS if "_" not in name} | {"nnUNetTrainer"}
+    assert own == timed == {*BASE, *OURS}
+    assert stepped == own | {f"REHRSegTrainer_{variant}" for variant in VARIANTS}
 
 
 class Tiny:
@@ -87,20 +106,24 @@ def test_a_task_that_fails_or_hangs_costs_that_task_only(tmp_path):
     (tmp_path / "out").mkdir()
     data = GPUData(tmp_path / "data", "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), ())
     data.folder.mkdir()
-    scheduler = Scheduler(Settings("cpu", data, QUICK, tmp_path / "out", scale=0.1), cores=2)
+    scheduler = Scheduler(Settings("cpu", data, Lengths(), tmp_path / "out"), cores=2, grace_s=1)
     chosen = [
-        Task(name, "correctness", f"gpu_tasks:{function}", seconds=1, after=after)
-        for name, function, after in (
-            ("hangs", "hang", ()),
-            ("fails", "fail", ()),
-            ("dies", "die", ()),
-            ("needs it", "succeed", ("fails",)),
-            ("goes well", "succeed", ()),
+        Task(name, "correctness", f"gpu_tasks:{function}", seconds=seconds, after=after, gpu_only=gpu_only)
+        for name, function, seconds, after, gpu_only in (
+            ("hangs", "hang", 1, (), ""),
+            ("fails", "fail", 5, (), ""),
+            ("takes too long", "succeed", 61, (), ""),
+            ("wants a GPU", "fail", 5, (), "it is fast"),
+            ("dies", "die", 5, (), ""),
+            ("needs it", "succeed", 5, ("fails",), ""),
+            ("goes well", "succeed", 5, (), ""),
         )
     ]
-    scheduler.run(SimpleNamespace(parallel=4), chosen, until=time.monotonic() + 60)
+    scheduler.run(Part("correctness", 60, 4), chosen, until=time.monotonic() + 60)
     assert scheduler.done == {
         "hangs": "timed out",
+        "takes too long": "skipped",
+        "wants a GPU": "not on this device",
         "fails": "failed",
         "dies": "died with exit code -9",
         "needs it": "skipped",
@@ -109,6 +132,10 @@ def test_a_task_that_fails_or_hangs_costs_that_task_only(tmp_path):
     records = read_records(tmp_path / "out" / RESULTS)
     assert {"part": "correctness", "task": "goes well", "status": "result", "value": 1} in records
     assert {"part": "correctness", "task": "fails", "status": "result", "value": 0} in records
+    (left_out,) = [record for record in records if record["task"] == "wants a GPU"]
+    assert left_out["reason"] == "it is fast"
+    (skipped,) = [record for record in records if record["task"] == "takes too long"]
+    assert re.fullmatch(r"takes 61 s or more, \d+ s were left of its part", skipped["reason"])
     (failure,) = [record for record in records if record["status"] == "failed"]
     assert failure["error"].endswith("ValueError: on purpose\n")
 
@@ -118,3 +145,11 @@ def test_the_minutes_count_from_the_start_of_the_process():
     began = time.monotonic()
     age = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert 0.5 < age < time.monotonic() - began + 0.1
+
+
+def test_chosen_tasks_bring_what_they_need():
+    names = [task.name for task in _chosen(["train/rehrseg", "case/*"])]
+    assert names == ["workspace", "case/thick", "case/large", "train/baseline", "train/rehrseg"]
+    assert _chosen(["*"]) == tasks()
+    with pytest.raises(ValueError, match=r"--only must name tasks such as .*, got train/all"):
+        _chosen(["*", "train/all"])

@@ -1,9 +1,11 @@
 import json
+import re
+from importlib.metadata import requires
 
 import pytest
 
 from benchmarks.gpu.records import RESULTS, add_record, read_records
-from benchmarks.gpu.report import DATA, NOT_RUN, PAGE, main, page
+from benchmarks.gpu.report import DATA, NOT_RUN, PAGE, PRESENT, STUBS, TRAVELLING, main, page
 
 STEP = {
     "part": "correctness",
@@ -12,6 +14,7 @@ STEP = {
     "trainer": "REHRSegTrainer",
     "compiled": True,
     "steps": 20,
+    "of": 20,
     "worst_loss_difference": 0.5,
     "worst_gradient_cosine": 0.25,
     "overflows": 1,
@@ -23,6 +26,12 @@ def test_the_page_is_made_of_the_data_beside_it():
     assert page(read_records(DATA)) == PAGE.read_text()
 
 
+def test_every_requirement_is_on_the_gpu_machine_or_travels_there():
+    """Whoever adds one also adds its wheel to what travels."""
+    needed = {re.match(r"[\w.-]+", line)[0] for line in requires("rehrseg-nnunet") if "extra ==" not in line}
+    assert needed <= set(", ".join((PRESENT, TRAVELLING, STUBS)).split(", "))
+
+
 def test_without_a_run_the_page_says_so():
     assert NOT_RUN in page([])
     assert NOT_RUN not in page([STEP])
@@ -30,7 +39,7 @@ def test_without_a_run_the_page_says_so():
 
 def test_a_comparison_that_is_off_stands_out():
     (line,) = [line for line in page([STEP]).splitlines() if "REHRSegTrainer, compiled" in line]
-    assert line == "| REHRSegTrainer, compiled | 20 | 0.50000 | 0.2500 | 1 | **no** |"
+    assert line == "| REHRSegTrainer, compiled | 20 of 20 | 0.50000 | 0.2500 | 1 | **no** |"
 
 
 def test_a_failure_is_named_with_the_end_of_its_traceback():

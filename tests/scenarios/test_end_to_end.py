@@ -1,4 +1,4 @@
-"""The main path through nnU-Net's own commands on a tiny phantom, with nnU-Net's own spawned workers."""
+"""The main path through nnU-Net's own commands on a tiny phantom, trainings and predictions with spawned workers."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from workspace import assert_same_field_of_view, log_of, workspace
+from report_page import read_page
+from workspace import assert_same_field_of_view, environment, log_of, threads, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
 from rehrseg_nnunet.config.rehrseg import load_config
@@ -29,16 +30,25 @@ def nnunet(tmp_path_factory):
     with workspace(tmp_path_factory.mktemp("nnunet"), threads=False) as folders:
         folders.write_phantom(ISOTROPIC, cases=CASES)
         folders.simulate(ISOTROPIC, THICK, factor=FACTOR)
-        folders.plan(ISOTROPIC)
-        folders.prepare(THICK)
+        with threads():  # all of it is nnU-Net's
+            folders.plan(ISOTROPIC)
+            folders.prepare(THICK)
         yield folders
+
+
+@pytest.fixture
+def in_threads():
+    """No spawned workers: others of these tests have them."""
+    with threads():
+        yield
 
 
 @pytest.fixture(scope="module")
 def trained(nnunet):
-    """Baseline, stage 1 and stage 2 of fold 0."""
-    for trainer in ("nnUNetTrainer", "SelfSRTrainer", "REHRSegTrainer"):
-        nnunet.train(trainer, THICK)
+    """Baseline, stage 1 and stage 2 of fold 0, each of the stages with its page."""
+    with environment(REHRSEG_REPORT="1"):
+        for trainer in ("nnUNetTrainer", "SelfSRTrainer", "REHRSegTrainer"):
+            nnunet.train(trainer, THICK)
     return nnunet
 
 
@@ -88,6 +98,22 @@ def test_validation_is_nnunets_own_and_the_hr_files_cover_the_same_field_of_view
     for file in (folders[0] / "validation").glob("*.nii.gz"):
         hr = sitk.ReadImage(str(folders[0] / "validation_hr" / file.name))
         assert_same_field_of_view(sitk.ReadImage(str(file)), hr, factor=FACTOR)
+
+
+def test_trainings_end_with_a_page_on_request(trained):
+    stage_1, stage_2 = (trained.fold(trainer, THICK) for trainer in ("SelfSRTrainer", "REHRSegTrainer"))
+    validation = sorted(file.name.removesuffix(".nii.gz") for file in (stage_2 / "validation_hr").glob("*.nii.gz"))
+    page = read_page(stage_2 / "report.html")
+    assert sorted(page.cases) == validation
+    assert page.columns[:5] == ["case", "fold", "Dice", "HD95 (mm)", "NSD"]
+    assert "nnUNetTrainer, signed distance" in page.text  # the baseline was trained without --npz
+    assert {"Stage 1: SelfSRTrainer, fold 0", "Training"} <= set(page.headings)
+    assert len(page.pictures("webp")) == len(validation)
+    assert "Stage 1: SelfSRTrainer, fold 0" in read_page(stage_1 / "report.html").headings
+    assert not read_page(stage_1 / "report.html").cases
+    for file in (stage_1 / "report.html", stage_2 / "report.html"):
+        assert str(trained.base.resolve()) not in file.read_text()
+        assert f"to look at: {file}" in log_of(file.parent)
 
 
 def test_both_predict_commands(trained, tmp_path):
@@ -175,6 +201,7 @@ def test_unsupported_configurations_are_refused_before_anything_is_written(nnune
     assert sorted(nnunet.results.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_regions_and_ignore_label(nnunet):
     """Overlapping regions, and every case's first slice not annotated."""
     raw = nnunet.copy_dataset(THICK, REGIONS, "Regions")

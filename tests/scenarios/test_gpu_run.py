@@ -12,6 +12,7 @@ from benchmarks.gpu import prepare
 from benchmarks.gpu.parts import tasks
 from benchmarks.gpu.records import RESULTS, read_records
 from benchmarks.gpu.report import page
+from benchmarks.gpu.scheduler import LEFT_OUT
 from rehrseg_nnunet.cases.phantom import write_phantom_dataset
 
 pytestmark = pytest.mark.slow
@@ -45,33 +46,31 @@ def run(nnunet, tmp_path_factory):
     path = os.pathsep.join([str(base / "stub"), str(REPOSITORY)])
     command = [sys.executable, "-m", "benchmarks.gpu", "--data", base / "data", "--out", base / "out"]
     done = subprocess.run(
-        [*map(str, command), "--device", "cpu", "--minutes", "2"],
+        [*map(str, command), "--device", "cpu", "--minutes", "9"],  # it ends when all is done
         env={**os.environ, "PYTHONPATH": path},
         cwd=base,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=True,
     )
     return done.stdout, base / "out"
 
 
-def test_every_task_goes_well(run):
+def test_every_task_goes_well_or_needs_a_gpu(run):
     text, out = run
     ends = {r["task"]: r for r in read_records(out / RESULTS) if "task" in r and r["status"] != "result"}
-    # on a busy machine the last tasks of a part may find no time
-    wrong = {
-        name: end.get("error") for name, end in ends.items() if end["status"] not in ("ok", "skipped", "timed out")
-    }
+    expected = {task.name: LEFT_OUT if task.gpu_only else "ok" for task in tasks()}
+    wrong = {name: end.get("error") for name, end in ends.items() if end["status"] != expected[name]}
     assert wrong == {}, text
-    assert set(ends) == {task.name for task in tasks()}
-    assert sum(end["status"] == "ok" for end in ends.values()) > len(ends) / 2, text
+    assert set(ends) == set(expected), text
+    assert all(end["reason"] for end in ends.values() if end["status"] == LEFT_OUT)
 
 
 def test_every_check_passes_and_the_page_says_so(run):
     records = read_records(run[1] / RESULTS)
     checks = [record["passed"] for record in records if "passed" in record]
-    assert len(checks) > 8
+    assert len(checks) > 20
     assert all(checks)
     text = page(records)
     assert "**no**" not in text

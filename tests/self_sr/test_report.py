@@ -155,6 +155,14 @@ def test_the_whole_report(phantom, tmp_path, capsys):
     assert found.as_table().count("simulated along x (n=2)") == 3 + 3  # restorations; U, entropy and the ceiling
     for rows in found.uncertainty.comparisons.values():
         assert list(rows) == ["U", "entropy", CEILING]
+    scores = found.as_scores()
+    assert (
+        scores["stage_1/simulated along y/psnr"] == found.restoration.comparisons["simulated along y"][SELF_SR]["psnr"]
+    )
+    assert (
+        scores["stage_1/simulated along x/U auroc"] == found.uncertainty.comparisons["simulated along x"]["U"]["auroc"]
+    )
+    assert not any("nearest" in name or "entropy" in name for name in scores)
     assert found.as_dict()["comparisons"] == found.restoration.comparisons
     assert found.as_dict()["uncertainty"]["cases"] == found.uncertainty.cases == found.restoration.cases
 

@@ -205,6 +205,14 @@ def environment(**variables):
 
 
 @contextmanager
+def threads():
+    """nnU-Net's pools run as threads for a while, in a workspace that has spawned ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_threads(patch.setattr)
+        yield
+
+
+@contextmanager
 def arguments_of(*command):
     """A command's name and arguments in sys.argv for a while."""
     with pytest.MonkeyPatch.context() as patch:
