@@ -14,10 +14,13 @@ import rehrseg_nnunet
 
 COMMANDS = {
     "trainers": "print the folder that nnUNet_extTrainer must name",
-    "plan": "write nnU-Net plans with a REHRSeg preset",
+    "plan": "write nnU-Net plans with settings of REHRSeg or guidance",
     "predict": "predict high-resolution segmentations",
     "surfaces": "write surfaces of segmentations: STL, PLY, OBJ, GLB, 3MF",
     "viewers": "write label images with names and colours for 3D Slicer and ITK-SNAP",
+    "pair": "make a dataset of scans and better scans of the same subjects",
+    "synthesize": "make the better scan that a trained keeper sees in a usual one",
+    "simulate-field": "make a dataset with low-field twins of its scans",
     "simulate": "make a thick-slice dataset with known truth from an isotropic one",
     "report": "write an HTML page by which a trained fold or predictions can be judged",
     "evaluate": "compare segmentations or images with a reference",

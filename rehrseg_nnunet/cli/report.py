@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--pictures must be 0 or more, got {args.pictures}")
     with tempfile.TemporaryDirectory(prefix="rehrseg-report-") as scratch:
         material = read_predictions(_folders(args)) if args.d is None else read_folds(_wanted(args), Path(scratch))
-        count = write_page(material, file, pictures=args.pictures)
-    print(f"{count} cases, worst first, are in {file}; it holds images and names of cases")
+        write_page(material, file, pictures=args.pictures)
+    print(f"to look at: {file} (it holds images and names of cases)")
 
 
 def _output(target: str) -> Path:

@@ -1,8 +1,8 @@
 """A case's logits on every output grid, and what is written there: nnU-Net's files and whatever else is asked for.
 
-nnU-Net hands a case's logits to `export_prediction_from_logits`, mostly in a worker process. `several_grids` puts
-`export_on_grids` in its place while files are predicted: it brings the logits onto each grid in turn and lets nnU-Net's
-function write the segmentation there. Before it does, the `writers` see the same logits.
+nnU-Net hands a case's logits to `export_prediction_from_logits`, mostly in a worker process. `exporting_with` puts
+another function in its place while files are predicted. `export_on_grids` brings the logits onto each grid in turn and
+lets nnU-Net's function write the segmentation there. Before it does, the `writers` see the same logits.
 
 Convention:
     With one grid a case's files are named as nnU-Net names them, with several `<case>_<name of the grid>`.
@@ -10,7 +10,7 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,10 @@ def stems(output: str, grids: Sequence[OutputGrid]) -> list[str]:
 
 
 @contextmanager
-def several_grids() -> Iterator[None]:
-    """nnU-Net's predictor exports with `export_on_grids`."""
+def exporting_with(export: Callable[..., None]) -> Iterator[None]:
+    """nnU-Net's predictor exports with another function, which takes the same arguments and travels to workers."""
     stock = predict_from_raw_data.export_prediction_from_logits
-    predict_from_raw_data.export_prediction_from_logits = export_on_grids
+    predict_from_raw_data.export_prediction_from_logits = export
     try:
         yield
     finally:

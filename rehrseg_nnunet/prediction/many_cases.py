@@ -207,7 +207,7 @@ class _Run:
         if not self.keep_going:
             raise UnusableImageError(reason)
         self.record.fail(Failure(name, self.cases[name].files, reason))
-        print(f"rehrseg predict: {name} failed: {reason}")
+        print(f"{name} failed: {reason}")
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:

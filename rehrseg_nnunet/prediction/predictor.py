@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from time import perf_counter
@@ -40,7 +40,7 @@ from rehrseg_nnunet.prediction.case_lists import (
     unfinished,
 )
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
-from rehrseg_nnunet.prediction.export import Writer, several_grids, short_bars
+from rehrseg_nnunet.prediction.export import Writer, export_on_grids, exporting_with, short_bars
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.inputs import Images, case_name, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
@@ -282,7 +282,7 @@ class HRPredictor(nnUNetPredictor):
     @wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids(), short_bars():
+        with self._staged_output(), self._exporting(), short_bars():
             return super().predict_from_files(*args, **kwargs)
 
     @wraps(nnUNetPredictor.predict_from_files_sequential)
@@ -290,8 +290,12 @@ class HRPredictor(nnUNetPredictor):
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
         # nnU-Net counts the cases of each call
         quiet = nullcontext() if self.verbose else redirect_stdout(io.StringIO())
-        with self._staged_output(), several_grids(), short_bars(), quiet:
+        with self._staged_output(), self._exporting(), short_bars(), quiet:
             return super().predict_from_files_sequential(*args, **kwargs)
+
+    def _exporting(self) -> AbstractContextManager[None]:
+        """Results are exported on every grid."""
+        return exporting_with(export_on_grids)
 
     @contextmanager
     def _staged_output(self) -> Iterator[None]:

@@ -30,6 +30,9 @@ def answers(material: Material, cases: Sequence[CaseResult]) -> list[tuple[str, 
         found.append(("Is it worse at the ends of the stack?", [ends(cases, material)]))
         found.append(("How large are the structures, and how sure is that?", volumes(cases)))
         found.append(("Where is it unsure?", [unsure(cases)]))
+    restored = [f"{title}, {report.answer}" for title, report in material.stage_1 if report.answer]
+    if restored:
+        found.append(("Are stage 1's thin slices better than interpolated ones?", restored))
     if material.trainings:
         found.append(("What did training do?", [training(*pair) for pair in material.trainings]))
     return found

@@ -63,16 +63,13 @@ class ShownCase:
     picture: str | None
 
 
-def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> int:
+def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> None:
     """Read all cases and write the page.
 
     Args:
         material: what was found.
         file: HTML file; written whole or not at all.
         pictures: of at most so many cases, the worst.
-
-    Returns:
-        Number of cases.
 
     Raises:
         OSError: the file could not be written.
@@ -102,7 +99,6 @@ def write_page(material: Material, file: Path, *, pictures: int = PICTURES) -> i
         viewer=viewer.html(),
     )
     write_atomically(file, html)
-    return len(cases)
 
 
 def _made_with() -> str:
@@ -186,7 +182,7 @@ def _looks(material: Material, cases: Sequence[CaseResult], structures: Structur
     if material.reader is None:
         return drawn, viewer
     how = {"reader": material.reader, "heads": structures.heads}
-    for case in tqdm(cases, desc="pictures", leave=False):
+    for case in tqdm(cases, desc="pictures", leave=False, disable=not cases):
         main = read_case(case.files.main, **how)
         acquired = None if case.files.acquired is None else read_case(case.files.acquired, **how)
         if len(drawn) < BROWSED:

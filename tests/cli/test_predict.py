@@ -8,7 +8,7 @@ import pytest
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from rehrseg_nnunet.cli import predict
+from rehrseg_nnunet.cli import run_model
 from rehrseg_nnunet.cli.predict import add_arguments, run
 from rehrseg_nnunet.cli.predict_options import OWN
 from rehrseg_nnunet.prediction.inputs import Images
@@ -92,7 +92,7 @@ def call(tmp_path, monkeypatch):
             self.plans_manager = SimpleNamespace(dataset_name="Dataset001_Tiny", plans_name="nnUNetPlans")
             self.plans_manager.image_reader_writer_class = SimpleITKIO
             self.list_of_parameters, self.device = [{}], torch.device("cpu")
-            self.preprocessed, self.hr_from = None, "mean"
+            self.preprocessed, self.hr_from, self.use_mirroring = None, "mean", kwargs["use_mirroring"]
             self.grids = kwargs["grid"] or (HRGrid(),)
 
         def check_cases(self, names, previous_stage):
@@ -123,7 +123,7 @@ def call(tmp_path, monkeypatch):
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setattr("rehrseg_nnunet.prediction.predictor.HRPredictor", Predictor)
-    monkeypatch.setattr(predict, "ensure_trainer_path", lambda: asked.setdefault("trainer path", True))
+    monkeypatch.setattr(run_model, "ensure_trainer_path", lambda: asked.setdefault("trainer path", True))
 
     def run_with(*flags):
         base = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *REQUIRED, "-device", "cpu"]
@@ -276,7 +276,7 @@ def test_a_gpu_can_be_chosen_twice(monkeypatch):
     monkeypatch.setattr("torch.get_num_interop_threads", lambda: threads[0])
     monkeypatch.setattr("torch.set_num_interop_threads", set_threads)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
-    assert [predict._device("cuda").type for _ in range(2)] == ["cuda"] * 2
+    assert [run_model.choose_device("cuda").type for _ in range(2)] == ["cuda"] * 2
     assert threads == [1]
 
 
@@ -303,7 +303,7 @@ def test_says_where_the_results_are(call, tmp_path, capsys):
 def test_the_output_folder_is_named_where_the_system_names_no_file(number):
     reason = os.strerror(number)
     message = rf"^out: a file could not be written there \({reason}\); free space"
-    with pytest.raises(OSError, match=message), predict._naming(Path("out")):
+    with pytest.raises(OSError, match=message), run_model._naming(Path("out")):
         raise OSError(number, reason)
-    with pytest.raises(OSError, match="npz could not be written"), predict._naming(Path("out")):
+    with pytest.raises(OSError, match="npz could not be written"), run_model._naming(Path("out")):
         raise OSError("a.npz could not be written")

@@ -96,6 +96,10 @@ def test_overlap_follows_the_axis_and_of_nothing_is_not_defined():
     turned = [volume(np.moveaxis(values, 0, 2)) for values in (found, true)]
     np.testing.assert_array_equal(stack_overlap(*turned, STRUCTURES, axis=2).shared, along.shared)
     assert along.share_at_ends == 1
+    other = found.copy()
+    other[3, 0, 0] = 7  # no structure
+    again = stack_overlap(volume(other), volume(true), STRUCTURES, axis=0)
+    np.testing.assert_array_equal(again.wrong, along.wrong)
     nothing = stack_overlap(volume(0 * found), volume(0 * true), STRUCTURES, axis=0)
     assert np.isnan(nothing.dice).all()
     assert np.isnan(nothing.share_at_ends)

@@ -37,6 +37,7 @@ def test_rows_and_pictures(tmp_path):
     assert found.uncertainty_rows == [
         {"compared with": "true HR (3)", "method": "U", "Spearman": "0.130", "AUROC": "0.730"}
     ]
+    assert found.answer == "true HR (3): PSNR (dB) 28.47, interpolated 27.62; Dice 0.885, interpolated 0.816."
     assert list(found.pictures) == ["a_1", "b"]
     assert found.disagreeing == []
 
