@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,7 +146,7 @@ def load_model(
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be the path of a model's folder or zip file, got {path!r}")
     ensure_trainer_path()
-    with python_names(), contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for trainers
+    with python_names():
         chosen, wanted = _folds(folds), wanted or Wanted()
         predictor = HRPredictor(
             device=_device(device),

@@ -6,13 +6,15 @@ No variable of nnU-Net's is needed. A model's folder holds `dataset.json`, `plan
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -93,7 +95,10 @@ class TrainedModel:
         """
         folder, folds = str(self.folder), cast("Any", self.folds)  # declared for one fold
         try:
-            predictor.initialize_from_trained_model_folder(folder, folds, checkpoint_name=self.checkpoint)
+            # nnU-Net speaks of its search for trainers, in which it imports packages that warn
+            with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                predictor.initialize_from_trained_model_folder(folder, folds, checkpoint_name=self.checkpoint)
         except NotImplementedError:  # what this package does not do with a whole model
             raise
         except (RuntimeError, LookupError, TypeError, AttributeError) as error:
