@@ -19,7 +19,9 @@ from typing import Any, TypeGuard, get_origin
 from pydantic import BaseModel
 
 from rehrseg_nnunet.cli.main import COMMANDS, build_parser
-from rehrseg_nnunet.config.presets import load_preset, preset_names
+from rehrseg_nnunet.config import guidance, rehrseg
+from rehrseg_nnunet.config.guidance import GuidanceConfig
+from rehrseg_nnunet.config.presets import Preset, load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 
 FOLDER = Path(__file__).parent / "reference"
@@ -29,17 +31,20 @@ COMMAND = "python docs/generate_reference.py"
 DEFAULT = "(default: "  # how a help text ends that names its default
 
 SETTINGS_INTRODUCTION = """\
-All settings are in the `rehrseg` block of a configuration in the plans file, beside nnU-Net's own keys:
+Settings are in two blocks of a configuration in the plans file, beside nnU-Net's own keys: `rehrseg` for REHRSeg,
+[`guidance`](#guidance) for guidance by a better scan. A configuration may have one, both or none of them:
 
-    "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4, "self_sr": {"epochs": 600}}}}
+    "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4}, "guidance": {"keeper": {"kernel": 3}}}}
 
 A key that is left out has its default. An unknown key or an impossible value is refused with the key's name.
-`rehrseg plan -d 509 --preset NAME -o PLANS` writes plans with a block; train and predict with `-p PLANS`.
+`rehrseg plan -d 509 --preset NAME -o PLANS` writes plans with a `rehrseg` block, with `--method guidance` or `both`
+with the other one or with both; train and predict with `-p PLANS`.
 The `plans.json` that nnU-Net keeps with a model of REHRSegTrainer holds every setting, also those that were left out.
 A block that is inherited (`inherits_from`) is replaced as a whole, because nnU-Net merges configurations shallowly.
 
-*Default from* says where the default value comes from: the paper, the authors' released code (where the paper gives no
-value) or this package. [Decisions](../decisions.md) has the reasons. *Preset `paper`* is shown where it differs.
+*Default from* says where the default value comes from: the method's paper, the authors' released code (where the paper
+gives no value) or this package. [Decisions](../decisions.md) has the reasons. *Preset `paper`* is shown where it
+differs.
 """
 SETTINGS_END = """\
 ## Environment variables
@@ -54,19 +59,32 @@ If a stage 1 from `REHRSEG_SELF_SR` was trained on cases that you validate on, t
 Changed `self_sr.export` settings take effect when stage 1 runs again with `--val`, which makes all pseudo-HR cases
 anew.
 """
+GUIDANCE_INTRODUCTION = """\
+## `guidance`
+
+The settings of guidance by a better scan (Oh et al., arXiv 2402.08409). Without the block, every key has its default.
+Cascades are refused; any other 2d or 3d configuration will do, thick slices or not.
+"""
 PAPER_INTRODUCTION = """\
 What the paper (Song et al. 2025) says about each setting, what its released code (github.com/zhiyuns/REHRSeg) does, and
 what this package does: by default, and with `rehrseg plan --preset paper`, which is the paper's wherever the paper says
 something. Sections and equations are the paper's; `-` means that it says nothing. Settings that neither of the two has
-are at the end.
+come last. [The same](#guidance-by-a-better-scan) for the settings of guidance.
+"""
+PAPER_GUIDANCE_INTRODUCTION = """\
+## Guidance by a better scan
+
+The same for the settings of `guidance`: Oh et al., arXiv 2402.08409, and its released code. Of the paper's text only
+the abstract and a few sentences were at hand: `-` means that they do not say it.
 """
 TRAINERS_INTRODUCTION = """\
 Name a trainer with `-tr` in nnU-Net's commands, after `export nnUNet_extTrainer="$(rehrseg trainers)"`. Append
 `_100epochs` (any number; `_1epoch`) to train for another length. Such a training builds on the runs of its fold that
 have the same length, else on those without a length.
 
-`SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, the others read
-`segmentation`. Settings that a trainer does not change are the plans'.
+`SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, `GuidanceTeacherTrainer`
+and `KnowledgeKeeperTrainer` read the block `guidance`, the others read `segmentation`. Settings that a trainer does not
+change are the plans'.
 """
 
 
@@ -101,18 +119,24 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def settings() -> Iterator[str]:
     """Sections of the settings page: one table for each group of settings, then the presets."""
-    schema = RehrsegConfig.model_json_schema()
-    paper = load_preset("paper").rehrseg
     yield SETTINGS_INTRODUCTION
-    yield _group_table(RehrsegConfig, "", schema=schema, paper=paper)
-    for name, model in _groups(RehrsegConfig):
-        yield f"## `{name}`\n\n{inspect.getdoc(model)}"
-        yield _group_table(model, name, schema=schema, paper=paper)
+    yield from _block_tables(RehrsegConfig, rehrseg.BLOCK, prefix="")
+    yield GUIDANCE_INTRODUCTION
+    yield from _block_tables(GuidanceConfig, guidance.BLOCK, prefix=f"{guidance.BLOCK}.")
     yield "## Presets"
     yield table(("preset", "for", "network width"), (_preset_row(name) for name in preset_names()))
     yield "Keys in which a preset differs from the defaults:"
     yield _preset_changes()
     yield SETTINGS_END
+
+
+def _block_tables(model: type[BaseModel], block: str, *, prefix: str) -> Iterator[str]:
+    """Tables of one block; headings have the prefix."""
+    paper = getattr(load_preset("paper"), block)
+    yield _group_table(model, "", block=model, paper=paper)
+    for name, group in _groups(model):
+        yield f"## `{prefix}{name}`\n\n{inspect.getdoc(group)}"
+        yield _group_table(group, name, block=model, paper=paper)
 
 
 def _groups(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -128,10 +152,12 @@ def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel)
 
 
-def _group_table(model: type[BaseModel], group: str, *, schema: Mapping[str, Any], paper: RehrsegConfig) -> str:
-    properties = (schema if model is RehrsegConfig else schema["$defs"][model.__name__])["properties"]
+def _group_table(model: type[BaseModel], group: str, *, block: type[BaseModel], paper: BaseModel) -> str:
+    """The table of one group of a block's settings."""
+    schema = block.model_json_schema()
+    properties = (schema if model is block else schema["$defs"][model.__name__])["properties"]
     prefix = f"{group}." if group else ""
-    nested = {key for key, _ in _groups(RehrsegConfig)}
+    nested = {key for key, _ in _groups(block)}
     rows = [
         _setting_row(prefix + key, entry, paper=_flat(paper)[prefix + key])
         for key, entry in properties.items()
@@ -182,8 +208,8 @@ def _preset_row(name: str) -> Sequence[str]:
 
 
 def _preset_changes() -> str:
-    values = {name: _flat(load_preset(name).rehrseg) for name in preset_names()}
-    defaults = _flat(RehrsegConfig())
+    values = {name: _all_settings(load_preset(name)) for name in preset_names()}
+    defaults = _all_settings(Preset(description=""))
     changed = {name: {key for key in defaults if own[key] != defaults[key]} for name, own in values.items()}
     shown = [name for name in values if changed[name]]
     rows = [
@@ -198,21 +224,33 @@ def _preset_changes() -> str:
     return table(("key", "default", *(f"`{name}`" for name in shown)), rows)
 
 
+def _all_settings(preset: Preset) -> dict[str, Any]:
+    """Settings of both blocks by their dotted keys; those of `guidance` begin with its name."""
+    guided = {f"{guidance.BLOCK}.{key}": value for key, value in _flat(preset.guidance).items()}
+    return {**_flat(preset.rehrseg), **guided}
+
+
 def paper_and_release() -> Iterator[str]:
-    """Sections of the page that compares the paper, its released code and this package, setting by setting."""
-    said, others = PAPER_AND_RELEASE["settings"], PAPER_AND_RELEASE["others"]
-    defaults, preset = _flat(RehrsegConfig()), _flat(load_preset("paper").rehrseg)
+    """Sections of the page that compares the papers, their released code and this package, setting by setting."""
+    yield PAPER_INTRODUCTION
+    yield from _comparison(PAPER_AND_RELEASE, RehrsegConfig(), load_preset("paper").rehrseg)
+    yield PAPER_GUIDANCE_INTRODUCTION
+    yield from _comparison(PAPER_AND_RELEASE[guidance.BLOCK], GuidanceConfig(), load_preset("paper").guidance)
+
+
+def _comparison(sources: Mapping[str, Any], defaults: BaseModel, paper: BaseModel) -> Iterator[str]:
+    """Tables of one block: settings that a source has, what is no setting, and settings of this package alone."""
+    said, values, preset = sources["settings"], _flat(defaults), _flat(paper)
 
     def row(key: str) -> Sequence[str]:
-        return f"`{key}`", *said.get(key, ()), f"`{json.dumps(preset[key])}`", f"`{json.dumps(defaults[key])}`"
+        return f"`{key}`", *said.get(key, ()), f"`{json.dumps(preset[key])}`", f"`{json.dumps(values[key])}`"
 
     header = ("setting", "paper", "released code", "preset `paper`", "default")
-    yield PAPER_INTRODUCTION
-    yield table(header, (row(key) for key in defaults if key in said))
-    yield "## What is no setting"
-    yield table(("what", "paper", "released code", "this package"), others)
-    yield "## Settings of this package alone"
-    yield table((header[0], *header[3:]), (row(key) for key in defaults if key not in said))
+    yield table(header, (row(key) for key in values if key in said))
+    yield "### What is no setting"
+    yield table(("what", "paper", "released code", "this package"), sources["others"])
+    yield "### Settings of this package alone"
+    yield table((header[0], *header[3:]), (row(key) for key in values if key not in said))
 
 
 def command_line() -> Iterator[str]:
@@ -260,7 +298,7 @@ def trainers() -> Iterator[str]:
 
     yield TRAINERS_INTRODUCTION
     rows = [(f"`{name}`", _summary(trainer), _changes(trainer), _file(trainer)) for name, trainer in TRAINERS.items()]
-    yield table(("trainer", "what it is", "settings it changes in `segmentation`", "file"), rows)
+    yield table(("trainer", "what it is", "settings it changes", "file"), rows)
 
 
 def _summary(trainer: type) -> str:
@@ -269,7 +307,9 @@ def _summary(trainer: type) -> str:
 
 
 def _changes(trainer: type) -> str:
-    changes = getattr(trainer, "changes", {})
+    changes: dict[str, Any] = {}
+    for key, value in getattr(trainer, "changes", {}).items():
+        changes |= {f"{key}.{name}": own for name, own in value.items()} if isinstance(value, dict) else {key: value}
     return ", ".join(f"`{key}`: `{json.dumps(value)}`" for key, value in changes.items())
 
 

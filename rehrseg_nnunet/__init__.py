@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rehrseg_nnunet.evaluation.compare import evaluate_case, evaluate_folders
     from rehrseg_nnunet.evaluation.metrics import dice, psnr, ssim, volume_bias
     from rehrseg_nnunet.evaluation.surfaces import assd, hd95, nsd
+    from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, UnwrittenFileError
     from rehrseg_nnunet.prediction.api import Model, Prediction, load_model, predict
+    from rehrseg_nnunet.prediction.model_folder import Wanted
     from rehrseg_nnunet.prediction.predictor import HRPredictor
     from rehrseg_nnunet.slices.geometry import sr_factor
     from rehrseg_nnunet.slices.grids import Grid
@@ -28,6 +30,9 @@ __all__ = [
     "HRPredictor",
     "Model",
     "Prediction",
+    "UnusableImageError",
+    "UnwrittenFileError",
+    "Wanted",
     "__version__",
     "apply_preset",
     "assd",
@@ -56,7 +61,9 @@ _MODULES = {
     "evaluation.compare": ("evaluate_case", "evaluate_folders"),
     "evaluation.metrics": ("dice", "psnr", "ssim", "volume_bias"),
     "evaluation.surfaces": ("assd", "hd95", "nsd"),
+    "nnunet.whole_files": ("UnusableImageError", "UnwrittenFileError"),
     "prediction.api": ("Model", "Prediction", "load_model", "predict"),
+    "prediction.model_folder": ("Wanted",),
     "prediction.predictor": ("HRPredictor",),
     "slices.geometry": ("sr_factor",),
     "slices.grids": ("Grid",),

@@ -124,7 +124,7 @@ def equation_files():
 
 def test_equations_name_the_paper_and_smore():
     folders = {file.parent.name for file, _ in equation_files()}
-    assert {"slices", "self_sr", "segmentation", "smore"} <= folders
+    assert {"slices", "self_sr", "segmentation", "smore", "guided"} <= folders
     text = (REPOSITORY / "docs" / "explanation" / "equations.md").read_text(encoding="utf-8")
     first_column = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| Eq."))
     assert {1, 2, 5, 6, 7, 8, 9, 10, 11} <= {int(number) for number in re.findall(r"\b\d+\b", first_column)}

@@ -14,6 +14,7 @@ ORDER = [
     "segmentation",
     "self_sr",
     "smore",
+    "guided",
     "restoration",
     "surfaces",
     "evaluation",
@@ -53,6 +54,14 @@ def test_imports_point_one_way():
         if HEIGHT[folder] > HEIGHT[own]
     ]
     assert upwards == []
+
+
+def test_the_two_methods_do_not_import_each_other():
+    """REHRSeg with its SMORE, and guidance: either can be read, and dropped, alone."""
+    rehrseg = {"self_sr", "segmentation", "smore"}
+    for file, own in modules():
+        others = {"guided"} if own in rehrseg else rehrseg if own == "guided" else set()
+        assert not others & set(imported_folders(file)), file
 
 
 def test_every_module_has_a_folder():

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,18 @@ from workspace import environment
 
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.config.blocks import learning_rate_from_trained
+from rehrseg_nnunet.config.guidance import load_config as load_guidance
+from rehrseg_nnunet.guided.adversary import OptimizerPair
+from rehrseg_nnunet.guided.frozen import FrozenTeacher, open_teacher
+from rehrseg_nnunet.guided.networks import build_teacher
+from rehrseg_nnunet.guided.paired_channels import PairedChannels
+from rehrseg_nnunet.guided.training import PairedTraining
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.prediction.image_checks import check_image
 from rehrseg_nnunet.self_sr.frozen import check_version
+from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
+from rehrseg_nnunet.trainers.rehrseg_knowledge_keeper_trainer import KnowledgeKeeperTrainer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "messages.md"
 ROW = re.compile(r"^\| (.+) \| (error|warning) \| `(.+)` \|$", re.MULTILINE)
@@ -614,6 +625,128 @@ def npz_for_viewers(dataset):
     return dataset.says("viewers", "-i", save_probabilities(dataset))
 
 
+def pairs(dataset, *options, cases="abcde", better=None, name="better"):
+    """What `rehrseg pair` says of two folders of scans; `better` are other files of the second."""
+    scans = {case: np.random.default_rng(number).random(SHAPE) for number, case in enumerate(cases)}
+    folders = {"usual": scans, name: scans | (better or {})}
+    for folder, files in folders.items():
+        for case, values in files.items():
+            if values is not None:
+                dataset.write(f"{folder}/{case}.nrrd", np.asarray(values, np.float32))
+    given = ["--source", dataset.raw / "usual", "--privileged", dataset.raw / name, "-o", 2, "-np", 1]
+    return dataset.says("pair", *given, *options)
+
+
+@provoke("A case lacks a file in one of the folders")
+def unpaired(dataset):
+    return pairs(dataset, better={"c": None})
+
+
+@provoke("No case has a file in every folder")
+def other_names(dataset):
+    return pairs(dataset, better={**dict.fromkeys("abcde"), "f": np.ones(SHAPE)})
+
+
+@provoke("A folder has files of two formats")
+def two_formats(dataset):
+    dataset.write("better/f.mha", np.zeros(SHAPE, np.float32))
+    return pairs(dataset)
+
+
+@provoke("A folder has several channels")
+def two_channels(dataset):
+    dataset.raw.joinpath("better").mkdir()
+    return pairs(dataset, cases=["a_0000", "a_0001", "b_0000"])
+
+
+@provoke("Two folders have the same name")
+def one_name(dataset):
+    return pairs(dataset, name="others/usual")
+
+
+@provoke("The scans of a pair lie on different grids")
+def other_grid(dataset):
+    return pairs(dataset, better={"b": np.ones((8, 6, 6))})
+
+
+@provoke("The scans of a pair do not show the same edges")
+def misregistered(dataset):
+    return pairs(dataset, better={"b": np.random.default_rng(9).random(SHAPE)})
+
+
+@provoke("A scan has one value everywhere")
+def constant_scan(dataset):
+    return pairs(dataset, better={"b": np.ones(SHAPE)})
+
+
+def label_maps(dataset, *, labelled):
+    for case in "abcde":
+        dataset.write(f"seg/{case}.nrrd", np.full(SHAPE, case in labelled, np.uint8))
+    return pairs(dataset, "--labels", dataset.raw / "seg")
+
+
+@provoke("The label maps of `--labels` are all background")
+def background_alone(dataset):
+    return label_maps(dataset, labelled="")
+
+
+@provoke("One of them is")
+def one_without_labels(dataset):
+    return label_maps(dataset, labelled="abde")
+
+
+@provoke("Fewer than five pairs")
+def few_pairs(dataset):
+    return pairs(dataset, cases="abc")
+
+
+def twins(dataset, *options):
+    scanner = ["--resolution", 2, "--snr", 9, "--contrast", 1]
+    return dataset.says("simulate-field", "-d", 1, "-o", 2, "-np", 1, *scanner, *options)
+
+
+@provoke("A scan to simulate from has values below 0, or none above")
+def no_magnitude(dataset):
+    return twins(dataset)
+
+
+@provoke("`--cases` names cases that are not there")
+def no_such_cases(dataset):
+    return twins(dataset, "--cases", "0:3")
+
+
+@provoke("`--test-cases` names some of `--cases`")
+def same_cases(dataset):
+    return twins(dataset, "--test-cases", "0:1")
+
+
+def refusal(function, *arguments):
+    """What a function raises."""
+    with pytest.raises((ValueError, NotImplementedError)) as error:
+        function(*arguments)
+    return {"error": str(error.value)}
+
+
+@provoke("The blocks `rehrseg` and `guidance` do not agree")
+def two_rates(dataset):
+    return refusal(learning_rate_from_trained, {"rehrseg": {}, "guidance": {"learning_rate_from_trained": 0.1}})
+
+
+@provoke("Guidance with a cascade")
+def guided_cascade(dataset):
+    return refusal(load_guidance, {"spacing": [1, 1, 1], "batch_size": 2, "previous_stage": "3d_lowres"})
+
+
+@provoke("A paired dataset does not say which channels are privileged")
+def no_key(dataset):
+    return refusal(PairedChannels.of_dataset, {"channel_names": {"0": "a", "1": "b", "2": "c"}})
+
+
+@provoke("A dataset without pairs")
+def no_pairs(dataset):
+    return refusal(PairedChannels.of_dataset, {"channel_names": {"0": "a"}})
+
+
 @provoke("`-i` has more or fewer files than the model has channels")
 def other_channels(dataset):
     return Prediction(dataset)(source=("scan.nii.gz", "scan.nii.gz"))
@@ -627,6 +760,51 @@ def channels_to_a_folder(dataset):
 @provoke("`-o` has an unknown ending")
 def unknown_ending(dataset):
     return Prediction(dataset)(target="seg.txt")
+
+
+@provoke("`-o` has an ending that the model's reader cannot write")
+def ending_of_no_reader(dataset):
+    return Prediction(dataset)(target="seg.png")
+
+
+@provoke(
+    "`-o` would replace a file that is no segmentation of the model, for example because `-i` and `-o` are swapped"
+)
+def swapped(dataset):
+    predict = Prediction(dataset)
+    sitk.WriteImage(scan() > 0, str(predict.folder / "seg.nii.gz"))
+    return predict(source=("seg.nii.gz",), target="scan.nii.gz")
+
+
+@provoke("`-m` is a dataset's number")
+def number_of_a_dataset(dataset):
+    return Prediction(dataset)(model="504")
+
+
+@provoke("`-num_parts` without `-part_id`")
+def no_part(dataset):
+    return Prediction(dataset).csv("case,file0", "a,scan.nii.gz", options=("-num_parts", 2))
+
+
+@provoke("`-i` is a scan of integers")
+def surfaces_of_a_scan(dataset):
+    values = (np.arange(np.prod(SHAPE)) - 9).reshape(SHAPE).astype(np.int16)
+    return dataset.says("surfaces", "-i", dataset.write("scans/scan.nrrd", values), "-o", dataset.folder / "out")
+
+
+@provoke("`-o` is called like a file")
+def folder_like_a_file(dataset):
+    return dataset.says("surfaces", "-i", dataset.raw / "predicted", "-o", dataset.folder / "label.stl")
+
+
+@provoke("The dataset has thick slices already")
+def thick_already(dataset):
+    for case in "ab":
+        for name in (f"imagesTr/{case}_0000", f"imagesTr/{case}_0001", f"labelsTr/{case}"):
+            image = sitk.ReadImage(str(dataset.raw / f"{name}.nrrd"))
+            image.SetSpacing((1.0, 1.0, 2.0))
+            sitk.WriteImage(image, str(dataset.raw / f"{name}.nrrd"))
+    return dataset.simulate()
 
 
 @provoke("`-o` would replace a scan")
@@ -704,6 +882,86 @@ def no_fold(dataset):
 @provoke("The training has no validation yet")
 def no_validation(dataset):
     return fold_of(dataset, trained=True)
+
+
+OWN_RUN = FoldRun("Dataset002_Pairs", "KnowledgeKeeperTrainer", "p", "3d_fullres", 0, Path("results"))
+PAIR_CONFIGURATION = {
+    "patch_size": [16, 16, 16],
+    "spacing": [1.0, 1.0, 1.0],
+    "batch_size": 2,
+    "architecture": {
+        "arch_kwargs": {"conv_op": "Conv3d", "strides": [[1] * 3, [2] * 3], "kernel_sizes": [[3] * 3] * 2},
+    },
+    "guidance_channels": {"source": [0], "privileged": [1]},
+}
+
+
+def raised(function, *arguments, **options):
+    with pytest.raises((ValueError, FileNotFoundError, NotImplementedError)) as caught:
+        function(*arguments, **options)
+    return {"error": str(caught.value)}
+
+
+@provoke("A keeper is trained before its teacher")
+def no_teacher(dataset):
+    return raised(open_teacher, OWN_RUN, PAIR_CONFIGURATION, checkpoint="final")
+
+
+@provoke("`--c` with another teacher")
+def another_teacher(dataset):
+    continued = SimpleNamespace(_resumed=True, _is_of=lambda teacher: False, network=torch.nn.Identity())
+    teacher = FrozenTeacher(Path("results/checkpoint_final.pth"), torch.nn.Identity(), "0" * 64)
+    return raised(KnowledgeKeeperTrainer.learn_from, continued, teacher)
+
+
+@provoke("`--c` with an adversary where there was none")
+def no_adversary(dataset):
+    pair = OptimizerPair(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), SimpleNamespace())
+    return raised(pair.load_state_dict, OptimizerPair(pair.own, None).state_dict())
+
+
+@provoke("A teacher of other settings")
+def other_teacher(dataset):
+    run = replace(OWN_RUN.sibling("GuidanceTeacherTrainer"), results=dataset.folder)
+    run.folder.mkdir(parents=True)
+    weights = build_teacher({**PAIR_CONFIGURATION, "guidance": {"base_features": 4}}).state_dict()
+    torch.save({"network_weights": weights}, run.final_checkpoint)
+    return raised(open_teacher, replace(OWN_RUN, results=dataset.folder), PAIR_CONFIGURATION, checkpoint="final")
+
+
+@provoke("A pair has a constant channel")
+def constant_channel(dataset):
+    lines = []
+    case = np.zeros((2, 2, 2, 2)), np.zeros((1, 2, 2, 2)), None, {}
+    trainer = SimpleNamespace(
+        local_rank=0,
+        is_ddp=False,
+        channels=PairedChannels((0,), (1,)),
+        preprocessed_dataset_folder="",
+        do_split=lambda: (["a"], []),
+        dataset_class=lambda folder, keys: SimpleNamespace(load_case=lambda key: case),
+        set_image_range=lambda widths: None,
+        print_to_log_file=lines.append,
+    )
+    PairedTraining.measure_image_range(trainer)
+    return {"warning": "".join(lines)}
+
+
+@provoke("`nnUNetv2_predict` with a keeper")
+def predict_with_keeper(dataset):
+    return raised(KnowledgeKeeperTrainer.build_network_architecture, None, None, 2, 2, False)
+
+
+@provoke("`nnUNetv2_predict` with a teacher")
+def predict_with_teacher(dataset):
+    return raised(GuidanceTeacherTrainer.build_network_architecture, None, None, 2, 2, False)
+
+
+@provoke("`rehrseg synthesize` with another trainer's model")
+def another_trainers_model(dataset):
+    other = Prediction(dataset)
+    files = ["-i", other.folder / "scan.nii.gz", "-o", other.folder / "better.nii.gz"]
+    return dataset.says("synthesize", *files, "-m", other.model, "-device", "cpu")
 
 
 def test_every_documented_situation_is_provoked():

@@ -18,6 +18,7 @@ from docs.generate_reference import (
     pages,
     table,
 )
+from rehrseg_nnunet.config.guidance import GuidanceConfig
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -52,22 +53,27 @@ def groups(schema):
                 yield key, entry
 
 
-def test_every_setting_says_what_it_means_and_where_its_default_comes_from():
-    entries = list(groups(RehrsegConfig.model_json_schema()))
-    assert len(entries) > 30
+BLOCKS = [(RehrsegConfig, PAPER_AND_RELEASE), (GuidanceConfig, PAPER_AND_RELEASE["guidance"])]
+
+
+@pytest.mark.parametrize("block", [RehrsegConfig, GuidanceConfig])
+def test_every_setting_says_what_it_means_and_where_its_default_comes_from(block):
+    entries = list(groups(block.model_json_schema()))
+    assert len(entries) > 20
     for key, entry in entries:
         assert entry["description"], key
         assert entry["source"] in ("paper", "released code", "this package"), key
 
 
-def test_the_comparison_with_the_paper_agrees_with_where_the_settings_say_they_come_from():
+@pytest.mark.parametrize(("block", "comparison"), BLOCKS)
+def test_the_comparison_with_the_paper_agrees_with_where_the_settings_say_they_come_from(block, comparison):
     """A setting that is the paper's has the paper's words, and so for the released code; no row is of no setting."""
     sources = {}
-    schema = RehrsegConfig.model_json_schema()
-    for prefix, model in {"": RehrsegConfig, **{f"{name}.": model for name, model in _groups(RehrsegConfig)}}.items():
-        properties = (schema if model is RehrsegConfig else schema["$defs"][model.__name__])["properties"]
+    schema = block.model_json_schema()
+    for prefix, model in {"": block, **{f"{name}.": model for name, model in _groups(block)}}.items():
+        properties = (schema if model is block else schema["$defs"][model.__name__])["properties"]
         sources |= {prefix + key: entry["source"] for key, entry in properties.items() if "source" in entry}
-    said = PAPER_AND_RELEASE["settings"]
+    said = comparison["settings"]
     assert said.keys() <= sources.keys()
     for key, source in sources.items():
         paper, release = said.get(key, (NOTHING, NOTHING))

@@ -9,13 +9,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path
+from rehrseg_nnunet.config.guidance import change_config, load_config
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig, change_segmentation
+from rehrseg_nnunet.guided.frozen import TEACHER as FROZEN_TEACHER
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE
 from rehrseg_nnunet.self_sr.frozen import SELF_SR
-from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_training_lengths
+from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_guidance_ablations, rehrseg_training_lengths
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 # the settings that each variant has
@@ -34,8 +36,18 @@ VARIANTS = {
     "lambda1": {"distillation_weight": 1},
     "lambda10": {"distillation_weight": 10},
 }
-BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer"]
-NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS)]
+TEACHER, KEEPER = "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
+# by trainer
+GUIDANCE_VARIANTS = {
+    f"{TEACHER}_noNoise": {"teacher": {"noise_std": 0}},
+    f"{TEACHER}_noFeatureReconstruction": {"teacher": {"feature_weight": 0}},
+    f"{KEEPER}_noMatching": {"keeper": {"matching_weight": 0}},
+    f"{KEEPER}_noFeatures": {"keeper": {"matching_weight": 0, "distillation_weight": 0}},
+    f"{KEEPER}_noAdversary": {"keeper": {"adversarial_weight": 0}},
+    f"{KEEPER}_noRecalibration": {"keeper": {"recalibration": False}},
+}
+BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer", TEACHER, KEEPER]
+NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS), *GUIDANCE_VARIANTS]
 NNUNETS_LENGTHS = ["1epoch", *(f"{n}epochs" for n in (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000))]
 
 
@@ -71,6 +83,8 @@ def test_nnunet_finds_a_trainer_in_the_file_that_is_named_after_it(find, capsys)
         ("REHRSegTrainer", "rehrseg_trainer"),
         ("REHRSegTrainer_IFVD", "rehrseg_ablations"),
         ("REHRSegTrainer_IFVD_5epochs", "rehrseg_training_lengths"),
+        (KEEPER, "rehrseg_knowledge_keeper_trainer"),
+        (f"{KEEPER}_noAdversary", "rehrseg_guidance_ablations"),
     ):
         find(name)
         assert f"Found class {name} in {file}\n" in capsys.readouterr().out
@@ -85,6 +99,7 @@ def test_every_variant_is_known():
     ]
     assert {trainer.__name__ for trainer in defined} == {f"REHRSegTrainer_{variant}" for variant in VARIANTS}
     assert set(rehrseg_ablations.VARIANTS) == set(defined)
+    assert {trainer.__name__ for trainer in rehrseg_guidance_ablations.VARIANTS} == set(GUIDANCE_VARIANTS)
     assert set(rehrseg_training_lengths.TRAINERS) == set(NAMES)
 
 
@@ -96,6 +111,23 @@ def test_variants_change_what_they_say(variant, changes):
     assert changed == RehrsegConfig().segmentation.model_copy(update=changes)
     longer = getattr(rehrseg_training_lengths, f"REHRSegTrainer_{variant}_30epochs")
     assert longer.changes == changes
+
+
+@pytest.mark.parametrize(("name", "changes"), GUIDANCE_VARIANTS.items())
+def test_variants_of_the_guidance_change_what_they_say(name, changes):
+    trainer = getattr(rehrseg_guidance_ablations, name)
+    assert trainer.changes == changes
+    config = load_config({"spacing": (1, 1, 1), "batch_size": 2})
+    changed, plain = change_config(config, trainer.changes).model_dump(), config.model_dump()
+    ((part, settings),) = changes.items()
+    assert changed == {**plain, part: {**plain[part], **settings}}
+    assert changed != plain
+    assert getattr(rehrseg_training_lengths, f"{name}_30epochs").changes == changes
+
+
+def test_keepers_of_any_variant_are_taught_by_the_same_teacher():
+    for name in (KEEPER, f"{KEEPER}_noMatching"):
+        assert looked_for(FROZEN_TEACHER, f"{name}_20epochs") == [f"{TEACHER}_20epochs", TEACHER]
 
 
 @pytest.mark.parametrize("length", NNUNETS_LENGTHS)

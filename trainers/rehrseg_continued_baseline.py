@@ -1,4 +1,4 @@
-"""The fair comparison with stage 2: nnU-Net itself, trained on for as many more epochs from the same checkpoint."""
+"""The fair comparison: nnU-Net itself, trained on for as many more epochs from the same checkpoint."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
+from rehrseg_nnunet.config.blocks import learning_rate_from_trained
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
 
 
 class ContinuedBaselineTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
-    """nnU-Net's data, network and loss from the fold's finished baseline on, at REHRSegTrainer's learning rate."""
+    """nnU-Net's data, network and loss from the fold's finished baseline on, at the compared method's learning rate."""
 
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
-        """Take stage 2's learning rate; an invalid block is refused before anything is written."""
-        config = parse_block(configuration.get(BLOCK, {}))
-        self.learning_rate_from_trained = config.segmentation.learning_rate_from_trained
+        """Take the compared method's learning rate; an invalid block is refused before anything is written."""
+        self.learning_rate_from_trained = learning_rate_from_trained(configuration)
 
     def baseline_checkpoint(self) -> Path:
         """The fold's finished nnUNetTrainer run, of the same length if there is one.

@@ -28,8 +28,8 @@ from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.report.after_training import report_fold
-from rehrseg_nnunet.restoration.export import CaseExport
-from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
+from rehrseg_nnunet.restoration.export import CaseExport, refuse_segmenting
+from rehrseg_nnunet.restoration.training import ImageToImageTraining
 from rehrseg_nnunet.restoration.validation import UNCERTAIN_IMAGE_METRICS
 from rehrseg_nnunet.self_sr.calibrate import calibrate, stored_calibration
 from rehrseg_nnunet.self_sr.calibration import Calibration
@@ -72,7 +72,7 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
         enable_deep_supervision: bool = True,
     ) -> SelfSRNetwork:
         """The self-SR network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
-        refuse_prediction("SelfSRTrainer", enable_deep_supervision=enable_deep_supervision)
+        refuse_segmenting("SelfSRTrainer", enable_deep_supervision=enable_deep_supervision)
         config = load_config(configuration_manager.configuration, purpose="prediction")
         return build_self_sr_network(config, num_input_channels, num_output_channels)
 

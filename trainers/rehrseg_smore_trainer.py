@@ -18,8 +18,8 @@ from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
-from rehrseg_nnunet.restoration.export import CaseExport
-from rehrseg_nnunet.restoration.training import ImageToImageTraining, refuse_prediction
+from rehrseg_nnunet.restoration.export import CaseExport, refuse_segmenting
+from rehrseg_nnunet.restoration.training import ImageToImageTraining
 from rehrseg_nnunet.smore.export import STORE_NAME, export_smore
 from rehrseg_nnunet.smore.loader import SMORELoader
 from rehrseg_nnunet.smore.loss import SMORELoss
@@ -53,7 +53,7 @@ class SMORETrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTraine
         enable_deep_supervision: bool = True,
     ) -> WDSR:
         """SMORE's network; nnU-Net's predictor (the only caller without deep supervision) is refused."""
-        refuse_prediction("SMORETrainer", enable_deep_supervision=enable_deep_supervision)
+        refuse_segmenting("SMORETrainer", enable_deep_supervision=enable_deep_supervision)
         return build_wdsr(
             load_config(configuration_manager.configuration, purpose="prediction"),
             num_input_channels,

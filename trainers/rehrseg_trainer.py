@@ -66,7 +66,9 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         """Read the block, with the variant's changes."""
         self.config = change_segmentation(load_config(configuration), self.changes)
 
-    def change_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    def change_plans(
+        self, plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Put the network of thin slices in the place of that of thick ones, if the settings ask for it."""
         return with_thin_network(plans, configuration, self.config) if self.sees_thin_slices else plans
 

@@ -10,15 +10,26 @@ from functools import cache
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
-from rehrseg_nnunet.trainers.rehrseg_ablations import VARIANTS
+from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_guidance_ablations
 from rehrseg_nnunet.trainers.rehrseg_continued_baseline import ContinuedBaselineTrainer
+from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
+from rehrseg_nnunet.trainers.rehrseg_knowledge_keeper_trainer import KnowledgeKeeperTrainer
 from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
 from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 TRAINERS = {
     trainer.__name__: trainer
-    for trainer in (SMORETrainer, SelfSRTrainer, REHRSegTrainer, ContinuedBaselineTrainer, *VARIANTS)
+    for trainer in (
+        SMORETrainer,
+        SelfSRTrainer,
+        REHRSegTrainer,
+        ContinuedBaselineTrainer,
+        GuidanceTeacherTrainer,
+        KnowledgeKeeperTrainer,
+        *rehrseg_ablations.VARIANTS,
+        *rehrseg_guidance_ablations.VARIANTS,
+    )
 }
 
 

@@ -1,8 +1,8 @@
 """How many seconds the pieces of a run should take on an H100 with 16 cores: nothing of it is measured there.
 
-A step has three times the forward pass's floating-point operations, which PyTorch counts. 20 TFLOP/s in float16 is a
-fiftieth of what the card can do, and less than nnU-Net reaches on slower ones. What the CPU does, steps for comparison
-and batches of the loaders, is measured on one core of a server and rounded up.
+A step has three times the forward pass's floating-point operations, which PyTorch counts, at 20 TFLOP/s: a fiftieth of
+what the card can do in float16. What the CPU does, steps for comparison and batches of the loaders, is measured on one
+core and rounded up. The rest, from starting a task to compiling a network, is a guess that the first run will replace.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TFLOP_S = 20.0
 STEP_TFLOP = {
     "nnUNetTrainer": (0.06, 1.8),
     "ContinuedBaselineTrainer": (0.06, 1.8),
-    "SMORETrainer": (0.2, 0.2),
+    "SMORETrainer": (0.95, 0.95),
     "SelfSRTrainer": (7.3, 7.3),
     "REHRSegTrainer": (0.7, 12.5),  # most of it the teacher's forward pass
 }

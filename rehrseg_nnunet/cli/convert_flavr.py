@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
         NotImplementedError: a 2d or cascaded configuration.
         RuntimeError: unknown configuration (nnU-Net's message).
     """
+    if Path(args.output).resolve() == Path(args.checkpoint).resolve():
+        raise ValueError(f"-o must not be {args.output}, which is the checkpoint to convert; choose another file")
     network = _fresh_network(args.dataset, args.configuration, args.plans)
     state_dict = read_flavr_checkpoint(args.checkpoint)
     try:

@@ -10,12 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
+import rehrseg_nnunet
+
 COMMANDS = {
     "trainers": "print the folder that nnUNet_extTrainer must name",
-    "plan": "write nnU-Net plans with a REHRSeg preset",
+    "plan": "write nnU-Net plans with settings of REHRSeg or guidance",
     "predict": "predict high-resolution segmentations",
     "surfaces": "write surfaces of segmentations: STL, PLY, OBJ, GLB, 3MF",
     "viewers": "write label images with names and colours for 3D Slicer and ITK-SNAP",
+    "pair": "make a dataset of scans and better scans of the same subjects",
+    "synthesize": "make the better scan that a trained keeper sees in a usual one",
+    "simulate-field": "make a dataset with low-field twins of its scans",
     "simulate": "make a thick-slice dataset with known truth from an isotropic one",
     "report": "write an HTML page by which a trained fold or predictions can be judged",
     "evaluate": "compare segmentations or images with a reference",
@@ -27,9 +32,18 @@ WRONG_USAGE = 2  # as argparse
 INTERRUPTED = 130  # what shells make of a command that Ctrl-C ended
 
 
+class _Version(argparse.Action):
+    """Look the version up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"rehrseg-nnunet {rehrseg_nnunet.__version__}")
+        parser.exit()
+
+
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Parser of all subcommands; only the chosen one's module is imported (nnU-Net takes seconds to import)."""
     parser = argparse.ArgumentParser(prog="rehrseg", description="High-resolution segmentation from thick-slice MRI.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)

@@ -1,15 +1,17 @@
-"""Write nnU-Net plans with a REHRSeg preset."""
+"""Write nnU-Net plans with settings of REHRSeg, of guidance by a better scan, or of both."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rehrseg_nnunet.cli.thin_plans import plan_thin_input, planning_threads
-from rehrseg_nnunet.config.presets import DEFAULTS, apply_preset, load_preset, preset_names
-from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block, upgraded_plans
+from rehrseg_nnunet.config.blocks import METHODS, blocks_of, parse_blocks
+from rehrseg_nnunet.config.presets import DEFAULTS, Preset, add_blocks, apply_preset, load_preset, preset_names
+from rehrseg_nnunet.config.rehrseg import upgraded_plans
 from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_plans
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
@@ -26,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=preset_names(),
         help="settings to add (default: all defaults, or those that the plans to start from have already)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=(*METHODS, "both"),
+        default="rehrseg",
+        help="whose settings to add: rehrseg, for thick slices; guidance, by a better scan; or both; plans that have "
+        "some already keep them (default: rehrseg)",
     )
     parser.add_argument(
         "--z-spacing",
@@ -57,17 +66,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"-o must be another name than the plans to start from, got {args.o}")
     _check_free(folder, args.o)
     plans = _read(folder, args.p)
-    if _has_settings(plans):
-        _check_copy(args)
-        plans = _copy(plans, args)
-    else:
-        preset = load_preset(args.preset) if args.preset else DEFAULTS
-        plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else plans
-        plans = apply_preset(plans, preset, plans_name=args.o)
+    plans = _copy(plans, args) if blocks_of(plans) else _with_settings(plans, folder, args)
     preprocess = args.z_spacing == "median" or args.order_z == 1
     if preprocess:
         _set_order_z(plans, args.order_z)
     if args.input == "thin":
+        if "rehrseg" not in blocks_of(plans):
+            raise ValueError("--input thin is of thick slices and needs --method rehrseg or both")
         plans = plan_thin_input(plans)
     write_atomically(folder / f"{args.o}.json", json.dumps(plans, indent=4))
     print(f"wrote {folder / args.o}.json")
@@ -79,33 +84,47 @@ def _read(folder: Path, plans_name: str) -> dict[str, Any]:
     return read_plans(folder / f"{plans_name}.json", remedy=PREPROCESS_FIRST)
 
 
-def _check_copy(args: argparse.Namespace) -> None:
-    """Plans with settings keep them: a preset's width is relative to nnU-Net's plans, and planning anew loses both."""
-    if args.preset or args.z_spacing == "median":
-        option = f"--preset {args.preset}" if args.preset else "--z-spacing median"
-        raise ValueError(f"-p must be plans without a {BLOCK} block to take {option}, but {args.p} has one")
+def _methods(args: argparse.Namespace) -> list[str]:
+    return list(METHODS) if args.method == "both" else [args.method]
+
+
+def _preset(args: argparse.Namespace) -> Preset:
+    return load_preset(args.preset) if args.preset else DEFAULTS
+
+
+def _with_settings(plans: dict[str, Any], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Plans that had no settings."""
+    plans = _plans_with_median_spacing(folder, args) if args.z_spacing == "median" else plans
+    return apply_preset(plans, _preset(args), plans_name=args.o, methods=_methods(args))
 
 
 def _copy(plans: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Plans with settings under another name, if this version can train with them."""
+    """Plans with settings under another name, if this version can train with them, with the blocks that they lack."""
+    missing = [method for method in _methods(args) if method not in blocks_of(plans)]
+    _check_copy(args, blocks=blocks_of(plans), missing=missing)
     copied = {**upgraded_plans(plans), "plans_name": args.o}
     for name, configuration in copied["configurations"].items():
         try:
-            parse_block(configuration.get(BLOCK, {}))
+            parse_blocks(configuration)
         except ValueError as error:
             raise ValueError(f"-p {args.p}, {name}: {error}") from None
-    return copied
+    return add_blocks(copied, _preset(args), methods=missing)
 
 
-def _has_settings(plans: dict[str, Any]) -> bool:
-    return any(BLOCK in configuration for configuration in plans["configurations"].values())
+def _check_copy(args: argparse.Namespace, *, blocks: Sequence[str], missing: Sequence[str]) -> None:
+    """Plans with settings keep them: a preset's width is relative to nnU-Net's plans, and planning anew loses both."""
+    if (args.preset and not missing) or args.z_spacing == "median":
+        option = f"--preset {args.preset}" if args.preset else "--z-spacing median"
+        raise ValueError(f"-p must be plans without a {blocks[0]} block to take {option}, but {args.p} has one")
 
 
 def _check_free(folder: Path, plans_name: str) -> None:
-    """Plans without a REHRSeg preset are somebody else's: models and preprocessed data may belong to them."""
+    """Plans without settings of ours are somebody else's: models and preprocessed data may belong to them."""
     file = folder / f"{plans_name}.json"
-    if file.is_file() and not _has_settings(_read(folder, plans_name)):
-        raise FileExistsError(f"-o must be a new name or plans with a {BLOCK} block, but {file} has none")
+    if file.is_file() and not blocks_of(_read(folder, plans_name)):
+        raise FileExistsError(
+            f"-o must be a new name or plans with a {' or '.join(METHODS)} block, but {file} has none"
+        )
 
 
 def _dataset_number(folder: Path) -> int:

@@ -3,272 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rehrseg_nnunet.cli.predict_options import add_arguments
+from rehrseg_nnunet.cli.run_model import Product, choose_device, run_model
 from rehrseg_nnunet.cli.surfaces import check_prediction_options, prediction_writers
-from rehrseg_nnunet.cli.workers import end_workers
-from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.nnunet.safe_files import make_folder
-from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
-from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 
 __all__ = ["add_arguments", "run"]
 
-NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+SEGMENTATION = Product(name="segmentation", trainer="REHRSegTrainer", is_segmentation=True)
 
 if TYPE_CHECKING:
-    import torch
-
-    from rehrseg_nnunet.prediction.inputs import Case, Failure
-    from rehrseg_nnunet.prediction.manifest import RunRecord
-    from rehrseg_nnunet.prediction.many_cases import RunOptions
-    from rehrseg_nnunet.prediction.model_folder import TrainedModel
-    from rehrseg_nnunet.prediction.outputs import Output
     from rehrseg_nnunet.prediction.predictor import HRPredictor
 
 
 def run(args: argparse.Namespace) -> None:
-    """Predict one scan, or every case of a folder or csv file.
-
-    Raises:
-        ValueError: impossible options, images not named as nnU-Net wants them, a cascade without its previous stage, or
-            a damaged model.
-        FileNotFoundError: missing model, checkpoint, input, reference grid or segmentation of a previous stage.
-        OSError: the output folder cannot be written to, or a result could not be; named.
-        CasesFailedError: with --keep_going, some cases failed.
-    """
-    _check(args)
-    ensure_trainer_path()
-    predictor, model = _load(args)
-    sources = _sources(args)
-    found, output = _cases(args, sources, predictor)  # before anything is written
-    _make_output(output, sources, predictor)
-    with end_workers(), _naming(output.folder):
-        if output.stem is not None:
-            _predict_one(predictor, found[0][0], output.stem, args)
-        else:
-            _predict_many(predictor, model, found, output, args)
-
-
-def _cases(
-    args: argparse.Namespace, sources: list[Path], predictor: HRPredictor
-) -> tuple[tuple[list[Case], list[Failure]], Output]:
-    """Cases that can be tried, those that cannot, and where results go."""
-    from dataclasses import replace
-
-    from rehrseg_nnunet.prediction.inputs import read_cases
-    from rehrseg_nnunet.prediction.many_cases import with_companions
-    from rehrseg_nnunet.prediction.outputs import choose_output
-
-    cases, failures = read_cases(sources, predictor.images, keep_going=args.keep_going)
-    output = choose_output(args.o, sources, cases, predictor.images)
-    predictor.write_as(output.ending)
-    options = _options(args)
-    # a single scan is an error of the call
-    options = options if output.stem is None else replace(options, keep_going=False)
-    cases, lacking = with_companions(predictor, cases, options)
-    return (cases, [*failures, *lacking]), output
-
-
-def _sources(args: argparse.Namespace) -> list[Path]:
-    return [Path(source) for source in args.i]
-
-
-def _make_output(output: Output, sources: list[Path], predictor: HRPredictor) -> None:
-    """Make the folder of results, which can be written to then and is free of what killed runs left."""
-    from rehrseg_nnunet.nnunet.raw_files import say_left_out
-
-    if sources[0].is_dir():
-        say_left_out(sources[0], predictor.images.ending)
-    make_folder(output.folder, purpose="predictions are written there; choose another place with -o")
-    remove_leftovers(output.folder)
-
-
-def _predict_one(predictor: HRPredictor, case: Case, stem: Path, args: argparse.Namespace) -> None:
-    from rehrseg_nnunet.prediction.export import stems
-    from rehrseg_nnunet.prediction.many_cases import is_there, predict_case
-
-    options = _options(args)
-    files = ", ".join(name + predictor.dataset_json["file_ending"] for name in stems(str(stem), predictor.grids))
-    if not options.overwrite and is_there(stem, predictor, options):
-        print(f"{files}: there and kept")
-        return
-    predict_case(predictor, case, stem, options)
-    print(f"the segmentation is {files}")
-
-
-def _predict_many(
-    predictor: HRPredictor,
-    model: TrainedModel,
-    found: tuple[list[Case], list[Failure]],
-    output: Output,
-    args: argparse.Namespace,
-) -> None:
-    from rehrseg_nnunet.prediction.many_cases import predict_cases, raise_if_failed
-    from rehrseg_nnunet.surfaces.viewers import describe_predictions
-
-    # of all names, so that a scan that was mended stays in its part
-    mine = set(sorted(case.name for case in (*found[0], *found[1]))[args.part_id :: args.num_parts])
-    cases = [case for case in found[0] if case.name in mine]
-    failures = [failure for failure in found[1] if failure.name in mine]
-    record = _record(predictor, model, output.folder, args)
-    record.names = sorted(case.name for case in (*cases, *failures))
-    record.failures = failures
-    with _saved(record):
-        predict_cases(predictor, cases, output.folder, _options(args), record)
-        if args.part_id == 0:  # one of those that share the folder
-            describe_predictions(predictor.dataset_json, output.folder)
-    print(f"the segmentations are in {output.folder}")
-    raise_if_failed(record)
-
-
-def _record(predictor: HRPredictor, model: TrainedModel, folder: Path, args: argparse.Namespace) -> RunRecord:
-    from rehrseg_nnunet.prediction.manifest import RunRecord, device_name, model_hash
-
-    about = {
-        "model": {
-            "dataset": predictor.plans_manager.dataset_name,
-            "trainer": model.trainer,
-            "plans": predictor.plans_manager.plans_name,
-            "configuration": model.configuration,
-            "folds": list(model.folds),
-            "checkpoint": model.checkpoint,
-            "sha256": model_hash(predictor.list_of_parameters or ()),
-        },
-        "device": device_name(predictor.device),
-        "options": {
-            "grid": [grid.name for grid in predictor.grids],
-            "mirroring": not args.disable_tta,
-            "step_size": args.step_size,
-            "hr_from": predictor.hr_from,
-        },
-    }
-    return RunRecord(folder, part=(args.part_id, args.num_parts), about=about, keep=args.continue_prediction)
-
-
-@contextmanager
-def _saved(record: RunRecord) -> Iterator[None]:
-    """Write the record at the end, also of a run that an error or Ctrl-C ends."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # a full disk may be what ended the run
-            record.save(finished=False)
-        raise
-    record.save(finished=True)
-
-
-def _options(args: argparse.Namespace) -> RunOptions:
-    from rehrseg_nnunet.prediction.many_cases import RunOptions
-
-    return RunOptions(
-        save_probabilities=args.save_probabilities,
-        overwrite=not args.continue_prediction,
-        preprocessing=args.npp,
-        export=args.nps,
-        previous_stage=args.prev_stage_predictions,
-        keep_going=args.keep_going,
-    )
-
-
-@contextmanager
-def _naming(output: Path) -> Iterator[None]:
-    """Name the folder where the system names no file: nnU-Net's copies of plans and dataset.json did not fit."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE or error.filename is not None:
-            raise
-        raise OSError(
-            f"{output}: a file could not be written there ({error.strerror}); free space or choose another folder"
-        ) from error
-
-
-def _load(args: argparse.Namespace) -> tuple[HRPredictor, TrainedModel]:
-    """The predictor, initialised, after a check of the model's files; what was unpacked is gone then."""
-    from rehrseg_nnunet.prediction.model_folder import Wanted, open_model, parse_folds, trained_model
-
-    predictor = _predictor(args)
-    folds = None if args.f is None else parse_folds(args.f)
-    if args.m is None:
-        model = trained_model(_model_folder(args), folds=folds or range(5), checkpoint=args.chk)
-        model.load_into(predictor)
-        return predictor, model
-    wanted = Wanted(args.tr, args.p, args.c)
-    with open_model(Path(args.m), wanted, checkpoint=args.chk) as folder:
-        model = trained_model(folder, folds=folds, checkpoint=args.chk, source=args.m, wanted=wanted)
-        model.load_into(predictor)
-        return predictor, model
-
-
-def _model_folder(args: argparse.Namespace) -> Path:
-    from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
-
-    results = find_dataset(nnunet_folder("nnUNet_results"), args.d)
-    model = results / convert_trainer_plans_config_to_identifier(
-        args.tr or "REHRSegTrainer", args.p or "nnUNetPlans", args.c
-    )
-    if not model.is_dir():
-        found = sorted(folder.name for folder in results.iterdir() if folder.name.count("__") == 2)
-        raise FileNotFoundError(
-            f"no training {model.name} in {results}; found: {', '.join(found) or 'none'}; check -tr, -p and -c"
-        )
-    return model
-
-
-def _check(args: argparse.Namespace) -> None:
-    from rehrseg_nnunet.prediction.inputs import check_sources
-    from rehrseg_nnunet.prediction.model_folder import parse_folds
-    from rehrseg_nnunet.prediction.outputs import check_output
-
+    """Predict one scan, or every case of a folder or csv file; see `run_model` for what it raises."""
     previous = args.prev_stage_predictions
     if previous is not None and not Path(previous).is_dir():
         raise FileNotFoundError(f"-prev_stage_predictions must be an existing folder, got {previous}")
-    _check_model_options(args)
-    _check_numbers(args)
     check_prediction_options(args)
-    parse_folds(args.f or ())
-    check_sources(_sources(args))
-    check_output(args.o, _sources(args))
-
-
-def _check_model_options(args: argparse.Namespace) -> None:
-    if args.m is not None and args.d is not None:
-        raise ValueError(f"-m names the model's files and -d its dataset; leave out one of -m {args.m} and -d {args.d}")
-    if args.m is None and args.d is None:
-        raise ValueError("the model must be named, by -m FOLDER or -m ZIP, or by -d DATASET -c CONFIGURATION")
-    if args.m is None and args.c is None:
-        raise ValueError("-d needs -c, the configuration that was trained, e.g. -c 3d_fullres")
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    from rehrseg_nnunet.prediction.inputs import is_single
-
-    if not 0 <= args.part_id < args.num_parts:
-        raise ValueError(f"-part_id must be from 0 to -num_parts - 1, got {args.part_id} of {args.num_parts}")
-    if not 0 < args.step_size <= 1:
-        raise ValueError(f"-step_size must be above 0 and at most 1, got {args.step_size}")
-    if args.num_parts > 1 and is_single(_sources(args)):
-        raise ValueError(f"-num_parts splits the cases of a folder or csv file, got one scan {args.i[0]}; leave it out")
-    if min(args.npp, args.nps) < 0 or (args.npp == 0) != (args.nps == 0):
-        raise ValueError(f"-npp and -nps must be both 0 or both positive, got {args.npp} and {args.nps}")
+    run_model(args, _predictor, SEGMENTATION)
 
 
 def _predictor(args: argparse.Namespace) -> HRPredictor:
     from rehrseg_nnunet.prediction.parse_grids import parse_grids
     from rehrseg_nnunet.prediction.predictor import HRPredictor
 
+    device = choose_device(args.device)
     return HRPredictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
-        perform_everything_on_device=args.device == "cuda" and not args.not_on_device,
-        device=_device(args.device),
+        perform_everything_on_device=device.type == "cuda" and not args.not_on_device,
+        device=device,
         verbose=args.verbose,
         verbose_preprocessing=args.verbose,
         allow_tqdm=not args.disable_progress_bar,
@@ -276,20 +44,3 @@ def _predictor(args: argparse.Namespace) -> HRPredictor:
         hr_from=args.hr_from,
         writers=prediction_writers(args),
     )
-
-
-def _device(name: str) -> torch.device:
-    """The device, with PyTorch's threads set as nnUNetv2_predict sets them: all on a CPU, one beside a GPU."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("-device must be available, got cuda without a CUDA GPU; use -device cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("-device must be available, got mps without an Apple GPU; use -device cpu")
-    if name == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
-    elif name == "cuda":
-        torch.set_num_threads(1)
-        if torch.get_num_interop_threads() != 1:  # may be set once per process
-            torch.set_num_interop_threads(1)
-    return torch.device(name)

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_model(parser)
     _add_run(parser)
-    _add_machine(parser)
+    add_machine(parser, exported="segmentations")
+    add_prediction_options(parser)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,28 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    add_model(
+        parser,
+        trainer="REHRSegTrainer",
+        about="; what a network without HR head says on thick slices, nnUNetTrainer's for example, is interpolated",
+        mean="networks are",
+    )
+    parser.add_argument(
+        "-prev_stage_predictions",
+        metavar="FOLDER",
+        help="segmentations of the previous stage, for cascades, as nnUNetv2_predict or --grid native writes them",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, *, trainer: str, about: str = "", mean: str) -> None:
+    """Which trained model.
+
+    Args:
+        parser: gets the options.
+        trainer: default of `-tr`.
+        about: what else there is to say of other trainers.
+        mean: what of several folds is averaged, and the verb.
+    """
     add = parser.add_argument
     add(
         "-m",
@@ -66,30 +89,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     add("-d", metavar="DATASET", help="number or name of the dataset the network was trained on, in $nnUNet_results")
     add("-p", metavar="PLANS", help="plans name (default: nnUNetPlans with -d)")
-    add(
-        "-tr",
-        metavar="TRAINER",
-        help="trainer class; what a network without HR head says on thick slices, nnUNetTrainer's for example, is "
-        "interpolated (default: REHRSegTrainer with -d)",
-    )
+    add("-tr", metavar="TRAINER", help=f"trainer class{about} (default: {trainer} with -d)")
     add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres; required with -d")
     add(
         "-f",
         nargs="+",
         metavar="FOLD",
-        help="folds whose networks are averaged: numbers or all (default: 0 1 2 3 4 with -d, what is there with -m)",
+        help=f"folds whose {mean} averaged: numbers or all (default: 0 1 2 3 4 with -d, what is there with -m)",
     )
     add("-chk", default="checkpoint_final.pth", metavar="NAME", help="checkpoint (default: checkpoint_final.pth)")
-    add(
-        "-prev_stage_predictions",
-        metavar="FOLDER",
-        help="segmentations of the previous stage, for cascades, as nnUNetv2_predict or --grid native writes them",
-    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-step_size", type=float, default=0.5, help="step of the sliding window, share of the patch (default: 0.5)")
+    add_step_size(parser)
     add(
         "--disable_tta",
         action="store_true",
@@ -103,22 +116,35 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "interpolated, at several slice phases; mean, both (default: the model's hr_from, lr without an HR head)",
     )
     add_source("--no_hr_head", dest="hr_from", action="store_const", const="lr", help="another name of --hr_from lr")
-    add("--verbose", action="store_true", help="print more")
     add("--save_probabilities", action="store_true", help="write class probabilities as npz, e.g. for ensembling")
+    add_many_cases(parser)
+
+
+def add_step_size(parser: argparse.ArgumentParser) -> None:
+    """The sliding window."""
+    help_text = "step of the sliding window, share of the patch (default: 0.5)"
+    parser.add_argument("-step_size", type=float, default=0.5, help=help_text)
+
+
+def add_many_cases(parser: argparse.ArgumentParser) -> None:
+    """How many cases are handled."""
+    add = parser.add_argument
+    add("--verbose", action="store_true", help="print more")
     add("--continue_prediction", action="store_true", help="keep the cases that are already there")
     add(
         "--keep_going",
         action="store_true",
-        help="a scan that cannot be used costs that case alone: it is written to failures.csv in the folder of -o, the "
-        "others are predicted, and the exit status is 1",
+        help="of a folder or csv file, a scan that cannot be used costs that case alone: it is written to failures.csv "
+        "in the folder of -o, the others are predicted, and the exit status is 1",
     )
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def add_machine(parser: argparse.ArgumentParser, *, exported: str) -> None:
+    """Processes and devices; `exported` is what they write."""
     add = parser.add_argument
     for flag, variable, role in (
         ("-npp", "nnUNet_npp", "preprocessing"),
-        ("-nps", "nnUNet_nps", "exporting segmentations"),
+        ("-nps", "nnUNet_nps", f"exporting {exported}"),
     ):
         add(
             flag,
@@ -129,13 +155,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
             f"(default: ${variable} or 3)",
         )
     add("-num_parts", type=int, default=1, metavar="N", help="split the cases over this many calls (default: 1)")
-    add("-part_id", type=int, default=0, metavar="I", help="which of these calls this is, from 0 (default: 0)")
+    add("-part_id", type=int, metavar="I", help="which of these calls this is, from 0; required with -num_parts")
     add(
         "-device",
         choices=("cuda", "cpu", "mps"),
-        default="cuda",
-        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda)",
+        help="choose among several GPUs with CUDA_VISIBLE_DEVICES (default: cuda if there is such a GPU, else cpu)",
     )
-    add_prediction_options(parser)
     add("--disable_progress_bar", action="store_true", help="no progress bars, e.g. in batch jobs")
     add("--not_on_device", action="store_true", help="keep the results in CPU memory: for cases too large for the GPU")

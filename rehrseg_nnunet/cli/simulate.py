@@ -5,32 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
-from rehrseg_nnunet.nnunet.label_values import describe_unknown, known_labels, label_manager_of, unknown_labels
-from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases, listed, say_left_out
+from rehrseg_nnunet.nnunet.label_values import known_labels, label_manager_of
+from rehrseg_nnunet.nnunet.new_dataset import check_free_number, new_raw_dataset, read_raw_dataset_json
+from rehrseg_nnunet.nnunet.raw_cases import RawCase, raw_cases, read_labels
+from rehrseg_nnunet.nnunet.raw_files import listed
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
-from rehrseg_nnunet.nnunet.whole_files import UnwrittenFileError, WholeFiles, whole_files_of
-from rehrseg_nnunet.slices.geometry import scale_slice_geometry
-from rehrseg_nnunet.slices.grids import check_same_points, grid_from_properties
+from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
+from rehrseg_nnunet.slices.geometry import MIN_ANISOTROPY, scale_slice_geometry
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_GEOMETRY = {*NaturalImage2DIO.supported_file_endings, *Tiff3DIO.supported_file_endings}
 AXES = {"z": 0, "y": 1, "x": 2}
 
 
@@ -69,54 +62,36 @@ def simulate(source: str, dataset_id: int, *, factor: int, axis: str) -> Path:
     """
     if factor < 2:
         raise ValueError(f"--factor must be at least 2, got {factor}")
-    if not 1 <= dataset_id <= 999:
-        raise ValueError(f"-o must be a number between 1 and 999, got {dataset_id}")
-    raw = nnunet_folder("nnUNet_raw")
-    folder = find_dataset(raw, source)
-    _check_free(dataset_id)
-    target = raw / f"Dataset{dataset_id:03d}_{folder.name.split('_', 1)[1]}_r{factor}{axis}"
-    partial = raw / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    folder = find_dataset(nnunet_folder("nnUNet_raw"), source)
+    check_free_number(dataset_id)
+    with new_raw_dataset(dataset_id, f"{folder.name.split('_', 1)[1]}_r{factor}{axis}") as (partial, target):
         _write_dataset(folder, partial, name=target.name, factor=factor, axis=AXES[axis])
-        os.replace(partial, target)
-    except UnwrittenFileError as error:
-        raise UnwrittenFileError(f"{error}; if the disk is full, free space there and run the command again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _check_free(dataset_id: int) -> None:
-    """nnU-Net refuses to work with a number that has several names in any of its folders."""
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        folder = os.environ.get(variable)
-        taken = sorted(path.name for path in Path(folder).glob(f"Dataset{dataset_id:03d}_*")) if folder else []
-        if taken:
-            raise FileExistsError(f"-o must be a free number, but {variable} already has {taken[0]}")
-
-
 def _write_dataset(source: Path, target: Path, *, name: str, factor: int, axis: int) -> None:
-    dataset = read_dataset_json(source / "dataset.json")
-    if "dataset" in dataset:
-        raise NotImplementedError(f"{source.name} lists its files in dataset.json; they must lie in imagesTr, labelsTr")
+    dataset = read_raw_dataset_json(source)
     ending = dataset["file_ending"]
-    if ending in WITHOUT_GEOMETRY:
-        raise ValueError(
-            f"{source} must have files that keep their spacing, got {ending}; convert it to .nii.gz, .nrrd or .mha"
-        )
-    parts = {part: _cases(source, part, dataset) for part in ("Tr", "Ts") if _is_there(source / f"images{part}", part)}
+    there = [part for part in ("Tr", "Ts") if _is_there(source / f"images{part}", part)]
+    parts = {part: raw_cases(source, part, dataset) for part in there}  # ties take turns in their order
     if "Tr" not in parts:
         raise FileNotFoundError(f"{source / 'imagesTr'} is missing; {source.name} has no training images")
     example = Path(parts["Tr"][0].images[0])
     reader = whole_files_of({"file_ending": ending}, example)  # one that keeps the files' order of axes
     known = known_labels(label_manager_of(dataset, source=str(source / "dataset.json")))
+    thick: list[str] = []
     with logging_redirect_tqdm():  # warnings on lines of their own
         for part, cases in parts.items():
             for number, case in enumerate(tqdm(cases, desc=part)):
                 options = {"factor": factor, "axis": axis, "upper_ties": number % 2 == 1}
-                thicken_case(case, target, part, reader=reader, known=known, **options)
+                if thicken_case(case, target, part, reader=reader, known=known, **options):
+                    thick.append(Path(case.images[0]).name)
+    if thick:
+        logger.warning(
+            "%s: %s had thick slices already, so the truth has them too; simulate from nearly isotropic scans",
+            source,
+            listed(thick),
+        )
     description = dataset.get("description", source.name)
     dataset |= {
         "name": name,
@@ -132,42 +107,8 @@ def _is_there(images: Path, part: str) -> bool:
     return images.is_dir() and (part == "Tr" or any(images.iterdir()))
 
 
-class Case(NamedTuple):
-    """Files of a case; the label is None where a test case has none."""
-
-    images: list[str]
-    label: Path | None
-
-
-def _cases(source: Path, part: str, dataset: Mapping[str, Any]) -> list[Case]:
-    """The cases of imagesTr or imagesTs, in order of their files' names.
-
-    Raises:
-        ValueError: files without nnU-Net's names, or with other channels.
-        FileNotFoundError: no images, or training cases without label.
-    """
-    images, labels, ending = source / f"images{part}", source / f"labels{part}", dataset["file_ending"]
-    found = list_cases(images, ending, channels=len(dataset["channel_names"]))
-    files = {file.name.removesuffix(ending): file for file in image_files(labels, ending)} if labels.is_dir() else {}
-    for folder in (images, labels):
-        if folder.is_dir():
-            say_left_out(folder, ending)
-    missing = [f"{case}{ending}" for case in found if case not in files]
-    if missing and part == "Tr":
-        raise FileNotFoundError(f"{labels} must have a label for every image, but {listed(missing)} is missing")
-    if missing and files:
-        logger.warning("%s: %s are missing: their images have no labels", labels, listed(missing))
-    unused = [files[case].name for case in sorted(files.keys() - found.keys())]
-    if unused:
-        logger.warning("%s: %s have no image and are left out", labels, listed(unused))
-    if part == "Tr" and dataset.get("numTraining", len(found)) != len(found):
-        logger.warning("%s: dataset.json says %r cases, got %d", images, dataset["numTraining"], len(found))
-    # ties take turns in this order
-    return [Case(found[case], files.get(case)) for case in sorted(found, key=lambda case: f"{case}{ending}")]
-
-
 def thicken_case(
-    case: Case,
+    case: RawCase,
     target: Path,
     part: str,
     *,
@@ -176,7 +117,7 @@ def thicken_case(
     factor: int,
     axis: int,
     upper_ties: bool,
-) -> None:
+) -> bool:
     """Write one case with thick slices, and as it was, cropped to a multiple of the factor.
 
     Args:
@@ -189,6 +130,9 @@ def thicken_case(
         axis: array axis (0: the file's last axis).
         upper_ties: see `degrade_labels`.
 
+    Returns:
+        Whether the case had thick slices before.
+
     Raises:
         ValueError: a file cannot be used; named.
     """
@@ -196,7 +140,7 @@ def thicken_case(
     slices = image.shape[1 + axis]
     if slices < factor:
         raise ValueError(f"{case.images[0]} must have at least {factor} slices along the simulated axis, got {slices}")
-    labels = None if case.label is None else _read_labels(case, reader, image.shape[1:], properties, known)
+    labels = read_labels(case, reader=reader, shape=image.shape[1:], properties=properties, known=known)
     grids = {"": scale_slice_geometry(properties, axis, factor), "HR": properties}
     keep = (slice(None),) * axis + (slice(0, slices - slices % factor),)
     for file, channel in zip(case.images, image, strict=True):
@@ -205,27 +149,17 @@ def thicken_case(
         for resolution, volume in volumes.items():
             output = target / f"images{part}{resolution}" / Path(file).name
             reader.write_image(volume, str(output), grids[resolution])
+    was_thick = _is_thick(properties["spacing"])
     if labels is None or case.label is None:
-        return
+        return was_thick
     hr = labels[keep]
     lr = degrade_labels(torch.from_numpy(hr), factor, axis, upper_ties=upper_ties).numpy()
     for resolution, volume in {"": lr, "HR": hr}.items():
         reader.write_seg(volume, str(target / f"labels{part}{resolution}" / case.label.name), grids[resolution])
+    return was_thick
 
 
-def _read_labels(
-    case: Case, reader: WholeFiles, shape: tuple[int, ...], properties: Mapping[str, Any], known: Collection[int]
-) -> np.ndarray:
-    """(D, H, W) labels, all of dataset.json, on the image's grid."""
-    labels, own = reader.read_seg(str(case.label))
-    check_same_points(
-        grid_from_properties(own, labels.shape[1:]),
-        grid_from_properties(properties, shape),
-        file=str(case.label),
-        reference_file=case.images[0],
-        remedy="draw or resample the labels on their image",
-    )
-    unknown = unknown_labels(labels, known)
-    if unknown:
-        raise ValueError(f"{case.label} {describe_unknown(unknown)}; mend the labels, or add it there")
-    return labels[0]
+def _is_thick(spacing_mm: Sequence[float]) -> bool:
+    """Whether one axis has longer voxels than both others, by the measure of models with thick slices."""
+    largest, second, _ = sorted(spacing_mm, reverse=True)
+    return largest >= MIN_ANISOTROPY * second

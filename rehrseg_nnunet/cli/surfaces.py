@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rehrseg_nnunet.nnunet.safe_files import make_folder
-from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
+from rehrseg_nnunet.nnunet.folders import check_folder_name, check_input
+from rehrseg_nnunet.nnunet.staging_folders import output_folder
 from rehrseg_nnunet.surfaces.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -70,14 +70,15 @@ def check_prediction_options(args: argparse.Namespace) -> None:
         RuntimeError: an extra is missing.
         ValueError: `--ras` without surfaces.
     """
-    from rehrseg_nnunet.surfaces.formats import require_formats
-    from rehrseg_nnunet.surfaces.viewers import require_slicer
-
     if args.surfaces:
+        from rehrseg_nnunet.surfaces.formats import require_formats
+
         require_formats(args.surfaces)
     elif args.ras:
         raise ValueError("--ras is about surfaces; add --surfaces stl, or leave it out")
     if args.seg_nrrd:
+        from rehrseg_nnunet.surfaces.viewers import require_slicer
+
         require_slicer()
 
 
@@ -103,25 +104,26 @@ def run(args: argparse.Namespace) -> None:
         ValueError: a file that cannot be used; named.
         OSError: a file could not be written; named.
     """
+    source, output = Path(args.i), Path(args.o)
+    check_input(source)
+    check_folder_name(output, FORMATS)
     from rehrseg_nnunet.surfaces.formats import require_formats
     from rehrseg_nnunet.surfaces.stored import find_cases, find_dataset_json
     from rehrseg_nnunet.surfaces.write import SurfaceOptions
 
     require_formats(args.format)
-    source, output = Path(args.i), Path(args.o)
     dataset_json = find_dataset_json(source, None if args.djfile is None else Path(args.djfile))
     cases = find_cases(source, dataset_json)
-    make_folder(output, purpose="surfaces are written there; choose another folder with -o")
-    remove_leftovers(output)
     _say_labels([case.name for case in cases if not case.has_probabilities])
     options = SurfaceOptions(tuple(dict.fromkeys(args.format)), ras=args.ras)
     number = 0
-    for case in cases:
-        written = _write(case, dataset_json, output / case.name, options)
-        number += sum(len(surface.files) for surface in written)
-        for surface in written:
-            if surface.files:
-                print(f"{case.name} {surface.name}: {surface.volume_mm3:.1f} mm3, {surface.area_mm2:.1f} mm2")
+    with output_folder(output, purpose="surfaces are written there; choose another folder with -o"):
+        for case in cases:
+            written = _write(case, dataset_json, output / case.name, options)
+            number += sum(len(surface.files) for surface in written)
+            for surface in written:
+                if surface.files:
+                    print(surface.described(case.name))
     print(f"wrote {number} files to {output}")
 
 
@@ -141,18 +143,19 @@ def _say_labels(names: Sequence[str]) -> None:
 def _write(
     case: StoredCase, dataset_json: Mapping[str, Any] | None, stem: Path, options: SurfaceOptions
 ) -> list[WrittenSurface]:
-    from rehrseg_nnunet.surfaces.stored import read_labels, read_logits
+    from rehrseg_nnunet.surfaces.stored import read_labels, read_logits, stored_labels
     from rehrseg_nnunet.surfaces.structures import structures_of
     from rehrseg_nnunet.surfaces.write import write_label_surfaces, write_surfaces
 
     if not case.has_probabilities:
         labels, grid, structures = read_labels(case, dataset_json)
         return write_label_surfaces(labels, grid, structures, stem, options)
-    if dataset_json is None:
+    described = dataset_json or stored_labels(case)
+    if described is None:
         raise FileNotFoundError(
             f"{case.file.with_name('dataset.json')} is missing: it says which label is which in {case.file.name}; give "
             "the model's with -djfile"
         )
-    structures = structures_of(dataset_json)
+    structures = structures_of(described)
     logits, grid = read_logits(case, structures)
     return write_surfaces(logits, grid, structures, stem, options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rehrseg_nnunet.nnunet.safe_files import make_folder
-from rehrseg_nnunet.nnunet.staging_folders import remove_leftovers
+from rehrseg_nnunet.nnunet.folders import check_folder_name, check_input
+from rehrseg_nnunet.nnunet.staging_folders import output_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,19 +31,23 @@ def run(args: argparse.Namespace) -> None:
         ValueError: a file that cannot be used; named.
         OSError: a file could not be written; named.
     """
+    source = Path(args.i)
+    check_input(source)
+    if args.o:
+        check_folder_name(Path(args.o), (".nii", ".gz", ".nrrd", ".txt"))
     from rehrseg_nnunet.surfaces.stored import find_cases, find_dataset_json, read_labels
     from rehrseg_nnunet.surfaces.structures import structures_of
-    from rehrseg_nnunet.surfaces.viewers import require_slicer, write_itk_snap_labels, write_segmentation
+    from rehrseg_nnunet.surfaces.viewers import ITK_SNAP_FILE, require_slicer, write_itk_snap_labels, write_segmentation
 
     require_slicer()
-    source = Path(args.i)
     dataset_json = find_dataset_json(source, None if args.djfile is None else Path(args.djfile))
     cases = find_cases(source, dataset_json, labels_only=True)
     output = Path(args.o) if args.o else cases[0].file.parent
-    make_folder(output, purpose="segmentations are written there; choose another folder with -o")
-    remove_leftovers(output)
-    for case in cases:
-        labels, grid, structures = read_labels(case, dataset_json)
-        print(f"wrote {write_segmentation(labels, grid, structures, output / case.name)}")
-    if dataset_json is not None:
-        print(f"wrote {write_itk_snap_labels(structures_of(dataset_json), output)}")
+    with output_folder(output, purpose="segmentations are written there; choose another folder with -o"):
+        for case in cases:
+            labels, grid, structures = read_labels(case, dataset_json)
+            print(f"wrote {write_segmentation(labels, grid, structures, output / case.name)}")
+        if dataset_json is None:
+            print(f"no {ITK_SNAP_FILE}: the labels have no names without the model's dataset.json; give it as -djfile")
+        else:
+            print(f"wrote {write_itk_snap_labels(structures_of(dataset_json), output)}")

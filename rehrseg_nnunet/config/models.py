@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.config import JsonDict
 
-# Where a default comes from.
+# Where a default comes from. Each block has a paper and released code of its own.
 PAPER: JsonDict = {"source": "paper"}
-RELEASE: JsonDict = {"source": "released code"}  # github.com/zhiyuns/REHRSeg; the paper does not give the value
+RELEASE: JsonDict = {"source": "released code"}  # the paper does not give the value, or was not at hand
 OURS: JsonDict = {"source": "this package"}
 
 
@@ -15,6 +18,21 @@ class StrictModel(BaseModel):
     """Immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+def validate_block(block: Mapping[str, Any], model: type[Model], *, name: str) -> Model:
+    """Validate a block of settings.
+
+    Raises:
+        ValueError: names every refused key by its path below `name`.
+    """
+    try:
+        return model.model_validate(dict(block) if isinstance(block, Mapping) else block)
+    except ValidationError as error:
+        raise ValueError(describe_errors(error, name)) from None
 
 
 def describe_errors(error: ValidationError, where: str) -> str:

@@ -1,17 +1,19 @@
-"""Presets: JSON files that add a `rehrseg` block, and if need be a narrower network, to nnU-Net plans."""
+"""Presets: JSON files that add blocks of settings, and if need be a narrower network, to nnU-Net plans."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from typing import Any
 
-from pydantic import Field, PositiveFloat, ValidationError
+from pydantic import Field, PositiveFloat
 
-from rehrseg_nnunet.config.models import StrictModel, describe_errors
-from rehrseg_nnunet.config.rehrseg import BLOCK, RehrsegConfig, load_config
+from rehrseg_nnunet.config.blocks import METHODS
+from rehrseg_nnunet.config.guidance import GuidanceConfig
+from rehrseg_nnunet.config.models import StrictModel, validate_block
+from rehrseg_nnunet.config.rehrseg import RehrsegConfig
 
 
 class Preset(StrictModel):
@@ -21,7 +23,12 @@ class Preset(StrictModel):
     network_width: PositiveFloat = Field(
         default=1.0, description="factor on every stage's features of the planned U-Net; 1 keeps nnU-Net's network"
     )
-    rehrseg: RehrsegConfig = Field(default_factory=RehrsegConfig, description="the block")
+    rehrseg: RehrsegConfig = Field(default=RehrsegConfig(), description="the block of this name")
+    guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="the block of this name")
+
+    def block(self, method: str) -> dict[str, Any]:
+        """The block of a method, without the keys that the preset does not give."""
+        return getattr(self, method).model_dump(mode="json", exclude_unset=True)
 
 
 DEFAULTS = Preset(description="The defaults of every setting")
@@ -45,57 +52,81 @@ def load_preset(name: str) -> Preset:
     if name not in preset_names():
         raise ValueError(f"preset must be one of {preset_names()}, got {name!r}")
     content = json.loads(files("rehrseg_nnunet.plans").joinpath(f"{name}.json").read_text())
-    try:
-        return Preset.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(describe_errors(error, f"{name}.json")) from None
+    return validate_block(content, Preset, name=f"{name}.json")
 
 
-def apply_preset(plans: Mapping[str, Any], preset: Preset, *, plans_name: str) -> dict[str, Any]:
-    """Plans with the preset in every 3d configuration that has thick slices.
+def apply_preset(
+    plans: Mapping[str, Any], preset: Preset, *, plans_name: str, methods: Collection[str] = ("rehrseg",)
+) -> dict[str, Any]:
+    """Plans with the preset in every configuration that a method can train.
 
-    One that inherits from another such one has the preset from there; a network of its own gets the width as well.
+    Those of `rehrseg` are 3d and have thick slices, those of `guidance` are any but cascades. A configuration that
+    inherits from another such one has the preset from there; a network of its own gets the width as well.
 
     Args:
         plans: nnU-Net plans as loaded from JSON; not changed.
         preset: what to add.
         plans_name: name of the new plans; `data_identifier` is kept, so preprocessed data are shared.
+        methods: names of the blocks to add.
 
     Raises:
-        ValueError: no configuration is thick-sliced.
+        ValueError: a method can train no configuration.
     """
-    result = copy.deepcopy(dict(plans))
-    result["plans_name"] = plans_name
-    configurations = result["configurations"]
-    thick = _thick_configurations(plans)
-    for name, resolved in thick.items():
-        configuration = configurations[name]
-        own = configuration.get("inherits_from") not in thick
-        if own or BLOCK in configuration:
-            configuration[BLOCK] = preset.rehrseg.model_dump(mode="json", exclude_unset=True)
-        if own or "architecture" in configuration:
+    result = add_blocks({**plans, "plans_name": plans_name}, preset, methods=methods)
+    trainable = {}
+    for method in methods:
+        trainable |= trainable_configurations(plans, method)
+    for name, resolved in trainable.items():
+        configuration = result["configurations"][name]
+        if configuration.get("inherits_from") not in trainable or "architecture" in configuration:
             configuration["architecture"] = copy.deepcopy(resolved["architecture"])
             scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
     return result
 
 
-def _thick_configurations(plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configurations that REHRSeg can train, by name, with inheritance resolved."""
+def add_blocks(plans: Mapping[str, Any], preset: Preset, *, methods: Collection[str]) -> dict[str, Any]:
+    """Plans with the preset's blocks; networks stay as they are.
+
+    Args:
+        plans: nnU-Net plans as loaded from JSON; not changed.
+        preset: what to add.
+        methods: names of the blocks to add, in the place of those that are there.
+
+    Raises:
+        ValueError: a method can train no configuration.
+    """
+    result = copy.deepcopy(dict(plans))
+    for method in methods:
+        trainable = trainable_configurations(plans, method)
+        for name in trainable:
+            configuration = result["configurations"][name]
+            if configuration.get("inherits_from") not in trainable or method in configuration:
+                configuration[method] = preset.block(method)
+    return result
+
+
+def trainable_configurations(plans: Mapping[str, Any], method: str) -> dict[str, dict[str, Any]]:
+    """The configurations that a method can train, by name, with inheritance resolved.
+
+    Raises:
+        ValueError: there is none; the message has each one's reason.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(copy.deepcopy(dict(plans)))
-    thick, refusals = {}, []
+    trainable, refusals = {}, []
     for name in plans["configurations"]:
         resolved = manager.get_configuration(name).configuration
         try:
-            load_config({**resolved, BLOCK: {}})
+            METHODS[method].load_config({**resolved, method: {}})
         except (ValueError, NotImplementedError) as error:
             refusals.append(f"{name}: {error}")
         else:
-            thick[name] = resolved
-    if not thick:
-        raise ValueError(f"plans must have a thick-slice 3d configuration, got {'; '.join(refusals)}")
-    return thick
+            trainable[name] = resolved
+    if not trainable:
+        wanted = "a thick-slice 3d configuration" if method == "rehrseg" else "a configuration that is no cascade"
+        raise ValueError(f"plans must have {wanted}, got {'; '.join(refusals)}")
+    return trainable
 
 
 def scale_width(arch_kwargs: dict[str, Any], width: float) -> None:

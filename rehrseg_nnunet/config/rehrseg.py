@@ -4,9 +4,10 @@ A plans file carries it inside a configuration, beside nnU-Net's own keys::
 
     "configurations": {"3d_fullres": {..., "rehrseg": {"factor": 4, "self_sr": {"epochs": 600}}}}
 
-Keys that are left out have the defaults below. Each says where its default comes from: the paper, the authors' released
-code, or this package (docs/decisions.md has the reason). Unknown keys and impossible values are refused with the key's
-name; keys that earlier versions had are in `removed_settings`. docs/reference/settings.md is generated from here.
+Keys that are left out have the defaults below. Each says where its default comes from: the paper (Song et al.), the
+authors' released code (github.com/zhiyuns/REHRSeg), or this package (docs/decisions.md has the reason). Unknown keys
+and impossible values are refused with the key's name; keys that earlier versions had are in `removed_settings`.
+docs/reference/settings.md is generated from here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from rehrseg_nnunet.config.models import OURS, StrictModel, describe_errors
+from rehrseg_nnunet.config.models import OURS, StrictModel, validate_block
 from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_defaults, drop_removed
 from rehrseg_nnunet.config.segmentation import SegmentationConfig
 from rehrseg_nnunet.config.self_sr import SelfSRConfig
@@ -96,10 +97,7 @@ def parse_block(block: Mapping[str, Any]) -> RehrsegConfig:
 def _validated(block: Mapping[str, Any], model: type[Block]) -> Block:
     if removed := describe_removed(block, BLOCK):
         raise ValueError("; ".join(removed))
-    try:
-        return model.model_validate(dict(block) if isinstance(block, Mapping) else block)
-    except ValidationError as error:
-        raise ValueError(describe_errors(error, BLOCK)) from None
+    return validate_block(block, model, name=BLOCK)
 
 
 def upgraded_plans(plans: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from rehrseg_nnunet.evaluation.surfaces import as_batch, as_masks, require_same_shape
 
@@ -19,6 +20,7 @@ from rehrseg_nnunet.evaluation.surfaces import as_batch, as_masks, require_same_
 
 SSIM_WINDOW = 7
 SSIM_SIGMA = 1.5
+SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 
 def dice(reference_mask: np.ndarray, prediction_mask: np.ndarray, *, valid: np.ndarray | None = None) -> float:
@@ -100,8 +102,10 @@ def psnr(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
     return _as_number(PSNRMetric(max_val=float(data_range))(as_batch(prediction), as_batch(reference)))
 
 
-def ssim(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) -> float:
-    """Mean structural similarity in a Gaussian window (Wang et al. 2004; ``monai.metrics``), k1 = 0.01, k2 = 0.03.
+def ssim(
+    reference: np.ndarray, prediction: np.ndarray, *, data_range: float, inside: np.ndarray | None = None
+) -> float:
+    """Mean structural similarity in a Gaussian window (Wang et al. 2004), k1 = 0.01, k2 = 0.03.
 
     *Convention* SSIM's luminance term is made for values in [0, data_range], which CT numbers and z-scores are not.
     Both images are therefore mapped by (value - reference.min()) / data_range first, so the result does not depend on
@@ -112,9 +116,10 @@ def ssim(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
         reference: image of shape (H, W) or (D, H, W).
         prediction: the same shape.
         data_range: largest minus smallest possible value, >= 0.
+        inside: the same shape, true at the centres of the windows that count; None counts all.
 
     Returns:
-        A value in [-1, 1]; nan for ``data_range`` 0.
+        A value in [-1, 1]; nan for ``data_range`` 0 or if no window counts.
 
     Raises:
         ValueError: as for :func:`psnr`, or the images are not 2D or 3D.
@@ -124,13 +129,32 @@ def ssim(reference: np.ndarray, prediction: np.ndarray, *, data_range: float) ->
         raise ValueError(f"reference must have 2 or 3 axes, got shape {reference.shape}")
     if data_range == 0:
         return math.nan
-    from monai.metrics.regression import SSIMMetric
-
     window = [min(SSIM_WINDOW, size - 1 + size % 2) for size in reference.shape]
     lowest = reference.min()
-    pair = [as_batch((image - lowest) / data_range) for image in (prediction, reference)]
-    metric = SSIMMetric(reference.ndim, data_range=1.0, win_size=window, kernel_sigma=SSIM_SIGMA)
-    return _as_number(metric(*pair))
+    values = _ssim_map((reference - lowest) / data_range, (prediction - lowest) / data_range, window)
+    if inside is not None:
+        require_same_shape(reference, np.asarray(inside), name="inside")
+        values = values[_whole_windows(np.asarray(inside), window) != 0]
+    return float(values.mean()) if values.size else math.nan
+
+
+def _ssim_map(first: np.ndarray, second: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """SSIM of every window inside images with a data range of 1."""
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        smooth = gaussian_filter(values, SSIM_SIGMA, radius=[size // 2 for size in window])
+        return _whole_windows(smooth, window)
+
+    mean_1, mean_2 = mean(first), mean(second)
+    variances = mean(first**2) - mean_1**2 + mean(second**2) - mean_2**2
+    covariance = mean(first * second) - mean_1 * mean_2
+    luminance = (2 * mean_1 * mean_2 + SSIM_K1**2) / (mean_1**2 + mean_2**2 + SSIM_K1**2)
+    return luminance * (2 * covariance + SSIM_K2**2) / (variances + SSIM_K2**2)
+
+
+def _whole_windows(values: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """The voxels whose window lies inside the volume."""
+    return values[tuple(slice(size // 2, n - size // 2) for size, n in zip(window, values.shape, strict=True))]
 
 
 def _as_number(result: torch.Tensor | Sequence[Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -20,6 +21,42 @@ def nnunet_folder(variable: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"environment variable {variable} must name an existing folder, got {value}")
     return folder
+
+
+def check_input(path: Path) -> None:
+    """Refuse an input that is not there, before nnU-Net and PyTorch are imported, which takes seconds.
+
+    Raises:
+        FileNotFoundError: names it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"-i must be an existing file or folder, got {path}")
+
+
+def check_model_path(path: Path) -> None:
+    """Refuse a model that is not there.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"-m must be an existing folder or zip file, got {path}")
+
+
+def check_folder_name(folder: Path, endings: Sequence[str]) -> None:
+    """Refuse a new folder that is called like a file: a file was meant.
+
+    Args:
+        folder: what -o names.
+        endings: of the files that are written there.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    if folder.name.lower().endswith(tuple(endings)) and not folder.exists():
+        raise ValueError(
+            f"-o must be a folder, whose files are called like cases and labels, got {folder}; use -o {folder.parent}"
+        )
 
 
 def raw_folder(dataset_name: str) -> Path | None:

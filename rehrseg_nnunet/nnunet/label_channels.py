@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
+from typing import Any
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -61,3 +62,14 @@ def to_targets(labels: torch.Tensor, groups: Sequence[LabelGroup], masked: int, 
     if not regions:
         return known[None].to(torch.int16)
     return torch.cat([to_channels(known, groups).bool(), (known == masked)[None]])
+
+
+class ManyHeads:
+    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
+
+    def __init__(self, label_manager: Any, heads: int) -> None:
+        self._label_manager = label_manager
+        self.num_segmentation_heads = heads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._label_manager, name)

@@ -40,7 +40,7 @@ def integer_labels(values: np.ndarray, *, file: str) -> np.ndarray:
     if distance > TOLERANCE:
         raise ValueError(
             f"{file} must hold integer labels, got {values.flat[furthest]:.6g}; label maps must be resampled with "
-            "nearest neighbour and saved as integers"
+            "nearest neighbour and saved as integers; if this is a scan, give its segmentation"
         )
     if distance:
         logger.warning("%s: labels up to %.2g off an integer are rounded; save the file as integers", file, distance)

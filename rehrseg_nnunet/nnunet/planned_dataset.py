@@ -23,14 +23,14 @@ class PlannedDataset:
         plans_manager: nnU-Net's.
         configuration_manager: nnU-Net's, of the configuration.
         dataset_json: content of dataset.json.
-        factor: r, HR slices per LR slice.
+        factor: r, HR slices per LR slice; 1 for a method without thick slices.
         raw_folder: the dataset's folder in nnUNet_raw, None where it is not at hand: training does not need it.
     """
 
     plans_manager: PlansManager
     configuration_manager: ConfigurationManager
     dataset_json: Mapping[str, Any]
-    factor: int
+    factor: int = 1
     raw_folder: Path | None = None
 
     @classmethod
@@ -40,7 +40,7 @@ class PlannedDataset:
             plans_manager=trainer.plans_manager,
             configuration_manager=trainer.configuration_manager,
             dataset_json=trainer.dataset_json,
-            factor=trainer.config.factor,
+            factor=getattr(trainer.config, "factor", 1),
             raw_folder=raw_folder(trainer.plans_manager.dataset_name),
         )
 

@@ -38,7 +38,7 @@ class PluginTrainer(SafeCheckpoints):
         require_compatible()
         plans = upgraded_plans(plans)
         self.read_settings(PlansManager(plans).get_configuration(configuration).configuration)
-        plans = self.change_plans(plans, configuration)
+        plans = self.change_plans(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.configure()
         self.num_epochs = self.length or self.num_epochs
@@ -49,7 +49,9 @@ class PluginTrainer(SafeCheckpoints):
         Nothing is built or written yet.
         """
 
-    def change_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    def change_plans(
+        self, plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Plans to train with, and to keep with the model, once the settings of the configuration are read."""
         return plans
 

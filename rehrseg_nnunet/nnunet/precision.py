@@ -30,6 +30,11 @@ def without_autocast(device_type: str) -> AbstractContextManager:
     return nullcontext() if device_type == "mps" else torch.autocast(device_type, enabled=False)
 
 
+def mixed_precision(device: torch.device) -> AbstractContextManager:
+    """Return the context in which nnU-Net computes on a device: autocast on CUDA, nothing elsewhere."""
+    return torch.autocast("cuda") if device.type == "cuda" else nullcontext()
+
+
 def connected_zero(tensor: Tensor) -> Tensor:
     """Return a scalar 0 through which ``tensor`` receives an all-zero gradient.
 

@@ -2,29 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something of another package that this one relies on; several names in one string are separated by spaces.
-
-    Attributes:
-        owner: "module" or "module:Class".
-        names: functions, methods, properties, or attributes that the class's own methods set.
-        use: what for, in messages: "used for ...".
-        first: the first parameters of each, where they are passed by position.
-        keywords: further parameters of each, passed by name.
-        exact: all parameters of each, where this package puts a method in its place that takes these and no others.
-    """
-
-    owner: str
-    names: str
-    use: str
-    first: str = ""
-    keywords: str = ""
-    exact: str | None = None
-
+from rehrseg_nnunet.nnunet.relied_on_part import Part
+from rehrseg_nnunet.nnunet.relied_on_prediction import PREDICTION_PARTS
 
 _TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 _PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
@@ -113,7 +92,7 @@ TRAINER_PARTS = (
     Part(
         _TRAINER,
         (
-            "network loss optimizer lr_scheduler logger device is_ddp local_rank num_input_channels "
+            "network loss optimizer lr_scheduler grad_scaler logger device is_ddp local_rank num_input_channels "
             "inference_allowed_mirroring_axes was_initialized disable_checkpointing"
         ),
         "state of the training",
@@ -257,141 +236,12 @@ PLANS_PARTS = (
 NETWORK_PARTS = (
     Part(_BLOCKS + ".plain_conv_encoder:PlainConvEncoder", "strides output_channels", "the HR head"),
     Part(_BLOCKS + ".residual_encoders:ResidualEncoder", "strides output_channels", "the HR head"),
+    Part(_BLOCKS + ".plain_conv_encoder:PlainConvEncoder", "kernel_sizes", "guidance"),
+    Part(_BLOCKS + ".residual_encoders:ResidualEncoder", "kernel_sizes", "guidance"),
     Part(_BLOCKS + ".unet_decoder:UNetDecoder", "seg_layers", "the HR head"),
     Part(_UNETS + ":PlainConvUNet", "encoder decoder initialize", "the HR head"),
     Part(_UNETS + ":ResidualEncoderUNet", "encoder decoder initialize", "the HR head"),
     Part("torch._dynamo.eval_frame:OptimizedModule", "_orig_mod", "weights of compiled networks"),
-)
-
-PREDICTION_PARTS = (
-    Part(
-        _PREDICTOR,
-        "__init__",
-        "the HR predictor",
-        keywords=(
-            "tile_step_size use_gaussian use_mirroring perform_everything_on_device device verbose "
-            "verbose_preprocessing allow_tqdm"
-        ),
-    ),
-    Part(
-        _PREDICTOR,
-        "initialize_from_trained_model_folder",
-        "trained networks",
-        first="model_training_output_dir use_folds",
-        keywords="checkpoint_name",
-    ),
-    Part(
-        _PREDICTOR,
-        "manual_initialization",
-        "thin-slice predictions after training",
-        first=(
-            "network plans_manager configuration_manager parameters dataset_json trainer_name "
-            "inference_allowed_mirroring_axes"
-        ),
-    ),
-    Part(_PREDICTOR, "predict_sliding_window_return_logits", "HR logits", exact="input_image"),
-    Part(_PREDICTOR, "_internal_predict_sliding_window_return_logits", "windows with the HR head's channels"),
-    Part(_PREDICTOR, "_internal_maybe_mirror_and_predict", "mirrored HR predictions", exact="x"),
-    Part(
-        _PREDICTOR,
-        "_manage_input_and_output_lists",
-        "results that appear when they are whole",
-        exact=(
-            "list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files "
-            "folder_with_segs_from_prev_stage overwrite part_id num_parts save_probabilities"
-        ),
-    ),
-    Part(
-        "nnunetv2.inference.predict_from_raw_data",
-        "export_prediction_from_logits",
-        "predictions on several grids",
-        exact=(
-            "predicted_array_or_file properties_dict configuration_manager plans_manager dataset_json_dict_or_file "
-            "output_file_truncated save_probabilities num_threads_torch"
-        ),
-    ),
-    Part(_PREDICTOR, "_internal_get_data_iterator_from_lists_of_filenames", "naming images that cannot be predicted"),
-    Part(
-        _PREDICTOR,
-        "predict_from_files",
-        "rehrseg predict",
-        first="list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files",
-        keywords=(
-            "save_probabilities overwrite num_processes_preprocessing num_processes_segmentation_export "
-            "folder_with_segs_from_prev_stage num_parts part_id"
-        ),
-    ),
-    Part(
-        _PREDICTOR,
-        "predict_from_files_sequential",
-        "rehrseg predict -npp 0 -nps 0",
-        first="list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files",
-        keywords="save_probabilities overwrite folder_with_segs_from_prev_stage",
-    ),
-    Part(_PREDICTOR, "predict_logits_from_preprocessed_data", "predictions from Python", first="data"),
-    Part(_PREDICTOR, "list_of_parameters device", "predictions from Python, and the hash of a model"),
-    Part(
-        "nnunetv2.inference.export_prediction",
-        "convert_predicted_logits_to_segmentation_with_correct_shape",
-        "predictions from Python",
-        first="predicted_logits plans_manager configuration_manager label_manager properties_dict",
-        keywords="return_probabilities",
-    ),
-    Part("nnunetv2.inference.sliding_window_prediction", "compute_gaussian", "releasing GPU memory"),
-    Part(
-        _PREDICTOR,
-        (
-            "network plans_manager configuration_manager label_manager dataset_json trainer_name "
-            "allowed_mirroring_axes use_mirroring"
-        ),
-        "state of the HR predictor",
-    ),
-    Part(
-        _PREPROCESSOR,
-        "run_case",
-        "checking images before they are predicted",
-        exact="image_files seg_file plans_manager configuration_manager dataset_json",
-    ),
-    Part(
-        _PREPROCESSOR,
-        "run_case_npy",
-        "checking images before they are predicted",
-        exact="data seg properties plans_manager configuration_manager dataset_json",
-    ),
-    Part(
-        "nnunetv2.preprocessing.resampling.default_resampling",
-        "compute_new_shape",
-        "checking images before they are predicted",
-        first="old_shape old_spacing new_spacing",
-    ),
-    Part(
-        "nnunetv2.inference.export_prediction",
-        "export_prediction_from_logits",
-        "writing thin-slice predictions after training",
-        first=(
-            "predicted_array_or_file properties_dict configuration_manager plans_manager "
-            "dataset_json_dict_or_file output_file_truncated"
-        ),
-    ),
-    Part(
-        "nnunetv2.utilities.file_path_utilities",
-        "check_workers_alive_and_busy",
-        "noticing killed workers",
-        first="export_pool worker_list results_list",
-        keywords="allowed_num_queued",
-    ),
-    Part(
-        "nnunetv2.imageio.base_reader_writer:BaseReaderWriter",
-        "read_images",
-        "reading whole files only",
-        first="image_fnames",
-    ),
-    Part(
-        "nnunetv2.imageio.base_reader_writer:BaseReaderWriter",
-        "write_seg",
-        "writing whole files only",
-        exact="seg output_fname properties",
-    ),
 )
 
 PARTS = (*TRAINER_PARTS, *LOSS_PARTS, *DATA_PARTS, *PLANS_PARTS, *NETWORK_PARTS, *PREDICTION_PARTS)

@@ -1,4 +1,4 @@
-"""Learning rate of stage 1: one cycle per training phase, as a closed form of the step (nnU-Net steps per epoch)."""
+"""Learning rates as closed forms of epoch and step, as a resumed run needs them (nnU-Net steps per epoch)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,48 @@ def one_cycle(progress: float, peak: float) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * part)) / 2
 
 
-class PhasedOneCycle:
-    """Sets an optimiser's learning rate from epoch and step alone, so that a resumed run goes on where it was.
+class RatePerStep:
+    """Sets an optimiser's learning rate from epoch and step alone; in place of one of PyTorch's schedulers.
 
     Args:
         optimizer: its parameter groups all get the same rate; momenta stay as they are.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """Learning rate of a step."""
+        raise NotImplementedError
+
+    def step(self, epoch: int, step: int = 0) -> None:
+        """Set the learning rate of a step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(epoch, step)
+
+
+class ConstantRate(RatePerStep):
+    """One learning rate throughout.
+
+    Args:
+        optimizer: see `RatePerStep`.
+        learning_rate: of every step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, learning_rate: float):
+        super().__init__(optimizer)
+        self.learning_rate = learning_rate
+
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """The one."""
+        return self.learning_rate
+
+
+class PhasedOneCycle(RatePerStep):
+    """One cycle per training phase.
+
+    Args:
+        optimizer: see `RatePerStep`.
         peak: largest learning rate of every phase.
         phase_epochs: epochs of each phase, in order; phases of 0 epochs are skipped.
         steps_per_epoch: steps.
@@ -43,7 +80,7 @@ class PhasedOneCycle:
     def __init__(
         self, optimizer: torch.optim.Optimizer, *, peak: float, phase_epochs: Sequence[int], steps_per_epoch: int
     ):
-        self.optimizer = optimizer
+        super().__init__(optimizer)
         self.peak = peak
         self.phase_epochs = [epochs for epochs in phase_epochs if epochs > 0]
         self.steps_per_epoch = steps_per_epoch
@@ -55,8 +92,3 @@ class PhasedOneCycle:
                 return one_cycle((epoch * self.steps_per_epoch + step) / (epochs * self.steps_per_epoch), self.peak)
             epoch -= epochs
         return one_cycle(1.0, self.peak)
-
-    def step(self, epoch: int, step: int = 0) -> None:
-        """Set the learning rate of a step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(epoch, step)

@@ -13,10 +13,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from rehrseg_nnunet.nnunet.safe_files import make_folder
 
 STAGING_PREFIX = ".rehrseg-partial-"
 STALE_SECONDS = 24 * 3600.0
@@ -47,6 +49,29 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     finally:
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def output_folder(folder: Path, *, purpose: str) -> Iterator[None]:
+    """Make a folder for results, free of what killed runs left; on an error no new folder stays that has nothing in it.
+
+    Args:
+        folder: new or existing.
+        purpose: what will be written and how to change the place, the end of messages.
+
+    Raises:
+        OSError: see `make_folder`.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    make_folder(folder, purpose=purpose)
+    remove_leftovers(folder)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for place in new:
+                place.rmdir()
+        raise
 
 
 def remove_leftovers(folder: Path) -> list[str]:

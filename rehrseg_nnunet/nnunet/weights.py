@@ -58,7 +58,9 @@ def first_not_finite(state_dict: Mapping[str, torch.Tensor]) -> str | None:
     return next((name for name, values in state_dict.items() if not torch.isfinite(values).all()), None)
 
 
-def load_frozen(network: Network, checkpoint: Path, *, sizes: str, remedy: str) -> Network:
+def load_frozen(
+    network: Network, checkpoint: Path, *, sizes: str, remedy: str, without: tuple[str, ...] = ()
+) -> Network:
     """Fill a network with a run's weights and freeze it: evaluation mode, no gradients.
 
     Args:
@@ -66,6 +68,7 @@ def load_frozen(network: Network, checkpoint: Path, *, sizes: str, remedy: str) 
         checkpoint: one of nnU-Net's.
         sizes: what `network` was built for, for the message.
         remedy: end of the message.
+        without: beginnings of the names of weights that the network lacks and does not need.
 
     Returns:
         The same object.
@@ -73,7 +76,7 @@ def load_frozen(network: Network, checkpoint: Path, *, sizes: str, remedy: str) 
     Raises:
         ValueError: the checkpoint is unreadable or belongs to a network of other sizes; names what differs.
     """
-    weights = read_weights(checkpoint, remedy=remedy)
+    weights = {k: v for k, v in read_weights(checkpoint, remedy=remedy).items() if not k.startswith(without)}
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))

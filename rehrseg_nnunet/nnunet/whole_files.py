@@ -31,6 +31,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.nnunet.image_formats import image_to_write
 from rehrseg_nnunet.nnunet.label_values import integer_labels
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import STAGING_PREFIX, staging_folder, staging_name
@@ -105,19 +106,17 @@ class WholeFiles(BaseReaderWriter):
         self._write(lambda file: self.plain().write_seg(seg, file, properties), Path(output_fname), seg)
 
     def write_image(self, image: np.ndarray, output_fname: str, properties: Mapping[str, Any]) -> None:
-        """Write an image (D, H, W) as float32; it gets its name when it is whole.
+        """Write an image (D, H, W), see `image_to_write`; it gets its name when it is whole.
 
         Raises:
             UnwrittenFileError: the file could not be written; named.
-            NotImplementedError: properties of a format without geometry, or of a reader that turns axes.
+            NotImplementedError: properties without geometry, of a reader that keeps one.
         """
-        geometry = {**properties.get("sitk_stuff", {}), **properties.get("nibabel_stuff", {})}
-        if not geometry or {"original_orientation", "reoriented_affine"} & set(geometry):
-            raise NotImplementedError(
-                f"{output_fname}: images can be written where the reader keeps their geometry and axes"
-            )
-        values = image.astype(np.float32, copy=False)
-        self._write(lambda file: _write_float(values, file, properties), Path(output_fname), values)
+        try:
+            values, write = image_to_write(image, properties, self.plain)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{output_fname}: {error}") from None
+        self._write(write, Path(output_fname), values)
 
     def _read(self, read: Callable, file: str, argument: Any, *, labels: bool = False) -> tuple[np.ndarray, dict]:
         try:
@@ -264,20 +263,6 @@ def _not_a_volume(file: str, got: str) -> UnusableImageError:
         f"{file} must be a 3D image with one value per voxel, got {got}; split it into one file for each channel "
         "(CASE_0000, CASE_0001, ...)"
     )
-
-
-def _write_float(image: np.ndarray, file: str, properties: Mapping[str, Any]) -> None:
-    if "sitk_stuff" in properties:
-        geometry = properties["sitk_stuff"]
-        volume = sitk.GetImageFromArray(image)
-        volume.SetSpacing(geometry["spacing"])
-        volume.SetOrigin(geometry["origin"])
-        volume.SetDirection(geometry["direction"])
-        sitk.WriteImage(volume, file, True)
-    else:
-        nibabel.save(
-            nibabel.Nifti1Image(image.transpose(2, 1, 0), properties["nibabel_stuff"]["original_affine"]), file
-        )
 
 
 @contextmanager

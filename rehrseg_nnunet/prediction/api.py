@@ -23,19 +23,23 @@ from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.raw_files import image_ending
 from rehrseg_nnunet.nnunet.safe_files import make_folder
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
+from rehrseg_nnunet.prediction.argument_names import python_names
 from rehrseg_nnunet.prediction.configuration import GRIDS
 from rehrseg_nnunet.prediction.export import PlacedCase, show_writers
 from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
 from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, parse_folds, trained_model
-from rehrseg_nnunet.prediction.parse_grids import parse_grid
+from rehrseg_nnunet.prediction.output_grid import OutputGrid
+from rehrseg_nnunet.prediction.parse_grids import grid_of
 from rehrseg_nnunet.prediction.predictor import HRPredictor
+from rehrseg_nnunet.prediction.replaced import check_replaced
 from rehrseg_nnunet.surfaces.margins import logit_pieces
 from rehrseg_nnunet.surfaces.mesh import Surface, surface_of
 from rehrseg_nnunet.surfaces.structures import structures_of
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Paths: TypeAlias = PathLike | list[PathLike]
-Grid: TypeAlias = str | os.PathLike[str] | None
+Sizes: TypeAlias = tuple[float, float, float]
+Grid: TypeAlias = str | os.PathLike[str] | Sizes | None
 No: TypeAlias = Literal[False]
 ImageT = TypeVar("ImageT", SpatialImage, sitk.Image, ArrayImage)
 ResultT = TypeVar("ResultT")
@@ -132,6 +136,7 @@ def load_model(
     Raises:
         FileNotFoundError: no model there, or a fold that was not trained.
         ValueError: several models, a damaged file, no such device or hr_from.
+        NotImplementedError: a cascade.
 
     Example:
         >>> with load_model("model.zip") as model:  # doctest: +SKIP
@@ -140,9 +145,11 @@ def load_model(
     """
     if hr_from not in (None, *get_args(HRSource)):
         raise ValueError(f"hr_from must be one of {', '.join(get_args(HRSource))}, or None, got {hr_from}")
-    chosen, wanted = _folds(folds), wanted or Wanted()
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be the path of a model's folder or zip file, got {path!r}")
     ensure_trainer_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for trainers
+    with python_names(), contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for trainers
+        chosen, wanted = _folds(folds), wanted or Wanted()
         predictor = HRPredictor(
             device=_device(device),
             perform_everything_on_device=True,
@@ -153,6 +160,10 @@ def load_model(
         with open_model(Path(path), wanted, checkpoint=checkpoint) as folder:
             model = trained_model(folder, folds=chosen, checkpoint=checkpoint, source=str(path), wanted=wanted)
             model.load_into(predictor)
+    if predictor.configuration_manager.previous_stage_name is not None:
+        raise NotImplementedError(
+            f"path must be a model without previous stage, got the cascade {path}; use `rehrseg predict`"
+        )
     return Model(predictor)
 
 
@@ -225,8 +236,9 @@ def predict(
         image: a path; a nibabel image; a SimpleITK image; or (array, affine) with array axes (x, y, z) and a (4, 4)
             affine from indices to RAS in mm, as nibabel has them. A list holds the channels of one case.
         output: for paths: where to write the segmentation.
-        grid: "hr", r slices for every one of the scan; "native", the scan's own; voxel sizes in mm, "0.5,0.5,0.5"; or
-            the path of a file with another grid. None: hr for a model with thick slices, native for any other.
+        grid: "hr", r slices for every one of the scan; "native", the scan's own; voxel sizes in mm, (0.5, 0.5, 0.5),
+            along the file's axes; or the path of a file with another grid. None: hr for a model with thick slices,
+            native for any other.
         probabilities: return them as well.
         surfaces: return the surface of every label as well, through the logits.
 
@@ -239,6 +251,7 @@ def predict(
         ValueError: not as many images as the model has channels, options that do not go together, or an output that
             is an input.
         RuntimeError: the model is closed.
+        TypeError: an argument of another kind, or image and model in each other's place.
         UnwrittenFileError: the output could not be written; it is an OSError.
 
     Example:
@@ -248,10 +261,7 @@ def predict(
         >>> thin.shape  # doctest: +SKIP
         (35, 51, 32)
     """
-    if not model.is_open:
-        raise RuntimeError("the model was closed, by close() or the end of its with statement; load it again")
-    if not isinstance(grid, (str, os.PathLike, type(None))):
-        raise TypeError(f"grid must be one text or path, such as 'native' or '0.5,0.5,0.5', got {grid!r}")
+    _check_model(model)
     images = image if isinstance(image, list) else [image]
     if len(images) != model.channels:
         raise ValueError(f"image must be a list of the model's {model.channels} channels, got {len(images)}")
@@ -260,9 +270,21 @@ def predict(
         raise ValueError(
             "output needs an image that is a path, without probabilities and surfaces; save what is returned"
         )
-    wanted = _Wanted(grid, probabilities, surfaces)
-    if are_paths:
-        return _predict_files(model, [Path(each) for each in images], output, wanted)
+    with python_names():
+        wanted = _Wanted(grid_of(grid) or model.default_grid, probabilities, surfaces)
+        if are_paths:
+            return _predict_files(model, [Path(each) for each in images], output, wanted)
+        return _predict_images(model, images, wanted)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be what load_model returns, got {type(model).__name__}: predict(model, image)")
+    if not model.is_open:
+        raise RuntimeError("the model was closed, by close() or the end of its with statement; load it again")
+
+
+def _predict_images(model: Model, images: list[Any], wanted: _Wanted) -> Any:
     names = ["image"] if len(images) == 1 else [f"image[{index}]" for index in range(len(images))]
     volumes = [to_volume(each, name) for each, name in zip(images, names, strict=True)]
     case = to_case(volumes, model.predictor.plans_manager.image_reader_writer_class, names)
@@ -273,7 +295,7 @@ def predict(
 class _Wanted:
     """What `predict` was asked for."""
 
-    grid: Grid
+    grid: OutputGrid
     probabilities: bool
     surfaces: bool
 
@@ -306,6 +328,7 @@ def _predict_files(model: Model, files: list[Path], output: PathLike | None, wan
     if output is not None:
         if Path(output).resolve() in {file.resolve() for file in files}:
             raise ValueError(f"output must not be {output}, which is an input; choose another name or folder")
+        check_replaced(Path(output), type(reader), model.predictor.dataset_json, option="output")
         make_folder(Path(output).parent, purpose="the segmentation is written there; choose another output")
     case = reader.read_images([str(file) for file in files])
     result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)
@@ -320,7 +343,7 @@ def _predict_case(
 ) -> _Result:
     """Preprocess, predict and resample a case, with nnU-Net's own functions, in this process."""
     predictor = model.predictor
-    predictor.write_on(model.default_grid if wanted.grid is None else parse_grid(os.fspath(wanted.grid)))
+    predictor.write_on(wanted.grid)
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
     preprocessor.source = source

@@ -1,8 +1,8 @@
 """A case's logits on every output grid, and what is written there: nnU-Net's files and whatever else is asked for.
 
-nnU-Net hands a case's logits to `export_prediction_from_logits`, mostly in a worker process. `several_grids` puts
-`export_on_grids` in its place while files are predicted: it brings the logits onto each grid in turn and lets nnU-Net's
-function write the segmentation there. Before it does, the `writers` see the same logits.
+nnU-Net hands a case's logits to `export_prediction_from_logits`, mostly in a worker process. `exporting_with` puts
+another function in its place while files are predicted. `export_on_grids` brings the logits onto each grid in turn and
+lets nnU-Net's function write the segmentation there. Before it does, the `writers` see the same logits.
 
 Convention:
     With one grid a case's files are named as nnU-Net names them, with several `<case>_<name of the grid>`.
@@ -10,7 +10,7 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,16 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from tqdm import tqdm
 
 from rehrseg_nnunet.nnunet.whole_files import beside
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS, HRConfigurationManager
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
+from rehrseg_nnunet.surfaces.stored import STORED_LABELS
+
+LABEL_KEYS = ("labels", "regions_class_order")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +72,33 @@ def stems(output: str, grids: Sequence[OutputGrid]) -> list[str]:
 
 
 @contextmanager
-def several_grids() -> Iterator[None]:
-    """nnU-Net's predictor exports with `export_on_grids`."""
+def exporting_with(export: Callable[..., None]) -> Iterator[None]:
+    """nnU-Net's predictor exports with another function, which takes the same arguments and travels to workers."""
     stock = predict_from_raw_data.export_prediction_from_logits
-    predict_from_raw_data.export_prediction_from_logits = export_on_grids
+    predict_from_raw_data.export_prediction_from_logits = export
     try:
         yield
     finally:
         predict_from_raw_data.export_prediction_from_logits = stock
+
+
+class _Bar(tqdm):
+    """A progress bar that says what it counts and goes when it is done; none for a single step."""
+
+    def __init__(self, *args: Any, desc: str | None = None, total: int = 0, disable: bool = False, **kwargs: Any):
+        desc = desc or "patches"
+        super().__init__(*args, desc=desc, total=total, disable=disable or total == 1, leave=False, **kwargs)
+
+
+@contextmanager
+def short_bars() -> Iterator[None]:
+    """nnU-Net's predictor shows `_Bar`s: it has one for every fold and slice phase of a case."""
+    stock = predict_from_raw_data.tqdm
+    predict_from_raw_data.tqdm = _Bar
+    try:
+        yield
+    finally:
+        predict_from_raw_data.tqdm = stock
 
 
 def export_on_grids(
@@ -106,11 +129,14 @@ def export_on_grids(
         export_prediction_from_logits(logits, properties, configuration_manager, *rest, output, **options)
         return
     grids = configuration_manager.grids
+    labels = {key: dataset_json[key] for key in LABEL_KEYS if key in dataset_json}
     for grid, own, stem in zip(grids, properties[GRIDS], stems(output, grids), strict=True):
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
         with _threads(num_threads_torch):
             placed = configuration_manager.place(grid, logits, own, plans_manager)
             show_writers(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)
+        # nnU-Net saves them beside probabilities, which can be used without the model then
+        own = {**own, STORED_LABELS: labels}
         export_prediction_from_logits(placed, own, configuration_manager.placed(), *rest, stem, **options)
 
 

@@ -146,6 +146,13 @@ class Sampling:
         """Whether a voxel is the mean of several points."""
         return max(self.mean_of) > 1
 
+    @property
+    def meets(self) -> bool:
+        """Whether every point lies on a source voxel, whose value it then has to the last bit."""
+        whole = np.rint(self.matrix)
+        last = np.array([n * m - 1 for n, m in zip(self.shape, self.mean_of, strict=True)] + [1])
+        return bool((np.abs(self.matrix - whole) @ last).max() < _MEETS)
+
     def refine(self, volume: torch.Tensor) -> torch.Tensor:
         """The part of a volume (D, H, W) that matters, with finer voxels, float32."""
         values = volume[self.cut].float()
@@ -172,7 +179,7 @@ class Sampling:
         return sampled
 
     def _plane(self, values: torch.Tensor, index: int, outside: float) -> torch.Tensor:
-        """Linear interpolation at the points of one plane."""
+        """Values at the points of one plane, by linear interpolation where these are not voxels."""
         matrix = torch.from_numpy(self.matrix)
         height, width = (n * m for n, m in zip(self.shape[1:], self.mean_of[1:], strict=True))
         rows = matrix[:, 0] * index + matrix[:, 3] + torch.arange(height).double()[:, None] * matrix[:, 1]
@@ -180,6 +187,9 @@ class Sampling:
         low, high = torch.from_numpy(self.limits).T
         inside = ((points >= low - _TOLERANCE) & (points <= high + _TOLERANCE)).all(-1)
         size = torch.tensor(values.shape, dtype=torch.float64)
+        if self.meets:
+            voxels = points.round().long().clamp(min=torch.zeros(3).long(), max=size.long() - 1)
+            return torch.where(inside, values[voxels.unbind(-1)], outside)
         grid = ((2 * points + 1) / size - 1).flip(-1).float()  # grid_sample wants (x, y, z) from -1 to 1
         found = functional.grid_sample(
             values[None, None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=False

@@ -66,7 +66,8 @@ def check_image(
     if thick and spacing[0] < MIN_ANISOTROPY * max(spacing[1:]):
         logger.warning(
             "%s: its slices are not thick along the model's slice axis (%s mm, slice axis first; the model's %s mm): "
-            "expect no more than from thin slices, or turn the axes of a scan with thick slices along another one",
+            "for thin slices take --grid native, since --grid hr makes still thinner ones, which show no more; if it "
+            "has thick slices along another axis, reorder its axes as in the scans of the training",
             source,
             _shown(spacing),
             _shown(configuration.spacing),

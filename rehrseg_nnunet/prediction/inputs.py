@@ -11,6 +11,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from rehrseg_nnunet.nnunet.folders import check_input
 from rehrseg_nnunet.nnunet.raw_files import (
     group_channels,
     has_all_channels,
@@ -98,8 +99,7 @@ def check_sources(sources: Sequence[Path]) -> None:
         ValueError: several of them, not all of which are images.
     """
     for source in sources:
-        if not source.exists():
-            raise FileNotFoundError(f"-i must be an existing file or folder, got {source}")
+        check_input(source)
     if len(sources) > 1:
         wrong = [str(source) for source in sources if source.is_dir() or source.name.lower().endswith(CSV)]
         if wrong:

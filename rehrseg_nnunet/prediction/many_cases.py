@@ -13,10 +13,12 @@ from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import staging_folder, staging_name
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, UnwrittenFileError
 from rehrseg_nnunet.prediction.case_lists import case_endings, is_finished
+from rehrseg_nnunet.prediction.export import stems
 from rehrseg_nnunet.prediction.image_checks import FAILURE
 from rehrseg_nnunet.prediction.inputs import Case, Failure, names_of
 from rehrseg_nnunet.prediction.manifest import RunRecord
 from rehrseg_nnunet.prediction.predictor import HRPredictor
+from rehrseg_nnunet.prediction.replaced import check_replaced
 
 RECORDS = ("dataset.json", "plans.json", "predict_from_raw_data_args.json")  # nnU-Net's, of a call
 
@@ -103,7 +105,25 @@ def is_there(stem: Path, predictor: HRPredictor, options: RunOptions) -> bool:
     return is_finished(str(stem), predictor.grids, endings)
 
 
-def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOptions) -> None:
+def check_results(stems_of_cases: Sequence[Path], predictor: HRPredictor, options: RunOptions) -> None:
+    """Refuse places where results would replace scans or other files that are no segmentations of the model.
+
+    Args:
+        stems_of_cases: folder and name of each case's results, without ending.
+        predictor: says on which grids and with which ending they are.
+        options: say which of them are written.
+
+    Raises:
+        ValueError: names the file.
+    """
+    ending, reader = predictor.dataset_json["file_ending"], predictor.plans_manager.image_reader_writer_class
+    for stem in stems_of_cases:
+        if options.overwrite or not is_there(stem, predictor, options):
+            for name in stems(str(stem), predictor.grids):
+                check_replaced(Path(name + ending), reader, predictor.dataset_json, option="-o")
+
+
+def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOptions) -> list[Path]:
     """Predict one case into files of one name: the segmentation, and what else is asked for.
 
     Args:
@@ -111,6 +131,9 @@ def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOpt
         case: a scan.
         stem: folder, which exists, and name of the results, without ending.
         options: how; workers are not used.
+
+    Returns:
+        The files.
 
     Raises:
         UnusableImageError: the scan cannot be predicted.
@@ -122,8 +145,11 @@ def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOpt
         try:
             predictor.predict_from_files_sequential(*_lists([case], scratch, [case.name]), **options.shared)
             results = [file for file in scratch.iterdir() if file.is_file() and file.name not in RECORDS]
-            for file in sorted(results, key=lambda file: file.name.endswith(predictor.dataset_json["file_ending"])):
-                move_into_place(file, stem.with_name(stem.name + file.name.removeprefix(case.name)))
+            results = sorted(results, key=lambda file: file.name.endswith(predictor.dataset_json["file_ending"]))
+            targets = [stem.with_name(stem.name + file.name.removeprefix(case.name)) for file in results]
+            for file, target in zip(results, targets, strict=True):
+                move_into_place(file, target)
+            return sorted(targets)
         except UnwrittenFileError as error:
             raise UnwrittenFileError(str(error).replace(str(scratch / case.name), str(stem))) from error
 
@@ -146,7 +172,7 @@ def predict_cases(
     """
     if not cases:
         return
-    run = _Run({case.name: case for case in cases}, record, keep_going=options.keep_going)
+    run = _Run(predictor, {case.name: case for case in cases}, record, keep_going=options.keep_going)
     if options.preprocessing == 0:
         for case in cases:
             if not options.overwrite and is_there(folder / case.name, predictor, options):
@@ -154,7 +180,7 @@ def predict_cases(
             with run.case(case.name):
                 predictor.predict_from_files_sequential(*_lists([case], folder, [case.name]), **options.shared)
         return
-    with run.watching(predictor):
+    with run.watching():
         predictor.predict_from_files(
             *_lists(cases, folder, [case.name for case in cases]),
             **options.shared,
@@ -167,6 +193,7 @@ def predict_cases(
 class _Run:
     """Notes what becomes of cases while they are predicted."""
 
+    predictor: HRPredictor
     cases: dict[str, Case]
     record: RunRecord
     keep_going: bool
@@ -180,7 +207,7 @@ class _Run:
         if not self.keep_going:
             raise UnusableImageError(reason)
         self.record.fail(Failure(name, self.cases[name].files, reason))
-        print(f"rehrseg predict: {name} failed: {reason}")
+        print(f"{name} failed: {reason}")
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
@@ -191,17 +218,19 @@ class _Run:
         except UnusableImageError as error:
             self.failed(name, str(error))
         else:
-            self.record.took(name, perf_counter() - started)
+            seconds = perf_counter() - started
+            self.record.took(name, seconds)
+            print(f"{name}: {seconds:.1f} s")
 
     @contextmanager
-    def watching(self, predictor: HRPredictor) -> Iterator[None]:
-        """Preprocessed cases pass by here while a predictor works with workers."""
-        former = predictor.preprocessed
-        predictor.preprocessed = self._passing
+    def watching(self) -> Iterator[None]:
+        """Preprocessed cases pass by here while the predictor works with workers."""
+        former = self.predictor.preprocessed
+        self.predictor.preprocessed = self._passing
         try:
             yield
         finally:
-            predictor.preprocessed = former
+            self.predictor.preprocessed = former
 
     def _passing(self, items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for item in items:
@@ -210,9 +239,8 @@ class _Run:
             if reason is not None:
                 self.failed(name, reason)
                 continue
-            started = perf_counter()
             yield item
-            self.record.took(name, perf_counter() - started)
+            self.record.took(name, self.predictor.network_seconds)
 
 
 def raise_if_failed(record: RunRecord) -> None:

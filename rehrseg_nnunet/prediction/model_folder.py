@@ -20,11 +20,13 @@ from typing import Any, cast
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json, read_plans
+from rehrseg_nnunet.nnunet.folders import check_model_path
 from rehrseg_nnunet.nnunet.weights import first_not_finite, read_checkpoint
 
 FINAL = "checkpoint_final.pth"
 _NEEDED = ("dataset.json", "plans.json")
 _FOLD = re.compile(r"fold_(\d+|all)")
+_FOR_TRAINING = ("SelfSRTrainer", "SMORETrainer")  # they make thin slices to train with
 _CHOOSE = "choose other folds with -f, or another checkpoint with -chk"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # the last: encrypted
 
@@ -115,13 +117,12 @@ def open_model(path: Path, wanted: Wanted, *, checkpoint: str = FINAL) -> Iterat
         FileNotFoundError: nothing there, or no model.
         ValueError: several models, a damaged zip file, or a file that is none.
     """
+    check_model_path(path)
     if path.is_dir():
         yield _find_folder(path, wanted)
-    elif path.is_file():
+    else:
         with tempfile.TemporaryDirectory(prefix="rehrseg-model-") as scratch:
             yield _unpack(path, wanted, Path(scratch), checkpoint)
-    else:
-        raise FileNotFoundError(f"-m must be an existing folder or zip file, got {path}")
 
 
 def _find_folder(path: Path, wanted: Wanted) -> Path:
@@ -140,16 +141,24 @@ def _is_model(folder: Path) -> bool:
 
 def _choose(path: Path, models: Sequence[str], wanted: Wanted) -> str:
     """The one model that is meant among those that a folder or zip file holds."""
-    fitting = [model for model in models if wanted.fits(PurePosixPath(model.replace("\\", "/")).name)]
+    names = {model: PurePosixPath(model.replace("\\", "/")).name for model in models}
+    models = [model for model in models if segments(names[model])]
+    fitting = [model for model in models if wanted.fits(names[model])]
     if len(fitting) == 1:
         return fitting[0]
     if not models:
         raise FileNotFoundError(
-            f"{path} must hold a trained nnU-Net model ({', '.join(_NEEDED)} and fold_0/{FINAL}), got none"
+            f"{path} must hold a trained nnU-Net model ({', '.join(_NEEDED)} and fold_0/{FINAL}), got "
+            f"{'only ' + ', '.join(names) + ', which cannot segment' if names else 'none'}"
         )
     if not fitting:
         raise FileNotFoundError(f"{path} has no such model, only: {', '.join(models)}; choose with -tr, -p and -c")
     raise ValueError(f"{path} must hold one model, got {', '.join(fitting)}; choose with -tr, -p and -c")
+
+
+def segments(name: str) -> bool:
+    """Whether a model's folder name is that of a model that can segment scans."""
+    return not name.startswith(_FOR_TRAINING)
 
 
 def _unpack(file: Path, wanted: Wanted, scratch: Path, checkpoint: str) -> Path:
@@ -218,9 +227,9 @@ def trained_model(
         FileNotFoundError: a fold has no such checkpoint.
         ValueError: a file is damaged, or this is another model than is meant.
     """
-    unpacked = source is not None and Path(source).is_file()
-    with _named_by_source(folder, source if unpacked else None):
-        return _trained_model(folder, folds, checkpoint, source, wanted or Wanted())
+    zip_file = None if source is None or Path(source).is_dir() else source
+    with _named_by_source(folder, zip_file):
+        return _trained_model(folder, folds, checkpoint, zip_file, wanted or Wanted())
 
 
 @contextmanager

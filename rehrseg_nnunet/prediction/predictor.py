@@ -11,11 +11,13 @@ Convention:
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from torch import nn
 from rehrseg_nnunet.config.rehrseg import BLOCK, ResolvedConfig, load_config
 from rehrseg_nnunet.config.segmentation import HRSource
 from rehrseg_nnunet.nnunet.compatibility import require_compatible, warn_if_incompatible
+from rehrseg_nnunet.nnunet.label_channels import ManyHeads
 from rehrseg_nnunet.nnunet.raw_files import list_cases
 from rehrseg_nnunet.nnunet.whole_files import WholeFilesPlansManager, staging
 from rehrseg_nnunet.prediction.case_lists import (
@@ -37,7 +40,7 @@ from rehrseg_nnunet.prediction.case_lists import (
     unfinished,
 )
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
-from rehrseg_nnunet.prediction.export import Writer, several_grids
+from rehrseg_nnunet.prediction.export import Writer, export_on_grids, exporting_with, short_bars
 from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.inputs import Images, case_name, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
@@ -54,17 +57,6 @@ warn_if_incompatible()
 def fold_phases(logits: torch.Tensor, factor: int) -> torch.Tensor:
     """(B, K, r*D, H, W) to (B, K*r, D, H, W)."""
     return logits.unflatten(2, (-1, factor)).movedim(3, 2).flatten(1, 2)
-
-
-class _ManyHeads:
-    """A label manager with another number of heads: nnU-Net's sliding window asks it for the output channels."""
-
-    def __init__(self, label_manager: Any, heads: int) -> None:
-        self._label_manager = label_manager
-        self.num_segmentation_heads = heads
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._label_manager, name)
 
 
 class HRPredictor(nnUNetPredictor):
@@ -90,7 +82,7 @@ class HRPredictor(nnUNetPredictor):
     network: nn.Module
     plans_manager: PlansManager
     configuration_manager: HRConfigurationManager
-    label_manager: LabelManager | _ManyHeads
+    label_manager: LabelManager | ManyHeads
     dataset_json: dict[str, Any]
     factor: int
     hr_from: HRSource
@@ -104,7 +96,9 @@ class HRPredictor(nnUNetPredictor):
         **kwargs: Any,
     ) -> None:
         require_compatible()
-        super().__init__(*args, **kwargs)
+        with redirect_stdout(io.StringIO()):  # nnU-Net speaks of CUDA on every other device
+            super().__init__(*args, **kwargs)
+        self.network_seconds = 0.0  # of the last case
         self.wanted_hr_from: HRSource | None = hr_from
         self.grids: tuple[OutputGrid, ...] = (grid,) if isinstance(grid, OutputGrid) else tuple(grid or ())
         self.writers = tuple(writers)
@@ -184,6 +178,14 @@ class HRPredictor(nnUNetPredictor):
                 f"--grid hr makes thin slices of a model's thick ones (3d, no cascade), but this model's voxels are "
                 f"{spacing} mm; choose --grid native, voxel sizes in mm such as 0.5,0.5,0.5, or a file or folder"
             )
+
+    def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
+        """See nnUNetPredictor; notes how long it took."""
+        started = perf_counter()
+        try:
+            return super().predict_logits_from_preprocessed_data(data)
+        finally:
+            self.network_seconds = perf_counter() - started
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """HR logits of a preprocessed LR case, their mean over mirroring, and over phases without an HR head.
@@ -268,7 +270,7 @@ class HRPredictor(nnUNetPredictor):
             return
         label_manager = self.label_manager
         per_head = self.factor if self.hr_from == "head" else 1 + self.factor
-        self.label_manager = _ManyHeads(label_manager, label_manager.num_segmentation_heads * per_head)
+        self.label_manager = ManyHeads(label_manager, label_manager.num_segmentation_heads * per_head)
         try:
             with output_mode(self.network, "hr"):
                 yield
@@ -280,14 +282,20 @@ class HRPredictor(nnUNetPredictor):
     @wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids():
+        with self._staged_output(), self._exporting(), short_bars():
             return super().predict_from_files(*args, **kwargs)
 
     @wraps(nnUNetPredictor.predict_from_files_sequential)
     def predict_from_files_sequential(self, *args: Any, **kwargs: Any) -> list | None:
         """See nnUNetPredictor; a case's files appear when all of them are whole."""
-        with self._staged_output(), several_grids():
+        # nnU-Net counts the cases of each call
+        quiet = nullcontext() if self.verbose else redirect_stdout(io.StringIO())
+        with self._staged_output(), self._exporting(), short_bars(), quiet:
             return super().predict_from_files_sequential(*args, **kwargs)
+
+    def _exporting(self) -> AbstractContextManager[None]:
+        """Results are exported on every grid."""
+        return exporting_with(export_on_grids)
 
     @contextmanager
     def _staged_output(self) -> Iterator[None]:

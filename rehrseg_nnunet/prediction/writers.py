@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from rehrseg_nnunet.surfaces.structures import structures_of
 from rehrseg_nnunet.surfaces.viewers import write_segmentation
 from rehrseg_nnunet.surfaces.write import SurfaceOptions, write_surfaces
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class SurfaceWriter:
@@ -23,7 +26,10 @@ class SurfaceWriter:
     def __call__(self, case: PlacedCase) -> None:
         """Write `<output>_<label>.<format>`."""
         structures = structures_of(case.dataset_json)
-        write_surfaces(case.logits, _grid(case), structures, Path(case.output), self.options)
+        stem = Path(case.output)
+        for surface in write_surfaces(case.logits, _grid(case), structures, stem, self.options):
+            if surface.files:
+                logger.info("%s", surface.described(stem.name))
 
 
 @dataclass(frozen=True)

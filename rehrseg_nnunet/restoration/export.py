@@ -14,6 +14,7 @@ from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import hash_weights
+from rehrseg_nnunet.restoration.image_training import refuse_prediction
 
 
 class CaseExport(TrainerMixin):
@@ -90,3 +91,12 @@ class CaseExport(TrainerMixin):
         """Header of the cases that this fold's network makes."""
         run = FoldRun.of_trainer(self)
         return CaseManifest.of_run(run, weights_sha256=weights_sha256, made_with=self.made_with())
+
+
+def refuse_segmenting(trainer: str, *, enable_deep_supervision: bool) -> None:
+    """Tell nnU-Net's predictor that a trainer writes cases, see `refuse_prediction`."""
+    refuse_prediction(
+        trainer,
+        enable_deep_supervision=enable_deep_supervision,
+        instead="makes training data, it does not segment: predict with -tr REHRSegTrainer",
+    )

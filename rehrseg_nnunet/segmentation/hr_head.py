@@ -90,6 +90,8 @@ class HRSegLayer(nn.Conv3d):
         sizes: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
         super().__init__(layer.in_channels, layer.out_channels, bias=layer.bias is not None, **sizes)
         self.weight, self.bias = layer.weight, layer.bias
+        for name, child in layer.named_children():  # what another extension has put there
+            self.add_module(name, child)
         self.hr_head = head
         self.adaptor = adaptor
         self.output_mode = "lr"

@@ -14,39 +14,34 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
-from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
-from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
+from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 from rehrseg_nnunet.slices.slice_upsampling import repeat_last_slice
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
 Region = int | Sequence[int]
-_ON_LR_LABELS = (MaskImageTransform, RemoveLabelTransform)
-_IN_SPACE = (SpatialTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 
 
-class TakeUncertaintyOut(BasicTransform):
-    """Move the loader's last image channel, U + 1, to `regression_target`, as U and the mask of what is not padding.
+class TakeUncertaintyOut(TakeChannelsOut):
+    """Move the loader's last image channel, U + 1, to `regression_target`, as U and the mask of what is not padding."""
 
-    Spatial transforms and mirroring then move both with the image, and intensity transforms leave them alone.
-    """
+    def __init__(self) -> None:
+        super().__init__([-1])
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Split `image` (C + 1, z, y, x) into `image` (C, ...) and `regression_target` (2, ...)."""
-        marked = data_dict["image"][-1:]
+        data_dict = super().apply(data_dict, **params)
+        marked = data_dict["regression_target"]
         inside = (marked > 0.5).to(marked.dtype)
-        image, targets = data_dict["image"][:-1], torch.cat((marked - inside, inside))
-        return {**data_dict, "image": image, "regression_target": targets}
+        return {**data_dict, "regression_target": torch.cat((marked - inside, inside))}
 
 
 class DegradeTransform(BasicTransform):
@@ -302,19 +297,12 @@ def build_training_transforms(
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
     """
-    transforms = list(stock.transforms)
-    for transform in transforms:
-        _check_supported(transform)
-    in_plane = any(isinstance(t, Convert3DTo2DTransform) for t in transforms)
-    labels_at = next((i for i, t in enumerate(transforms) if isinstance(t, _ON_LR_LABELS)), len(transforms))
-    spatial = [t for t in transforms[:labels_at] if isinstance(t, _IN_SPACE)]
-    mirrors = [t for t in transforms[:labels_at] if isinstance(t, MirrorTransform)]
-    intensity = [t for t in transforms[:labels_at] if not isinstance(t, (*_IN_SPACE, MirrorTransform))]
+    parts = StockTransforms.of(stock)
     degradation = DegradeTransform(factor, hr_uncertainty=hr_uncertainty)
-    if in_plane:
-        spatial = [degradation, *spatial]
+    if parts.in_plane:
+        spatial = [degradation, *parts.spatial]
     else:  # without the conversions to 2D and back
-        spatial = [*(_on_hr_grid(cast("SpatialTransform", t), factor) for t in spatial), degradation]
+        spatial = [*(_on_hr_grid(cast("SpatialTransform", t), factor) for t in parts.spatial), degradation]
     sparse_label = ignore_label if sparse_labels else None
     if sparse_label is not None:
         spatial = [
@@ -331,24 +319,14 @@ def build_training_transforms(
         [
             TakeUncertaintyOut(),
             *spatial,
-            *mirrors,
+            *parts.mirrors,
             SetTargetsAside(factor, hr_uncertainty=hr_uncertainty, sparse_label=sparse_label),
-            *intensity,
+            *parts.intensity,
             LRLabelTransform(factor),
-            *transforms[labels_at:],
+            *parts.labels,
             pack,
         ]
     )
-
-
-def _check_supported(transform: BasicTransform) -> None:
-    """Refuse what would drop U (no regression target hook) or treat LR image and HR labels differently."""
-    inner = transform.transform if isinstance(transform, RandomTransform) else transform
-    if not isinstance(inner, (ImageOnlyTransform, MirrorTransform, *_IN_SPACE, *_ON_LR_LABELS)):
-        raise NotImplementedError(
-            f"training transforms must be those of nnUNetTrainer, got {type(inner).__name__}, which is not known to "
-            "keep thick-slice images and thin-slice labels together"
-        )
 
 
 def _on_hr_grid(transform: SpatialTransform, factor: int) -> SpatialTransform:

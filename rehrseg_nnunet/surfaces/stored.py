@@ -6,7 +6,8 @@ import logging
 import pickle
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rehrseg_nnunet.nnunet.dataset_json import check_keys, read_json
+from rehrseg_nnunet.nnunet.folders import check_input
 from rehrseg_nnunet.nnunet.label_values import describe_unknown, unknown_labels
 from rehrseg_nnunet.nnunet.raw_files import IMAGE_ENDINGS, SLICER_ENDING, image_ending, image_files
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, whole_files_of
@@ -23,6 +25,7 @@ from rehrseg_nnunet.surfaces.structures import Structures, structures_in, struct
 logger = logging.getLogger(__name__)
 
 PROBABILITIES = ".npz"
+STORED_LABELS = "rehrseg_labels"  # key of the pkl file beside probabilities: what dataset.json says of labels
 _SMALLEST_PROBABILITY = 1e-7
 
 
@@ -56,8 +59,7 @@ def find_cases(source: Path, dataset_json: Mapping[str, Any] | None, *, labels_o
         FileNotFoundError: no such folder or file, or nothing in it.
         ValueError: a file for 3D Slicer where label images are wanted.
     """
-    if not source.exists():
-        raise FileNotFoundError(f"-i must be an existing file or folder, got {source}")
+    check_input(source)
     if labels_only and source.name.lower().endswith((SLICER_ENDING, PROBABILITIES)):
         raise ValueError(f"-i must be a label image, or a folder of them, such as CASE.nii.gz, got {source}")
     if source.is_file():
@@ -102,7 +104,10 @@ def read_labels(case: StoredCase, dataset_json: Mapping[str, Any] | None) -> tup
     reader = whole_files_of({**known, "file_ending": _ending(case)}, case.file)
     (labels,), properties = reader.read_seg(str(case.file))
     if dataset_json is None:
-        return labels, grid_from_properties(properties, labels.shape), structures_in(labels)
+        try:
+            return labels, grid_from_properties(properties, labels.shape), structures_in(labels)
+        except ValueError as error:
+            raise UnusableImageError(f"{case.file}: {error}") from None
     structures = structures_of(dataset_json)
     ignored = dataset_json["labels"].get("ignore", 0)
     named = {0, ignored, *(value for structure in structures.all for value in structure.labels)}
@@ -154,24 +159,50 @@ def _read_probabilities(file: Path) -> np.ndarray:
     return probabilities
 
 
-def _grid_of(case: StoredCase, shape: tuple[int, ...]) -> Grid:
-    file = case.file.with_name(f"{case.name}.pkl")
+def stored_labels(case: StoredCase) -> dict[str, Any] | None:
+    """What dataset.json says of labels, from the pkl file beside probabilities; None without one of this package.
+
+    Raises:
+        UnusableImageError: the pkl file is damaged; named.
+    """
+    if not _pkl_of(case).is_file():
+        return None
+    return _properties_of(case).get(STORED_LABELS)
+
+
+def _properties_of(case: StoredCase) -> dict[str, Any]:
+    """Content of the pkl file beside probabilities."""
+    file = _pkl_of(case)
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is missing: --save_probabilities writes it beside {case.file.name}, with the geometry; copy it too"
         )
-    try:
-        with file.open("rb") as stream:
-            properties = pickle.load(stream)
+    with _naming_damage(file), file.open("rb") as stream:
+        return dict(pickle.load(stream))
+
+
+def _pkl_of(case: StoredCase) -> Path:
+    return case.file.with_name(f"{case.name}.pkl")
+
+
+def _grid_of(case: StoredCase, shape: tuple[int, ...]) -> Grid:
+    file, properties = _pkl_of(case), _properties_of(case)
+    with _naming_damage(file):
         grid = grid_from_properties(properties, shape)
         same = sorted(properties["shape_before_cropping"]) == sorted(shape)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-        raise UnusableImageError(
-            f"{file} must hold the properties that nnU-Net saves beside probabilities, got "
-            f"{type(error).__name__}: {error}"
-        ) from error
     if not same:
         raise UnusableImageError(
             f"{file} must belong to {case.file.name} with its shape {shape}, got {properties['shape_before_cropping']}"
         )
     return grid
+
+
+@contextmanager
+def _naming_damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        raise UnusableImageError(
+            f"{file} must hold the properties that nnU-Net saves beside probabilities, got "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -12,6 +12,8 @@ from rehrseg_nnunet.nnunet.label_channels import head_labels
 from rehrseg_nnunet.nnunet.label_values import label_manager_of, unknown_labels
 from rehrseg_nnunet.surfaces.colours import colour
 
+MOST_UNNAMED = 1000  # atlases have hundreds of labels, scans thousands of values
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -74,8 +76,17 @@ def structures_of(dataset_json: Mapping[str, Any], *, source: str = "dataset.jso
 
 
 def structures_in(labels: np.ndarray) -> Structures:
-    """Structures of a label map that comes without dataset.json: `label_1`, `label_2`, ..."""
+    """Structures of a label map that comes without dataset.json: `label_1`, `label_2`, ...
+
+    Raises:
+        ValueError: so many different values, or negative ones, that it is a scan.
+    """
     found = unknown_labels(labels, {0})
+    if len(found) > MOST_UNNAMED or (found and found[0] < 0):
+        raise ValueError(
+            f"labels must be up to {MOST_UNNAMED} and not negative where no dataset.json names them, got {len(found)} "
+            f"from {found[0]} to {found[-1]}; give a segmentation if this is a scan, or dataset.json with -djfile"
+        )
     return Structures(tuple(Structure(f"label_{value}", (value,), value) for value in found), 0)
 
 

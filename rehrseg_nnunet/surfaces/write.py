@@ -48,6 +48,10 @@ class WrittenSurface:
     volume_mm3: float = 0.0
     area_mm2: float = 0.0
 
+    def described(self, case: str) -> str:
+        """One line on the surface of a case."""
+        return f"{case} {self.name}: {self.volume_mm3:.1f} mm3, {self.area_mm2:.1f} mm2"
+
 
 def write_surfaces(
     logits: np.ndarray, grid: Grid, structures: Structures, stem: Path, options: SurfaceOptions

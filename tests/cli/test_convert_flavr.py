@@ -230,3 +230,10 @@ def test_other_files_are_refused(content, tmp_path):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"FLAVR checkpoint not found: .*none\.pth"):
         read_flavr_checkpoint(tmp_path / "none.pth")
+
+
+def test_the_checkpoint_itself_is_never_replaced(checkpoint, preprocessed):
+    before = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match=r"^-o must not be .*FLAVR_4x\.pth, which is the checkpoint to convert"):
+        convert(checkpoint, "-o", checkpoint, "-d", "509", "-c", "3d_fullres")
+    assert checkpoint.read_bytes() == before

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import rehrseg_nnunet
 from rehrseg_nnunet.cli import main as cli
 from rehrseg_nnunet.cli.trainers import VARIABLE, ensure_trainer_path, trainers_folder
 
@@ -25,6 +26,13 @@ def test_help_names_every_command(capsys):
     shown = capsys.readouterr().out
     for name in cli.COMMANDS:
         assert name in shown
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"rehrseg-nnunet {rehrseg_nnunet.__version__}\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["segment"], ["trainers", "--fast"], ["simulate", "-d", "1"]])

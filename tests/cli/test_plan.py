@@ -10,6 +10,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.config.guidance import load_config as load_guidance
 from rehrseg_nnunet.config.presets import load_preset
 from rehrseg_nnunet.config.rehrseg import RehrsegConfig, load_config, parse_block
 
@@ -23,6 +24,7 @@ def configuration(spacing, resampler="resample_data_or_seg_to_shape", **options)
         "data_identifier": f"nnUNetPlans_{len(spacing)}d_{spacing[0]}",
         "preprocessor_name": "DefaultPreprocessor",
         "patch_size": [4, 16, 16][-len(spacing) :],
+        "batch_size": 2,
         "spacing": list(spacing),
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -185,6 +187,45 @@ def test_nnunets_torch_resampling_is_set_too(folder, planned):
     ramp = np.arange(5, dtype=np.float32).repeat(16).reshape(1, 5, 4, 4)
     line = manager.resampling_fn_data(ramp, (10, 4, 4), (6, 1, 1), (3, 1, 1))[0, :, 0, 0]
     np.testing.assert_allclose(line, np.clip((np.arange(10) + 0.5) / 2 - 0.5, 0, 4), atol=1e-5)
+
+
+def test_guidance_takes_isotropic_and_2d_plans(folder):
+    isotropic = {"2d": configuration((1.0, 1.0)), "3d_fullres": configuration((1.0, 1.0, 1.0))}
+    (folder / "iso.json").write_text(json.dumps(plans(**isotropic)))
+    assert plan("-p", "iso", "--method", "guidance", "--preset", "cpu") == 0
+    for name in isotropic:
+        resolved = PlansManager(str(folder / "mine.json")).get_configuration(name)
+        assert load_guidance(resolved.configuration).keeper == load_preset("cpu").guidance.keeper
+        assert resolved.network_arch_init_kwargs["features_per_stage"] == [16, 32]
+        assert "rehrseg" not in resolved.configuration
+
+
+def test_both_methods_in_one_plans_file(folder):
+    assert plan("--method", "both") == 0
+    configurations = written(folder)["configurations"]
+    assert configurations["3d_fullres"]["rehrseg"] == configurations["3d_fullres"]["guidance"] == {}
+    assert "guidance" in configurations["2d"]
+    assert "rehrseg" not in configurations["2d"]
+
+
+def test_a_second_block_joins_the_first_and_leaves_it(folder, capsys):
+    assert plan("--preset", "cpu") == 0
+    before = written(folder)
+    assert plan("-p", "mine", "--method", "both", "--preset", "demo", name="again") == 0
+    after = written(folder, "again")
+    demo = load_preset("demo").guidance.model_dump(mode="json", exclude_unset=True)
+    for name in ("2d", "3d_fullres"):
+        assert after["configurations"][name].pop("guidance") == demo
+    assert after == {**before, "plans_name": "again"}
+    assert plan("-p", "again", "--method", "guidance", name="third") == 0
+    assert "to take --preset cpu, but again has one" in error_of(
+        capsys, "-p", "again", "--method", "both", "--preset", "cpu", name="third"
+    )
+
+
+def test_thin_input_without_rehrseg_is_refused(folder, capsys):
+    assert "--input thin is of thick slices" in error_of(capsys, "--method", "guidance", "--input", "thin")
+    assert not (folder / "mine.json").exists()
 
 
 def test_isotropic_plans_are_refused_with_the_reason(folder, capsys):

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from rehrseg_nnunet.cli import predict
+from rehrseg_nnunet.cli import run_model
 from rehrseg_nnunet.cli.predict import add_arguments, run
 from rehrseg_nnunet.cli.predict_options import OWN
 from rehrseg_nnunet.prediction.inputs import Images
@@ -62,7 +63,8 @@ def test_has_every_option_of_nnunet_with_the_same_meaning(nnunet_parser, monkeyp
         mine = own[flag]
         assert (mine.dest, type(mine)) == (action.dest, type(action)), flag
         assert mine.type in (action.type, None), flag
-        if flag not in ("-tr", "-p", "-f"):  # whose defaults are -d's, see below
+        # defaults of -d, see below; a part must be named, and a GPU is not expected
+        if flag not in ("-tr", "-p", "-f", "-part_id", "-device"):
             assert mine.default == action.default, flag
         if flag not in ("-d", "-c"):  # -m instead
             assert mine.required == action.required, flag
@@ -88,8 +90,9 @@ def call(tmp_path, monkeypatch):
             self.dataset_json = {"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
             self.images = Images(1, ".nii.gz", (".nii.gz", ".nii", ".nrrd"))
             self.plans_manager = SimpleNamespace(dataset_name="Dataset001_Tiny", plans_name="nnUNetPlans")
+            self.plans_manager.image_reader_writer_class = SimpleITKIO
             self.list_of_parameters, self.device = [{}], torch.device("cpu")
-            self.preprocessed, self.hr_from = None, "mean"
+            self.preprocessed, self.hr_from, self.use_mirroring = None, "mean", kwargs["use_mirroring"]
             self.grids = kwargs["grid"] or (HRGrid(),)
 
         def check_cases(self, names, previous_stage):
@@ -120,7 +123,7 @@ def call(tmp_path, monkeypatch):
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setattr("rehrseg_nnunet.prediction.predictor.HRPredictor", Predictor)
-    monkeypatch.setattr(predict, "ensure_trainer_path", lambda: asked.setdefault("trainer path", True))
+    monkeypatch.setattr(run_model, "ensure_trainer_path", lambda: asked.setdefault("trainer path", True))
 
     def run_with(*flags):
         base = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *REQUIRED, "-device", "cpu"]
@@ -273,7 +276,7 @@ def test_a_gpu_can_be_chosen_twice(monkeypatch):
     monkeypatch.setattr("torch.get_num_interop_threads", lambda: threads[0])
     monkeypatch.setattr("torch.set_num_interop_threads", set_threads)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
-    assert [predict._device("cuda").type for _ in range(2)] == ["cuda"] * 2
+    assert [run_model.choose_device("cuda").type for _ in range(2)] == ["cuda"] * 2
     assert threads == [1]
 
 
@@ -300,7 +303,7 @@ def test_says_where_the_results_are(call, tmp_path, capsys):
 def test_the_output_folder_is_named_where_the_system_names_no_file(number):
     reason = os.strerror(number)
     message = rf"^out: a file could not be written there \({reason}\); free space"
-    with pytest.raises(OSError, match=message), predict._naming(Path("out")):
+    with pytest.raises(OSError, match=message), run_model._naming(Path("out")):
         raise OSError(number, reason)
-    with pytest.raises(OSError, match="npz could not be written"), predict._naming(Path("out")):
+    with pytest.raises(OSError, match="npz could not be written"), run_model._naming(Path("out")):
         raise OSError("a.npz could not be written")

@@ -121,6 +121,44 @@ def test_viewers_write_beside_the_images_unless_told(folder):
     assert (folder / "itksnap_labels.txt").is_file()
 
 
+def test_viewers_say_why_there_are_no_names(folder, capsys):
+    (folder / "dataset.json").unlink()
+    status, files = run(folder, command="viewers", source=folder / "c.nii.gz")
+    assert (status, [file.name for file in files]) == (0, ["c.seg.nrrd"])
+    assert "no itksnap_labels.txt: the labels have no names without the model's dataset.json" in capsys.readouterr().out
+
+
+def test_names_come_from_the_pkl_file_where_there_is_no_dataset_json(folder):
+    properties = pickle.loads((folder / "c.pkl").read_bytes())
+    labels = {"labels": {"background": 0, "stored": 1}}
+    (folder / "c.pkl").write_bytes(pickle.dumps({**properties, "rehrseg_labels": labels}))
+    assert [file.name for file in run(folder)[1]] == ["c_the_ball.stl"]
+    (folder / "dataset.json").unlink()
+    assert [file.name for file in run(folder, source=folder / "c.npz")[1]] == ["c_stored.stl", "c_the_ball.stl"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("surfaces", "label.stl"), ("surfaces", "a.GLB"), ("viewers", "a.seg.nrrd")]
+)
+def test_a_file_is_no_folder(folder, capsys, command, name):
+    output = folder.parent / name
+    assert main([command, "-i", str(folder), "-o", str(output)]) == 1
+    assert f"-o must be a folder, whose files are called like cases and labels, got {output}; use -o" in error_of(
+        capsys
+    )
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["surfaces", "viewers"])
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_a_scan_is_refused_and_no_folder_is_left(folder, capsys, command, kind):
+    image = sitk.GetImageFromArray((np.arange(np.prod(SHAPE)).reshape(SHAPE) * 0.51 - 300).astype(kind))
+    sitk.WriteImage(image, str(folder.parent / "scan.nii.gz"))
+    assert run(folder, command=command, source=folder.parent / "scan.nii.gz") == (1, [])
+    assert not (folder.parent / "out").exists()
+    assert "if this is a scan" in error_of(capsys)
+
+
 @pytest.mark.parametrize("command", ["surfaces", "viewers"])
 def test_what_a_killed_run_left_goes(folder, command):
     left = folder.parent / "out" / f"{STAGING_PREFIX}1234"

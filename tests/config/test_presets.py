@@ -153,3 +153,44 @@ def test_plans_without_thick_slices_are_refused_with_all_reasons():
     isotropic["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"thick-slice 3d configuration.*2d: .*3d_lowres: .*3d_fullres: .*1 x 1 x 1"):
         apply_preset(isotropic, load_preset("paper"), plans_name="mine")
+
+
+def guided(**changes):
+    """Plans whose configurations have batch sizes, as nnU-Net's do."""
+    content = plans()
+    for name, entry in content["configurations"].items():
+        if "inherits_from" not in entry:
+            entry["batch_size"] = 2
+        entry.update(changes.get(name, {}))
+    return content
+
+
+def test_guidance_goes_to_every_configuration_but_cascades():
+    preset = Preset(description="x", network_width=0.5, guidance={"base_features": 4})
+    before = guided()
+    after = apply_preset(before, preset, plans_name="mine", methods=["guidance"])["configurations"]
+    for name in ("2d", "3d_lowres", "3d_fullres"):
+        assert after[name]["guidance"] == {"base_features": 4}
+        assert after[name]["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64]
+        assert "rehrseg" not in after[name]
+    assert after["3d_cascade_fullres"] == before["configurations"]["3d_cascade_fullres"]
+
+
+def test_both_blocks_narrow_a_network_once():
+    preset = Preset(description="x", network_width=0.5, guidance={"base_features": 4}, rehrseg={"factor": 3})
+    after = apply_preset(guided(), preset, plans_name="mine", methods=["rehrseg", "guidance"])
+    block = after["configurations"]["3d_fullres"]
+    assert (block["rehrseg"], block["guidance"]) == ({"factor": 3}, {"base_features": 4})
+    assert {name: "rehrseg" in entry for name, entry in after["configurations"].items()} == {
+        "2d": False,
+        "3d_lowres": False,
+        "3d_fullres": True,
+        "3d_cascade_fullres": False,
+    }
+    assert all(widths(after, name) == [16, 32, 64] for name in after["configurations"])
+
+
+def test_presets_have_one_learning_rate_from_trained_for_both():
+    for name in preset_names():
+        preset = load_preset(name)
+        assert preset.guidance.learning_rate_from_trained == preset.rehrseg.segmentation.learning_rate_from_trained

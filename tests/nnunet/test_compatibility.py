@@ -218,7 +218,7 @@ def test_the_scan_sees_trainers_mixins_and_the_predictor():
     found = {(own.__name__, name) for own, name, _ in overrides()}
     assert {
         ("REHRSegTrainer", "_build_loss"),
-        ("ImageToImageTraining", "_set_batch_size_and_oversample"),
+        ("ImageTraining", "_set_batch_size_and_oversample"),
         ("HRPredictor", "_manage_input_and_output_lists"),
         ("HRPatchLoader", "get_bbox"),
         ("HRPreprocessor", "run_case"),

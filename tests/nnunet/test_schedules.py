@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rehrseg_nnunet.nnunet.schedules import PhasedOneCycle, one_cycle
+from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, one_cycle
 
 PEAK = 2e-3
 
@@ -68,3 +68,13 @@ def test_nnunets_call_per_epoch_is_the_epochs_first_step():
     schedule = phased(4)
     schedule.step(2)
     assert schedule.optimizer.param_groups[0]["lr"] == schedule.rate(2, 0)
+
+
+def test_a_constant_rate_is_set_for_every_group_and_step():
+    adam = optimizer()
+    schedule = ConstantRate(adam, learning_rate=PEAK)
+    for epoch, step in ((0, 0), (3, 2)):
+        for group in adam.param_groups:
+            group["lr"] = 1.0
+        schedule.step(epoch, step)
+        assert [group["lr"] for group in adam.param_groups] == [PEAK, PEAK] == [schedule.rate(epoch, step)] * 2

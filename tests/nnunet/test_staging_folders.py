@@ -9,6 +9,7 @@ import pytest
 from rehrseg_nnunet.nnunet.staging_folders import (
     STAGING_PREFIX,
     STALE_SECONDS,
+    output_folder,
     remove_leftovers,
     staging_folder,
     staging_name,
@@ -98,3 +99,22 @@ def test_other_files_are_left_alone(tmp_path):
     assert remove_leftovers(tmp_path) == []
     assert remove_leftovers(tmp_path / "none") == []
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_new_output_folder_goes_with_an_error_unless_something_is_in_it(tmp_path, error):
+    def fail(folder, *, file=None):
+        with output_folder(folder, purpose="x"):
+            if file:
+                (folder / file).touch()
+            raise error
+
+    (tmp_path / "there").mkdir()
+    for folder, file, left in (("a/b", None, False), ("there", None, True), ("c/d", "x", True)):
+        with pytest.raises(error):
+            fail(tmp_path / folder, file=file)
+        assert (tmp_path / folder).exists() == left
+    assert not (tmp_path / "a").exists()
+    with output_folder(tmp_path / "e", purpose="x"):
+        pass
+    assert (tmp_path / "e").is_dir()

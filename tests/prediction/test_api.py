@@ -1,6 +1,7 @@
 """Images of every kind and orientation through one loaded model, which leaves nothing behind."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import weakref
@@ -15,7 +16,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from random_model import FACTOR, scan, write_random_model, zipped
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from rehrseg_nnunet import Model, Prediction, load_model, predict
+from rehrseg_nnunet import Model, Prediction, Wanted, load_model, predict
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 from rehrseg_nnunet.prediction.image_kinds import to_nifti, to_volume
 
@@ -163,7 +164,7 @@ def test_channels_are_a_list(tmp_path):
     [
         ({"output": "seg.txt"}, ValueError, r"output must end in one of \.nii\.gz"),
         ({"output": "seg.nii.gz", "probabilities": True}, ValueError, "output needs an image that is a path, without"),
-        ({"grid": "nothing"}, FileNotFoundError, "--grid must be"),
+        ({"grid": "nothing"}, FileNotFoundError, "^grid must be"),
     ],
 )
 def test_refuses_options(model, file, options, error, message):
@@ -275,10 +276,60 @@ def test_an_output_that_leads_into_a_file_is_named(model, file):
         predict(model, file, output=file / "seg.nii.gz")
 
 
-@pytest.mark.parametrize("grid", [1.0, (1, 1, 1), ["hr", "native"]])
-def test_a_grid_is_text_or_a_path(model, file, grid):
-    with pytest.raises(TypeError, match=r"grid must be one text or path, .* got"):
+@pytest.mark.parametrize("grid", [1.0, (1, 1), ["hr", "native"], scan()])
+def test_a_grid_is_text_sizes_or_a_path(model, file, grid):
+    with pytest.raises(TypeError, match=r"grid must be 'hr', .*, got (1\.0|\(1, 1\)|\['hr', 'native'\]|Image)$"):
         predict(model, file, grid=grid)
+
+
+def test_voxel_sizes_as_numbers(model, file):
+    assert predict(model, file, grid=(0.5, 2, 1.0)).shape == (36, 10, 20)
+    with pytest.raises(ValueError, match=r"^grid must have one or three voxel sizes"):
+        predict(model, file, grid=(0, 1, 1))
+
+
+def test_an_output_replaces_segmentations_only(model, file, tmp_path):
+    """A first segmentation may be replaced; a scan, text or other labels never."""
+    output = tmp_path / "seg.nrrd"
+    for _ in range(2):
+        predict(model, file, output=output)
+    sitk.WriteImage(scan(1), str(output))
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match=r"^output must not replace .*, but \S+seg\.nrrd holds no labels; are input"):
+        predict(model, file, output=output)
+    assert output.read_bytes() == before
+    sitk.WriteImage(sitk.Cast(scan() > 0, sitk.sitkUInt8) * 7, str(output))
+    with pytest.raises(ValueError, match=r"seg\.nrrd holds 7, which are no labels of this model"):
+        predict(model, file, output=output)
+
+
+def test_messages_name_arguments(tmp_path):
+    folder = write_random_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^fold 3 .*; trained folds: 0; choose with folds, or .* with check"):
+        load_model(folder, folds=3, device="cpu")
+    with pytest.raises(FileNotFoundError, match=r"^path must be an existing folder or zip file, got nothing$"):
+        load_model("nothing", device="cpu")
+    with pytest.raises(ValueError, match=r"^wanted\.trainer must be that of the model"):
+        load_model(folder, wanted=Wanted(trainer="Other"), device="cpu")
+    with pytest.raises(TypeError, match=r"^path must be the path of a model's folder or zip file, got 504$"):
+        load_model(504)
+
+
+def test_a_model_and_an_image_in_each_others_place(model):
+    with pytest.raises(TypeError, match=r"^model must be what load_model returns, got Image: predict\(model, image\)$"):
+        predict(scan(), model)
+
+
+def test_refuses_a_cascade(tmp_path):
+    folder = write_random_model(tmp_path, channels=3)  # the image's and two labels'
+    plans = json.loads((folder / "plans.json").read_text())
+    changes = {"previous_stage": "3d_lowres", "normalization_schemes": ["ZScoreNormalization"]}
+    plans["configurations"]["3d_fullres"].update(changes)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    dataset = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**dataset, "channel_names": {"0": "MRI"}}))
+    with pytest.raises(NotImplementedError, match=r"^path must be a model without previous stage, got the cascade"):
+        load_model(folder, device="cpu")
 
 
 def test_a_folder_as_grid_needs_names(model, file):

@@ -44,7 +44,20 @@ def test_the_same_grid_changes_nothing(dtype):
     logits = logits_of(3, 5, 6, 7, dtype=dtype)
     result = sample_field_of_view(logits, aligned((5, 6, 7), (5, 6, 7)), has_regions=False)
     assert result.dtype == dtype
-    np.testing.assert_allclose(result, logits, atol=1e-2 if dtype == np.float16 else 2e-5)
+    np.testing.assert_array_equal(result, logits)
+
+
+@pytest.mark.parametrize("off", [0.0, 4e-4])
+def test_a_grid_that_meets_voxels_has_their_values_to_the_last_bit(off):
+    """Where all logits of a voxel are equal, the label is the first, and stays it; headers are rounded."""
+    logits = logits_of(3, 5, 6, 7)
+    grid = aligned((5, 6, 7), (5, 6, 7))
+    turned = np.linalg.inv(np.array([[0, 1, 0, 0], [-1, 0, 0, 4], [0, 0, 1, -2 + off], [0, 0, 0, 1.0]]))
+    shape = PlacedShape.at((6, 5, 4), grid.to_field_of_view @ turned)
+    result = sample_field_of_view(logits, shape, has_regions=False)
+    np.testing.assert_array_equal(result, logits.transpose(0, 2, 1, 3)[:, :, ::-1, 2:6])
+    assert Sampling.of((5, 6, 7), shape).meets
+    assert not Sampling.of((5, 6, 7), PlacedShape.at((6, 5, 4), shape.to_field_of_view * 1.01)).meets
 
 
 def spline_of(logits, factors):

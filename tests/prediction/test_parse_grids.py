@@ -29,8 +29,9 @@ def test_every_grid_has_a_name_of_its_own(tmp_path):
 
 
 def test_voxel_sizes_with_blanks_between_are_told_what_they_need():
-    with pytest.raises(ValueError, match=r"--grid must have commas between voxel sizes, 0\.5,0\.5,1, got 0\.5 0\.5 1$"):
-        parse_grids(["0.5", "0.5", "1"])
+    for values in (["0.5", "0.5", "1"], ["0.5,", "0.5,", "1"]):
+        with pytest.raises(ValueError, match=r"--grid must have commas .*, no blanks: write 0\.5,0\.5,1$"):
+            parse_grids(values)
     assert len(parse_grids(["0.5", "1", "native"])) == 3
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from rehrseg_nnunet.nnunet.label_channels import masked_value
 from rehrseg_nnunet.nnunet.schedules import one_cycle
-from rehrseg_nnunet.restoration import training as module
+from rehrseg_nnunet.restoration import image_training as module
 from rehrseg_nnunet.restoration.training import ImageToImageTraining
 from rehrseg_nnunet.restoration.validation import SCORED_STEPS, restoration_metrics
 from rehrseg_nnunet.smore.network import WDSROutput
@@ -92,7 +92,8 @@ def test_the_image_metrics_are_in_the_log_and_old_values_stay():
 
 
 @pytest.mark.parametrize(
-    ("processes", "batch_size", "expected"), [(None, 5, 5), (2, 5, 4), (4, 5, 4), (8, 5, 8), (3, 9, 9)]
+    ("processes", "batch_size", "expected"),
+    [(None, 5, 5), (2, 5, 4), (4, 5, 4), (8, 5, 8), (3, 9, 9)],
 )
 def test_the_batch_is_the_settings_in_equal_shares(monkeypatch, processes, batch_size, expected):
     monkeypatch.setattr(module, "dist", SimpleNamespace(get_world_size=lambda: processes))

@@ -206,7 +206,8 @@ def test_a_folder_of_grids_is_matched_by_the_cases_names(model, same_names, tmp_
     """Not by the files', which may all be called alike."""
     out = tmp_path / "out"
     process = start(model, same_names, out, "--grid", tmp_path / "grids", workers=workers)
-    assert process.communicate(timeout=300) and process.returncode == 0
+    process.communicate(timeout=300)
+    assert process.returncode == 0
     assert {name: values.shape[2] for name, values in volumes(out).items()} == {"ada.nii.gz": 3, "bob.nii.gz": 4}
 
 

@@ -65,13 +65,19 @@ def arguments(source, target, *options, workers=0, number=MODEL):
 
 def start(source, target, *options, workers=0, setup=None):
     """The command in a session, and so a process group, of its own."""
+
+    def prepare():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+        if setup is not None:
+            setup()
+
     return subprocess.Popen(
         [sys.executable, "-m", "rehrseg_nnunet.cli.main", *arguments(source, target, *options, workers=workers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=setup,
+        preexec_fn=prepare,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"},
     )
 

@@ -1,0 +1,195 @@
+"""Fusion of the keeper's guides into the features of a segmentation network's stage (arXiv 2402.08409).
+
+With e the stage's own features (C channels), g_1..g_L the guides, h = max(L, share of C) and m = h // L:
+
+    aggregation:  u_j = resize(W_j g_j),  a = conv(ReLU(IN(conv([u_1..u_L]))))
+    assimilation: q = IN(conv([a, e])),   q+ = max(q, 0),  q- = min(q, 0)
+    refinement:   v+ = ReLU(W2 ReLU(W1 mean q+)),  v- likewise of q- with weights of its own
+    f = e + gamma * (v+ * q+ + v- * q-)
+
+The guides raise or lower the contrast of e channel by channel: v are one number a channel, never negative. gamma is one
+number a channel, too, 0 at first. It is not in the paper, whose f differs from a trained network's e from the first
+step on. Zeroing the gates instead would be for ever: a ReLU at 0 passes no gradient.
+
+Convention:
+    Stages and levels go from fine to coarse. Guides may have any size: they are resized to the stage's. Convolutions
+    have no bias and the plan's 1 along axes that it does not mix at this stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from rehrseg_nnunet.config.guidance import FusionConfig
+from rehrseg_nnunet.guided.instance_blocks import NORMS, block_kernel, convolution, initialise, pointwise, resize
+from rehrseg_nnunet.guided.shape import Size
+
+KERNEL = 3
+START_SCALAR = 0.5
+
+
+class Aggregation(nn.Module):
+    """Guides of all levels to h maps of a stage's size.
+
+    Args:
+        guide_widths: channels of each guide.
+        hidden: h.
+        kernel: size by axis.
+    """
+
+    def __init__(self, guide_widths: Sequence[int], hidden: int, kernel: Size) -> None:
+        super().__init__()
+        dimension, width = len(kernel), max(1, hidden // len(guide_widths))
+        self.projections = nn.ModuleList(pointwise(own, width, dimension=dimension) for own in guide_widths)
+        self.mix = nn.Sequential(
+            convolution(width * len(guide_widths), hidden, kernel),
+            NORMS[dimension](hidden),
+            nn.ReLU(inplace=True),
+            convolution(hidden, hidden, kernel),
+        )
+
+    def forward(self, guides: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        """Guides (B, guide_widths[j], *any) to (B, h, *size)."""
+        pairs = zip(self.projections, guides, strict=True)
+        # the pointwise convolution first: it commutes with the resizing and leaves fewer channels to it
+        return self.mix(torch.cat([resize(projection(guide), size) for projection, guide in pairs], dim=1))
+
+
+class ChannelGate(nn.Sequential):
+    """Means (B, C) to weights (B, C) of at least 0.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        hidden = max(1, channels // 2)
+        super().__init__(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.ReLU())
+
+
+class Refinement(nn.Module):
+    """v+ q+ + v- q-: positive and negative evidence, each weighed by channel.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.positive, self.negative = ChannelGate(channels), ChannelGate(channels)
+
+    def forward(self, evidence: torch.Tensor) -> torch.Tensor:
+        """Q (B, C, *size) to the same."""
+        positive, negative = evidence.clamp_min(0), evidence.clamp_max(0)
+        return self._weights(self.positive, positive) * positive + self._weights(self.negative, negative) * negative
+
+    def _weights(self, gate: nn.Module, part: torch.Tensor) -> torch.Tensor:
+        weights = gate(part.mean(dim=tuple(range(2, part.ndim))))
+        return weights.view(*weights.shape, *(1,) * (part.ndim - 2))
+
+
+class AdaptiveFusion(nn.Module):
+    """The module's equations.
+
+    Args:
+        channels: C.
+        guide_widths: channels of the guides that it is given.
+        kernel: of the convolutions, by axis.
+        hidden: h as a share of C.
+        refinement: whether there are gates; without them f = e + gamma * q.
+        identity_start: whether there is gamma; without it (the paper) gamma is 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        guide_widths: Sequence[int],
+        kernel: Size,
+        *,
+        hidden: float,
+        refinement: bool,
+        identity_start: bool,
+    ) -> None:
+        super().__init__()
+        width = max(len(guide_widths), int(channels * hidden))
+        self.aggregation = Aggregation(guide_widths, width, kernel)
+        self.assimilation = nn.Sequential(convolution(width + channels, channels, kernel), NORMS[len(kernel)](channels))
+        self.refinement = Refinement(channels) if refinement else nn.Identity()
+        initialise(self)
+        self.gamma = nn.Parameter(torch.zeros(channels)) if identity_start else None
+
+    def forward(self, own: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor:
+        """E (B, C, *size) and guides (B, guide_widths[j], *any) to f (B, C, *size)."""
+        aggregated = self.aggregation(guides, own.shape[2:])
+        change = self.refinement(self.assimilation(torch.cat([aggregated, own], dim=1)))
+        if self.gamma is not None:
+            change = self.gamma.to(change.dtype).view(-1, *(1,) * (own.ndim - 2)) * change
+        return own + change
+
+
+class GuideAdaptor(nn.Module):
+    """A guide instead of a stage's features, by a pointwise convolution where the widths differ: D(K(x)).
+
+    Args:
+        channels: C.
+        guide_width: channels of the guide.
+        dimension: number of spatial axes.
+    """
+
+    def __init__(self, channels: int, guide_width: int, *, dimension: int) -> None:
+        super().__init__()
+        equal = channels == guide_width
+        self.adaptor = nn.Identity() if equal else pointwise(guide_width, channels, dimension=dimension)
+        initialise(self)
+
+    def forward(self, guides: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        """One guide (B, guide_width, *any) to (B, C, *size)."""
+        (guide,) = guides
+        return resize(self.adaptor(guide), size)
+
+
+class ScalarFusion(nn.Module):
+    """F = ReLU(alpha) g + ReLU(beta) e with two trained numbers, 1/2 at first (the method's MICCAI 2022 version).
+
+    Args:
+        channels: C.
+        guide_width: channels of the guide.
+        dimension: number of spatial axes.
+    """
+
+    def __init__(self, channels: int, guide_width: int, *, dimension: int) -> None:
+        super().__init__()
+        self.guide = GuideAdaptor(channels, guide_width, dimension=dimension)
+        self.alpha, self.beta = (nn.Parameter(torch.tensor(START_SCALAR)) for _ in range(2))
+
+    def forward(self, own: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor:
+        """E (B, C, *size) and one guide (B, guide_width, *any) to f (B, C, *size)."""
+        alpha, beta = (scalar.relu().to(own.dtype) for scalar in (self.alpha, self.beta))
+        return alpha * self.guide(guides, own.shape[2:]) + beta * own
+
+
+def build_fusion(
+    config: FusionConfig, channels: int, guide_widths: Sequence[int], plan_kernel: Size
+) -> AdaptiveFusion | ScalarFusion | GuideAdaptor:
+    """The module of a stage.
+
+    Args:
+        config: kind and sizes.
+        channels: of the stage.
+        guide_widths: channels of the guides that it is given: one but for adaptive fusion of all.
+        plan_kernel: of the segmentation network at this stage, by axis.
+    """
+    if config.kind == "adaptive":
+        return AdaptiveFusion(
+            channels,
+            guide_widths,
+            block_kernel(plan_kernel, KERNEL),
+            hidden=config.hidden,
+            refinement=config.refinement,
+            identity_start=config.start == "identity",
+        )
+    module = ScalarFusion if config.kind == "scalar" else GuideAdaptor
+    return module(channels, *guide_widths, dimension=len(plan_kernel))

@@ -1,0 +1,71 @@
+"""How near an image is to the privileged one, inside the mask of what has data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rehrseg_nnunet.evaluation.metrics import psnr, ssim
+
+METRICS = ("psnr", "ssim")
+# Each scored patch takes up to seconds on the CPU, all of them together longer than a GPU's training steps.
+SCORED_PATCHES = 4  # of a batch
+SCORED_STEPS = 10  # of an epoch's validation steps, whose batches are drawn at random: the first are as good as any
+
+
+def image_scores(
+    truth: np.ndarray, image: np.ndarray, inside: np.ndarray, image_range: Sequence[float]
+) -> dict[str, float]:
+    """PSNR, SSIM and NMSE, means over the channels.
+
+    Args:
+        truth: (P, *size), the privileged image.
+        image: the same shape.
+        inside: (*size), true where voxels count.
+        image_range: (P,), the data range of each channel.
+
+    Returns:
+        `psnr` in dB, `ssim`, and `nmse`, the squared error over the truth's variance: 0 is perfect, 1 as good as the
+        mean. nan where no voxel counts, where an image is not finite, and for the NMSE of a constant.
+    """
+    rows = [_channel_scores(t, i, inside, r) for t, i, r in zip(truth, image, image_range, strict=True)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _channel_scores(truth: np.ndarray, image: np.ndarray, inside: np.ndarray, data_range: float) -> dict[str, float]:
+    if not inside.any() or not (np.isfinite(image).all() and np.isfinite(truth).all()):
+        return {"psnr": math.nan, "ssim": math.nan, "nmse": math.nan}
+    seen, found = truth[inside].astype(np.float64), image[inside].astype(np.float64)
+    variance = float(seen.var())
+    return {
+        "psnr": psnr(seen, found, data_range=float(data_range)),
+        "ssim": ssim(*_with_axes(truth, image), data_range=float(data_range), inside=_with_axes(inside)[0]),
+        "nmse": float(np.square(seen - found).mean()) / variance if variance > 0 else math.nan,
+    }
+
+
+def _with_axes(*volumes: np.ndarray) -> list[np.ndarray]:
+    """Volumes of one slice as images."""
+    return [volume[0] if volume.ndim == 3 and len(volume) == 1 else volume for volume in volumes]
+
+
+def batch_scores(
+    truth: torch.Tensor, image: torch.Tensor, inside: torch.Tensor, image_range: torch.Tensor, *, patches: int
+) -> dict[str, np.ndarray]:
+    """Mean PSNR and SSIM over the first patches of a batch, nan if there are none.
+
+    Args:
+        truth: (B, P, *size).
+        image: (B, P, *size).
+        inside: (B, 1, *size).
+        image_range: (P,).
+        patches: how many are scored.
+    """
+    arrays = [tensor[:patches].detach().float().cpu().numpy() for tensor in (truth, image, inside)]
+    spans = image_range.tolist()
+    rows = [image_scores(t, i, mask[0] > 0, spans) for t, i, mask in zip(*arrays, strict=True)]
+    values = {name: [row[name] for row in rows if math.isfinite(row[name])] for name in METRICS}
+    return {name: np.array(np.mean(found) if found else math.nan) for name, found in values.items()}

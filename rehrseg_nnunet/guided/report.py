@@ -1,0 +1,215 @@
+"""What teacher and keeper make of the validation cases: files, pictures, and scores beside what is to be had without.
+
+The scores of the keeper's image lie between two others: the source after the best line a x + b, which any network must
+beat, and the teacher's reconstruction of the privileged image itself, which the decoder cannot beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import distributed as dist
+from torch import nn
+
+from rehrseg_nnunet.evaluation.figures import Cut, Panel, draw_planes, grey_window, save_figure
+from rehrseg_nnunet.evaluation.tables import format_table
+from rehrseg_nnunet.evaluation.volumes import Volume, largest_section
+from rehrseg_nnunet.guided.image_scores import image_scores
+from rehrseg_nnunet.guided.pair_transforms import split_channels
+from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, planned_spacing, synthesise
+from rehrseg_nnunet.guided.training import PairedTraining
+from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.whole_files import whole_files
+from rehrseg_nnunet.slices.grids import Grid
+
+SOURCE, SYNTHESISED, RECONSTRUCTED = "source, best line", "synthesised", "teacher's reconstruction"
+TEACHER_REPORT, SYNTHESIS_REPORT = "teacher_report.json", "synthesis_report.json"
+FIGURES = 3
+CaseRows = dict[str, dict[str, float]]  # method to scores
+
+
+@dataclass(frozen=True, eq=False)
+class PairedCase:
+    """A preprocessed validation case.
+
+    Attributes:
+        source: (S, D, H, W).
+        privileged: (P, D, H, W).
+        inside: (D, H, W), true where images are scored.
+        properties: nnU-Net's.
+    """
+
+    source: torch.Tensor
+    privileged: torch.Tensor
+    inside: np.ndarray
+    properties: dict[str, Any]
+
+
+class ValidationReport:
+    """Scores images of the validation cases of a fold.
+
+    Args:
+        trainer: of teacher or keeper, trained.
+    """
+
+    def __init__(self, trainer: PairedTraining) -> None:
+        self.trainer = trainer
+        self.image_range = trainer.image_range.tolist()
+        _, self.identifiers = trainer.do_split()
+        self.dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, self.identifiers)
+
+    def own_cases(self) -> list[str]:
+        """Those of this DDP rank, or all."""
+        identifiers = sorted(self.identifiers)
+        return identifiers[self.trainer.local_rank :: dist.get_world_size()] if self.trainer.is_ddp else identifiers
+
+    def load(self, identifier: str) -> PairedCase:
+        """A case."""
+        image, labels, _, properties = self.dataset.load_case(identifier)
+        source, privileged = split_channels(np.asarray(image), self.trainer.channels)
+        inside = scored_voxels(np.asarray(labels)[0], privileged.numpy(), self.trainer.label_manager)
+        return PairedCase(source, privileged, inside, properties)
+
+    def image_of(self, network: nn.Module, case: torch.Tensor) -> np.ndarray:
+        """A network's image (P, D, H, W) of a whole case."""
+        patch_size = self.trainer.configuration_manager.patch_size
+        return synthesise(network, case, patch_size=patch_size, device=self.trainer.device)
+
+    def scores(self, case: PairedCase, images: Mapping[str, np.ndarray]) -> CaseRows:
+        """Scores of images of a case, by method."""
+        truth = case.privileged.numpy()
+        return {method: image_scores(truth, image, case.inside, self.image_range) for method, image in images.items()}
+
+    def save(self, own: dict[str, CaseRows], name: str) -> None:
+        """Write the report of all ranks' cases, and print its means."""
+        parts = [own]
+        if self.trainer.is_ddp:
+            parts = [own] * dist.get_world_size()
+            dist.all_gather_object(parts, own)
+        if self.trainer.local_rank != 0:
+            return
+        cases = {identifier: rows for part in parts for identifier, rows in sorted(part.items())}
+        means = mean_rows(list(cases.values()))
+        content = {"mean": means, "cases": cases, "image_range": self.image_range}
+        save_json(content, str(Path(self.trainer.output_folder) / name), sort_keys=False)
+        rows = [{"image": method, **{k: f"{v:.4f}" for k, v in row.items()}} for method, row in means.items()]
+        self.trainer.print_to_log_file(f"\n{format_table(rows)}", add_timestamp=False)
+
+
+def scored_voxels(labels: np.ndarray, privileged: np.ndarray, label_manager: LabelManager) -> np.ndarray:
+    """Where images are scored: in the head, as far as it is known.
+
+    The only label of a dataset is taken for the head, as `rehrseg pair` makes it. Of others all counts that nnU-Net did
+    not mask, but for the privileged image's least value, which is what skull-stripped scans have outside.
+
+    Args:
+        labels: (D, H, W), preprocessed.
+        privileged: (P, D, H, W).
+        label_manager: nnU-Net's.
+    """
+    if len(label_manager.foreground_labels) == 1 and (labels > 0).any():
+        return labels > 0
+    least = privileged.min(axis=tuple(range(1, privileged.ndim)), keepdims=True)
+    return (labels >= 0) & (privileged > least).any(axis=0)
+
+
+def mean_rows(cases: list[CaseRows]) -> CaseRows:
+    """Mean scores of every method, nan left out."""
+    methods = cases[0] if cases else {}
+    return {
+        method: {name: _nanmean([case[method][name] for case in cases]) for name in scores}
+        for method, scores in methods.items()
+    }
+
+
+def _nanmean(values: list[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def best_line(source: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The source after the line that brings it nearest to the truth: a x + b, a number a for each source channel.
+
+    Args:
+        source: (S, *size).
+        truth: (P, *size).
+        inside: (*size), true where voxels count.
+
+    Returns:
+        (P, *size).
+    """
+    terms = np.concatenate([source, np.ones_like(source[:1])]).astype(np.float64)
+    weights = np.linalg.lstsq(terms[:, inside].T, truth[:, inside].T.astype(np.float64), rcond=None)[0]
+    return np.tensordot(weights.T, terms, axes=1).astype(np.float32)
+
+
+def report_teacher(trainer: PairedTraining) -> None:
+    """Score the teacher's reconstructions of the validation cases: `teacher_report.json`."""
+    report = ValidationReport(trainer)
+    network = unwrap(trainer.network)
+    rows = {}
+    for identifier in report.own_cases():
+        case = report.load(identifier)
+        rows[identifier] = report.scores(case, {RECONSTRUCTED: report.image_of(network, case.privileged)})
+    report.save(rows, TEACHER_REPORT)
+
+
+def report_keeper(trainer: PairedTraining, teacher: nn.Module | None) -> None:
+    """Write the validation cases as the keeper synthesises them, draw some, and score all: `synthesis_report.json`.
+
+    Args:
+        trainer: the keeper's.
+        teacher: that it was taught by; None: it is not at hand, and the report has no bound.
+    """
+    report = ValidationReport(trainer)
+    network = unwrap(trainer.network)
+    drawn = sorted(report.identifiers)[:FIGURES]
+    rows = {}
+    for identifier in report.own_cases():
+        case = report.load(identifier)
+        images = {
+            SOURCE: best_line(case.source.numpy(), case.privileged.numpy(), case.inside),
+            SYNTHESISED: report.image_of(network, case.source),
+        }
+        if teacher is not None:
+            images[RECONSTRUCTED] = report.image_of(teacher, case.privileged)
+        rows[identifier] = report.scores(case, images)
+        write_case(trainer, identifier, images[SYNTHESISED], case.properties)
+        if identifier in drawn:
+            draw_case(trainer, identifier, case, images)
+    report.save(rows, SYNTHESIS_REPORT)
+
+
+def write_case(trainer: PairedTraining, identifier: str, image: np.ndarray, properties: dict[str, Any]) -> None:
+    """Write `validation/<case>`, one file for each channel, on the grid of the case's file."""
+    plans = trainer.plans_manager
+    writer = whole_files(plans.image_reader_writer_class)()
+    stem = str(Path(trainer.output_folder) / "validation" / identifier)
+    for own, channel in zip(file_stems(stem, trainer.channels.privileged), image, strict=True):
+        values = in_case_grid(channel, properties, plans, trainer.configuration_manager)
+        writer.write_image(values, own + trainer.dataset_json["file_ending"], properties)
+
+
+def draw_case(trainer: PairedTraining, identifier: str, case: PairedCase, images: Mapping[str, np.ndarray]) -> None:
+    """Draw `synthesis_<case>.png`, of the first privileged channel."""
+    spacing = planned_spacing(case.properties, trainer.plans_manager, trainer.configuration_manager)
+    truth, made = case.privileged[0].numpy(), images[SYNTHESISED][0]
+    columns = {SOURCE: images[SOURCE][0], SYNTHESISED: made, "true": truth, "|difference|": np.abs(made - truth)}
+    depth, height, width = truth.shape
+    grid = Grid((depth, height, width), np.diag([*spacing, 1.0]))
+    volumes = {title: Volume(values, grid) for title, values in columns.items()}
+    error = volumes["|difference|"]
+    limits = {error: (0.0, float(np.percentile(error.values, 99.5)) or 1.0)}
+    panels = [Panel(title, volume, limits=limits.get(volume)) for title, volume in volumes.items()]
+    head = Volume(case.inside, grid)
+    titles = ("in plane", "through plane (y)", "through plane (x)")[: 1 if depth == 1 else 3]
+    cuts = [Cut(title, axis, largest_section(head, axis)) for axis, title in enumerate(titles)]
+    figure = draw_planes(panels, cuts, head.box, grey=grey_window(volumes["true"]))
+    save_figure(figure, Path(trainer.output_folder) / f"synthesis_{identifier}.png")

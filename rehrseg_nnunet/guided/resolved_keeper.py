@@ -1,0 +1,90 @@
+"""The keeper that a plans configuration is guided by, as far as its network must be built again: see `ResolvedKeeper`.
+
+Training writes it beside the `guidance` block into the configuration, and nnU-Net keeps that as `plans.json` with the
+model. So prediction builds the guided network from the plans alone, and finds the keeper's weights in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from rehrseg_nnunet.config.guidance import load_config
+from rehrseg_nnunet.guided.guided_network import add_guidance
+from rehrseg_nnunet.guided.keeper import Keeper
+from rehrseg_nnunet.guided.shape import GuidanceShape
+from rehrseg_nnunet.guided.source_view import SourceView
+
+KEEPER_KEY = "guidance_keeper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedKeeper:
+    """Architecture of a keeper and how it sees the segmentation's patches.
+
+    Attributes:
+        shape: levels, widths and channels.
+        kernel: of the keeper.
+        recalibration: of the keeper.
+        level_restoration: of the keeper.
+        view: from the segmentation's patches to the keeper's.
+        run: folder of the training that it comes from; to be read by people only.
+        sha256: of its weights; to be read by people only.
+    """
+
+    shape: GuidanceShape
+    kernel: int
+    recalibration: bool
+    level_restoration: bool
+    view: SourceView
+    run: str = ""
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, configuration: Mapping[str, Any]) -> ResolvedKeeper:
+        """What a training has written into a configuration.
+
+        Raises:
+            ValueError: a configuration without it.
+        """
+        stored = configuration.get(KEEPER_KEY)
+        if stored is None:
+            raise ValueError(f"the configuration must have {KEEPER_KEY}, which the training of a guided network writes")
+        parts = {"shape": GuidanceShape(**stored["shape"]), "view": SourceView(**stored["view"])}
+        return cls(**{**stored, **parts})
+
+    def as_json(self) -> dict[str, Any]:
+        """What `of` reads, of JSON's types but for tuples."""
+        return asdict(self)
+
+    def is_built_like(self, other: ResolvedKeeper) -> bool:
+        """Whether both can share one `plans.json`: weights and runs may differ."""
+        return replace(self, run="", sha256="") == replace(other, run="", sha256="")
+
+    def build(self) -> Keeper:
+        """The keeper, untrained."""
+        return Keeper(
+            self.shape,
+            kernel=self.kernel,
+            recalibration=self.recalibration,
+            level_restoration=self.level_restoration,
+        )
+
+
+def guide_by_plans(network: nn.Module, configuration: Mapping[str, Any], *, learns: bool = False) -> nn.Module:
+    """Guide a network as its plans say; the keeper's weights come with the checkpoint.
+
+    Args:
+        network: see `add_guidance`; it is changed in place.
+        configuration: of the plans, inheritance resolved, with the block `guidance` and the resolved keeper.
+        learns: whether the keeper is trained along.
+
+    Raises:
+        NotImplementedError: see `add_guidance`.
+        ValueError: no resolved keeper, or see `add_guidance`.
+    """
+    resolved, fusion = ResolvedKeeper.of(configuration), load_config(configuration).fusion
+    return add_guidance(network, resolved.build(), view=resolved.view, fusion=fusion, learns=learns)

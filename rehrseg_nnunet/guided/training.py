@@ -1,0 +1,203 @@
+"""What the trainings of teacher and keeper have in common: see `PairedTraining`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import distributed as dist
+
+from rehrseg_nnunet.config.guidance import BLOCK, change_config, load_config
+from rehrseg_nnunet.guided.image_scores import METRICS, SCORED_PATCHES, SCORED_STEPS, batch_scores
+from rehrseg_nnunet.guided.intensity_range import robust_range
+from rehrseg_nnunet.guided.networks import CHANNELS_KEY, planned_shape
+from rehrseg_nnunet.guided.pair_transforms import training_transforms, validation_transforms
+from rehrseg_nnunet.guided.paired_channels import PairedChannels
+from rehrseg_nnunet.nnunet.augmenters import start_augmenter
+from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, RatePerStep
+from rehrseg_nnunet.restoration.image_training import ImageTraining
+
+
+@dataclass(frozen=True)
+class _Settings:
+    epochs: int
+    learning_rate: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of pairs on the training's device.
+
+    Attributes:
+        source: (B, S, *size).
+        privileged: (B, P, *size), with its own intensities.
+        inside: (B, 1, *size), true where there is data.
+    """
+
+    source: torch.Tensor
+    privileged: torch.Tensor
+    inside: torch.Tensor
+
+
+class PairedTraining(ImageTraining):
+    """Mixin for nnU-Net trainers of paired datasets, before `PluginTrainer` in a trainer's bases.
+
+    Their networks give images and are trained with Adam; SSIM stands in nnU-Net's log where it has its pseudo Dice, so
+    `checkpoint_best.pth` is that of the best SSIM. The network's weights hold `image_range`, the robust range of the
+    privileged channels, which losses and scores take for their unit.
+
+    Attributes:
+        stage: "teacher" or "keeper", the part of the block that says how long this training is.
+        changes: settings that a variant has instead of the plans', nested as in the block.
+        augments_intensities: whether the source's intensities are augmented.
+    """
+
+    stage: ClassVar[str]
+    changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    extra_metrics: tuple[str, ...] = METRICS
+    augments_intensities: bool = False
+    _resumed = False
+    _validation_steps: int = 0  # of this epoch, so far
+
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Read the block, with the variant's changes."""
+        self.config = change_config(load_config(configuration), self.changes)
+        epochs = getattr(self.config, self.stage).epochs
+        self.settings = _Settings(epochs, self.config.learning_rate, self.config.batch_size)
+
+    def change_plans(
+        self, plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Put the settings and the channels' roles into the plans: networks are built from these alone.
+
+        Raises:
+            NotImplementedError: a network without stages.
+            ValueError: no privileged channels or none but these, or a patch that is too small.
+        """
+        self.channels = PairedChannels.of_dataset(dataset_json)
+        own = plans["configurations"][configuration]
+        own[BLOCK] = self.config.model_dump(mode="json")
+        own[CHANNELS_KEY] = {"source": list(self.channels.source), "privileged": list(self.channels.privileged)}
+        planned_shape(PlansManager(plans).get_configuration(configuration).configuration)
+        return plans
+
+    def schedule(self, optimizer: Any) -> RatePerStep:
+        """The settings' schedule."""
+        if self.config.schedule == "constant":
+            return ConstantRate(optimizer, learning_rate=self.initial_lr)
+        steps = self.num_iterations_per_epoch
+        return PhasedOneCycle(optimizer, peak=self.initial_lr, phase_epochs=[self.num_epochs], steps_per_epoch=steps)
+
+    @property
+    def image_range(self) -> torch.Tensor:
+        """(P,), the buffer of the network's weights."""
+        return unwrap(self.network).get_buffer("image_range")
+
+    def set_image_range(self, widths: Sequence[float] | torch.Tensor) -> None:
+        """Set the unit of losses and scores."""
+        for buffer in (self.image_range, self.loss.get_buffer("image_range")):
+            buffer.copy_(torch.as_tensor(widths))
+
+    def measure_image_range(self) -> None:
+        """Measure the range on the training cases, and name those that cannot teach anything.
+
+        All DDP ranks must ask.
+        """
+        found: list[Any] = [None]
+        if self.local_rank == 0:
+            tr_keys, _ = self.do_split()
+            dataset = self.dataset_class(self.preprocessed_dataset_folder, tr_keys)
+            widths, constant = robust_range(dataset, tr_keys, self.channels)
+            found = [widths]
+            for key in constant:
+                self.print_to_log_file(f"WARNING: {key} has a constant channel, nothing can be learnt from it")
+        if self.is_ddp:
+            dist.broadcast_object_list(found)
+        self.set_image_range(found[0])
+        self.print_to_log_file(f"range of the privileged channels: {', '.join(f'{width:.4g}' for width in found[0])}")
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As in nnU-Net."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self._resumed = True
+        self.set_image_range(self.image_range)
+
+    def on_train_start(self) -> None:
+        """As in nnU-Net; says what stands in its log for the Dice."""
+        self.print_to_log_file("this network gives images: where nnU-Net says pseudo Dice, here it is their SSIM")
+        super().on_train_start()
+
+    def get_dataloaders(self) -> tuple:
+        """nnU-Net's loaders, with the privileged channels among the targets."""
+        tr_keys, val_keys = self.do_split()
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        masked = self.configuration_manager.use_mask_for_norm
+        stock = self.get_training_transforms(
+            patch_size,
+            rotation,
+            None,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=[masked[channel] for channel in self.channels.source],
+        )
+        augment = training_transforms(stock, self.channels, masked=masked, intensities=self.augments_intensities)
+        train = self._loader(tr_keys, initial, augment)
+        val = self._loader(val_keys, patch_size, validation_transforms(self.channels, masked=masked))
+        return (
+            start_augmenter(train, device=self.device),
+            start_augmenter(val, device=self.device, validation=True),
+        )
+
+    def _loader(self, keys: list[str], initial_patch_size: Any, transforms: Any) -> nnUNetDataLoader:
+        return nnUNetDataLoader(
+            self.dataset_class(self.preprocessed_dataset_folder, keys),
+            self.batch_size,
+            initial_patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=transforms,
+        )
+
+    def on_device(self, batch: Mapping[str, Any]) -> PairBatch:
+        """A batch of the loaders on the training's device."""
+        tensors = (batch["data"], *batch["target"])
+        return PairBatch(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+
+    def on_validation_epoch_start(self) -> None:
+        """As in nnU-Net."""
+        self._validation_steps = 0
+        super().on_validation_epoch_start()
+
+    def score(self, pairs: PairBatch, image: torch.Tensor) -> dict[str, np.ndarray]:
+        """PSNR and SSIM of a validation step, for the first steps of an epoch."""
+        patches = SCORED_PATCHES if self._validation_steps < SCORED_STEPS else 0
+        self._validation_steps += 1
+        return batch_scores(pairs.privileged, image, pairs.inside, self.image_range, patches=patches)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log loss and image metrics, SSIM in place of nnU-Net's pseudo Dice."""
+        collated = collate_outputs(val_outputs)
+        means = {name: self.mean_over_ranks(_nanmean(collated[name])) for name in ("loss", *self.extra_metrics)}
+        similarity = float(np.nan_to_num(means["ssim"]))  # nan, of constant patches, would be the best for ever
+        self.logger.log("mean_fg_dice", similarity, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", [similarity], self.current_epoch)
+        self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
+        for metric, value in means.items():
+            self.logger.log(metric, value, self.current_epoch)
+
+
+def _nanmean(values: np.ndarray | Sequence[float]) -> float:
+    defined = np.ravel(values)[~np.isnan(np.ravel(values))]
+    return float(defined.mean()) if defined.size else float("nan")

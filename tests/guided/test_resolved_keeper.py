@@ -1,0 +1,64 @@
+"""A guided network comes back from plans that were saved as JSON."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from guided_unets import images, keeper_for, stock
+
+from rehrseg_nnunet.guided.guided_network import guidance_of
+from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, guide_by_plans
+from rehrseg_nnunet.guided.source_view import SourceView
+
+
+def resolved(**changes):
+    settings = {
+        "shape": keeper_for(3).shape,
+        "kernel": 5,
+        "recalibration": False,
+        "level_restoration": True,
+        "view": SourceView(channels=(1,), axes=(0, 2, 1), spacing_ratio=(1.0, 1.5, 1.0)),
+        "run": "Dataset610/KnowledgeKeeperTrainer/fold_0",
+        "sha256": "ab" * 32,
+    }
+    return ResolvedKeeper(**settings | changes)
+
+
+def configuration(keeper, **fusion):
+    block = {"guidance": {"fusion": fusion}, "spacing": [1.0, 1.0, 1.0], "batch_size": 2, KEEPER_KEY: keeper.as_json()}
+    return json.loads(json.dumps(block))
+
+
+def test_it_comes_back_from_json():
+    assert ResolvedKeeper.of(configuration(resolved())) == resolved()
+
+
+def test_a_network_is_built_again_from_the_plans_alone():
+    plans = configuration(resolved(), start="paper", stages=[2, 3])
+    network, again = guide_by_plans(stock(), plans), guide_by_plans(stock(seed=5), plans)
+    again.load_state_dict(network.state_dict(), strict=True)
+    assert torch.equal(again(images()), network(images()))
+    guidance = guidance_of(again)
+    assert guidance.view == resolved().view
+    assert list(guidance.fusions) == ["1", "2"]
+    assert guidance.keeper.extraction[1].blocks[0][0].kernel_size == (5, 5, 5)
+    assert not any("recalibration" in name for name, _ in guidance.keeper.named_parameters())
+
+
+def test_a_keeper_that_learns():
+    network = guide_by_plans(stock(), configuration(resolved()), learns=True)
+    assert all(parameter.requires_grad for parameter in guidance_of(network).keeper.parameters())
+
+
+def test_weights_and_runs_may_differ_in_one_plans_file():
+    assert resolved().is_built_like(resolved(run="fold_1", sha256="cd"))
+    for changes in ({"kernel": 3}, {"recalibration": True}, {"view": SourceView(channels=(0,))}):
+        assert not resolved().is_built_like(resolved(**changes))
+    wider = dataclasses.replace(keeper_for(3).shape, widths=(8, 8, 8))
+    assert not resolved().is_built_like(resolved(shape=wider))
+
+
+def test_plans_of_no_guided_training_are_refused():
+    with pytest.raises(ValueError, match="must have guidance_keeper, which the training of a guided network writes"):
+        guide_by_plans(stock(), {"spacing": [1, 1, 1], "batch_size": 2})

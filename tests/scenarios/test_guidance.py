@@ -1,0 +1,388 @@
+"""From two folders of scans to synthesised better ones, through the commands: 3D with thick slices, and 2D."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import faults
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
+from short_runs import EPOCHS
+from workspace import SHORT_RUNS, environment, log_of
+
+from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
+from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESIS_REPORT, SYNTHESISED, TEACHER_REPORT
+from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT
+from rehrseg_nnunet.nnunet.weights import hash_weights
+
+pytestmark = pytest.mark.slow
+
+PAIRS = 2
+TEACHER, KEEPER = "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
+TIMEOUT_S = 300
+CONFIGURATIONS = ("3d_fullres", "2d")
+
+
+@pytest.fixture(scope="module")
+def paired(nnunet):
+    """A planned and preprocessed dataset of pairs with two source channels."""
+    folders = nnunet.base / "scans"
+    write_pair_folders(folders)
+    sources = [part for name in SOURCES for part in ("--source", folders / name)]
+    nnunet.rehrseg("pair", *sources, "--privileged", folders / PRIVILEGED, "-o", PAIRS, "-np", 1)
+    nnunet.prepare(PAIRS, options=("--method", "guidance"))
+    nnunet.preprocess(PAIRS, configurations=("2d",))
+    return nnunet
+
+
+@pytest.fixture(scope="module")
+def trained(paired):
+    """Teacher and keeper of fold 0 in both configurations; only one training draws `progress.png`, which is slow."""
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    first = paired.train(TEACHER, PAIRS)
+    assert (first / "progress.png").is_file()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
+        for trainer, configuration in ((KEEPER, "3d_fullres"), (TEACHER, "2d"), (KEEPER, "2d")):
+            paired.train(trainer, PAIRS, configuration=configuration)
+        yield paired
+
+
+@pytest.fixture
+def keeper_only(trained):
+    """Change the folds of both; they come back afterwards."""
+    kept = trained.base / "kept"
+    folds = [trained.fold(trainer, PAIRS) for trainer in (TEACHER, KEEPER)]
+    for fold in folds:
+        shutil.copytree(fold, kept / fold.parent.name)
+    yield trained
+    for fold in folds:
+        shutil.rmtree(fold, ignore_errors=True)
+        shutil.copytree(kept / fold.parent.name, fold)
+    shutil.rmtree(kept)
+
+
+def checkpoint_of(fold):
+    return torch.load(fold / FINAL_CHECKPOINT, weights_only=False)
+
+
+def validation_cases(nnunet):
+    return json.loads((nnunet.plans(PAIRS).parent / "splits_final.json").read_text())[0]["val"]
+
+
+def image_of(file):
+    image = sitk.ReadImage(str(file))
+    return image, sitk.GetArrayFromImage(image)
+
+
+def synthesize(nnunet, source, target, *options, configuration="3d_fullres"):
+    model = ["-d", PAIRS, "-p", "tiny", "-c", configuration, "-f", 0]
+    machine = ["-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar"]
+    nnunet.rehrseg("synthesize", "-i", source, "-o", target, *model, *machine, *options)
+
+
+def source_scans(nnunet, folder):
+    """The validation cases as new scans: their source channels, and nothing else."""
+    folder.mkdir()
+    for case in validation_cases(nnunet):
+        for number, name in enumerate(SOURCES):
+            shutil.copy(nnunet.base / "scans" / name / f"{case}.nii.gz", folder / f"{case}_{number:04d}.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_a_training_leaves_images_and_scores(trained, configuration):
+    fold = trained.fold(KEEPER, PAIRS, configuration=configuration)
+    cases = validation_cases(trained)
+    assert sorted(file.name for file in (fold / "validation").iterdir()) == [f"{case}.nii.gz" for case in cases]
+    for case in cases:
+        image, values = image_of(fold / "validation" / f"{case}.nii.gz")
+        scan, _ = image_of(trained.base / "scans" / PRIVILEGED / f"{case}.nii.gz")
+        assert image.GetSize() == scan.GetSize()
+        for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(image, get)() == pytest.approx(getattr(scan, get)(), abs=1e-5)
+        assert np.isfinite(values).all()
+        assert values.std() > 0.1
+        assert (fold / f"synthesis_{case}.png").stat().st_size > 10_000
+    report = json.loads((fold / SYNTHESIS_REPORT).read_text())
+    assert list(report["mean"]) == [SOURCE, SYNTHESISED, RECONSTRUCTED]
+    assert sorted(report["cases"]) == cases
+    scores = [report["cases"][case][SYNTHESISED]["psnr"] for case in cases]
+    assert report["mean"][SYNTHESISED]["psnr"] == pytest.approx(np.mean(scores))
+    assert report["mean"][SOURCE]["psnr"] > 15
+    teacher = json.loads((trained.fold(TEACHER, PAIRS, configuration=configuration) / TEACHER_REPORT).read_text())
+    assert teacher["mean"][RECONSTRUCTED] == pytest.approx(report["mean"][RECONSTRUCTED], rel=1e-5)
+    assert teacher["image_range"] == report["image_range"]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_new_scans_give_the_validations_images(trained, tmp_path, configuration):
+    """So no privileged image went into these."""
+    scans = source_scans(trained, tmp_path / "scans")
+    synthesize(trained, scans, tmp_path / "out", configuration=configuration)
+    folder = trained.fold(KEEPER, PAIRS, configuration=configuration) / "validation"
+    for file in folder.iterdir():
+        image, values = image_of(tmp_path / "out" / file.name)
+        expected, expected_values = image_of(file)
+        np.testing.assert_allclose(values, expected_values, atol=1e-5)
+        assert image.GetOrigin() == expected.GetOrigin()
+    assert {file.name for file in folder.iterdir()} == {f.name for f in (tmp_path / "out").glob("*.nii.gz")}
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["model"]["trainer"] == KEEPER
+    assert sorted(record["cases"]) == validation_cases(trained)
+
+
+def test_one_scan_in_another_format(trained, tmp_path):
+    case = validation_cases(trained)[0]
+    scans = [trained.base / "scans" / name / f"{case}.nii.gz" for name in SOURCES]
+    model = trained.fold(KEEPER, PAIRS).parent
+    options = ["-m", model, "-device", "cpu", "--disable_progress_bar"]
+    trained.rehrseg("synthesize", "-i", *scans, "-o", tmp_path / "better.nrrd", *options)
+    _, values = image_of(tmp_path / "better.nrrd")
+    np.testing.assert_allclose(values, image_of(model / "fold_0" / "validation" / f"{case}.nii.gz")[1], atol=1e-5)
+
+
+def test_the_wrong_number_of_channels_is_named(trained, tmp_path, capsys):
+    scan = trained.base / "scans" / "T1" / "case_00.nii.gz"
+    model = ["-m", str(trained.fold(KEEPER, PAIRS).parent), "-device", "cpu"]
+    assert main(["synthesize", "-i", str(scan), "-o", str(tmp_path / "a.nii.gz"), *model]) == 1
+    assert "-i must name one file for each of the model's 2 channels" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_is_no_keeper(trained, tmp_path, capsys):
+    scans = source_scans(trained, tmp_path / "scans")
+    model = ["-m", str(trained.fold(TEACHER, PAIRS).parent), "-device", "cpu"]
+    assert main(["synthesize", "-i", str(scans), "-o", str(tmp_path / "out"), *model]) == 1
+    assert f"must be a model of {KEEPER}, got one of {TEACHER}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trainer", [TEACHER, KEEPER])
+def test_nnunet_predict_is_told_what_these_are(trained, tmp_path, trainer):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        shutil.copy(trained.base / "scans" / "T1" / "case_00.nii.gz", tmp_path / "in" / f"case_00_{number:04d}.nii.gz")
+    instead = {TEACHER: "gives no segmentation", KEEPER: "use rehrseg synthesize"}
+    with pytest.raises(NotImplementedError, match=f"^{trainer} .*{instead[trainer]}"):
+        trained.predict(tmp_path / "in", tmp_path / "out", PAIRS, trainer=trainer)
+
+
+def test_the_keeper_has_what_its_teacher_gave_it(trained):
+    """Its decoder is the teacher's, which no step has moved; its checkpoint has no encoder."""
+    teacher, keeper = (checkpoint_of(trained.fold(trainer, PAIRS))["network_weights"] for trainer in (TEACHER, KEEPER))
+    decoder = {key: value for key, value in teacher.items() if key.startswith("decoder.")}
+    assert decoder
+    for key, value in decoder.items():
+        assert torch.equal(keeper[key], value)
+    torch.testing.assert_close(keeper["image_range"], teacher["image_range"])
+    assert not any(key.startswith("encoder") for key in keeper)
+    used = {key: value for key, value in teacher.items() if not key.startswith("reconstruction.")}
+    assert bytes(keeper["teacher_sha256"].tolist()).hex() == hash_weights(used)
+    assert hash_weights(used)[:12] in log_of(trained.fold(KEEPER, PAIRS))
+
+
+def test_ssim_stands_for_the_dice(trained):
+    for trainer in (TEACHER, KEEPER):
+        log = checkpoint_of(trained.fold(trainer, PAIRS))["logging"]
+        assert log["mean_fg_dice"] == pytest.approx(log["ssim"])
+        assert [row[0] for row in log["dice_per_class_or_region"]] == pytest.approx(log["ssim"])
+        assert len(log["psnr"]) == 2
+        assert "where nnU-Net says pseudo Dice, here it is their SSIM" in log_of(trained.fold(trainer, PAIRS))
+    assert len(log["feature_error"]) == len(log["matching_error"]) == 2
+
+
+@pytest.fixture
+def repeatable(monkeypatch):
+    """Networks start with the same weights, and epochs have the same batches whatever came before."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    initialize, start = nnUNetTrainer.initialize, nnUNetTrainer.on_train_epoch_start
+
+    def seeded_initialize(self):
+        torch.manual_seed(0)
+        initialize(self)
+
+    def seeded_start(self):
+        torch.manual_seed(self.current_epoch)
+        np.random.seed(self.current_epoch)  # noqa: NPY002 (nnU-Net's loaders draw from it)
+        start(self)
+
+    monkeypatch.setattr(nnUNetTrainer, "initialize", seeded_initialize)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", seeded_start)
+
+
+def interrupt_after(epoch, patch):
+    """Ctrl-C when the steps of an epoch are done."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    stock = nnUNetTrainer.on_train_epoch_end
+
+    def on_train_epoch_end(self, train_outputs):
+        if self.current_epoch == epoch:
+            faults.interrupt()
+        stock(self, train_outputs)
+
+    patch.setattr(nnUNetTrainer, "on_train_epoch_end", on_train_epoch_end)
+
+
+@pytest.mark.parametrize("trainer", [TEACHER, KEEPER])
+def test_stopped_and_continued_as_if_never_stopped(keeper_only, monkeypatch, repeatable, trainer):
+    """Weights, all optimisers' states and everything in the log."""
+    fold = keeper_only.fold(trainer, PAIRS)
+    monkeypatch.setenv(EPOCHS, "3")
+    shutil.rmtree(fold)
+    keeper_only.train(trainer, PAIRS)
+    whole = checkpoint_of(fold)
+    shutil.rmtree(fold)
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            keeper_only.train(trainer, PAIRS)
+    assert not (fold / FINAL_CHECKPOINT).exists()
+    keeper_only.train(trainer, PAIRS, "--c")
+    stopped = checkpoint_of(fold)
+    assert hash_weights(stopped["network_weights"]) == hash_weights(whole["network_weights"])
+    assert_equal(stopped["optimizer_state"], whole["optimizer_state"])
+    for metric in ("train_losses", "val_losses", "psnr", "ssim", "lrs"):
+        np.testing.assert_array_equal(stopped["logging"][metric], whole["logging"][metric])
+
+
+def assert_equal(found, expected):
+    """Nested dicts and lists with tensors."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    elif isinstance(expected, list):
+        for pair in zip(found, expected, strict=True):
+            assert_equal(*pair)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
+
+
+def test_another_teacher_cannot_take_over(keeper_only):
+    """Neither with --c nor, unnoticed, in the report."""
+    teacher, keeper = (keeper_only.fold(trainer, PAIRS) for trainer in (TEACHER, KEEPER))
+    (keeper / FINAL_CHECKPOINT).rename(keeper / BEST_CHECKPOINT)
+    checkpoint = checkpoint_of(teacher)
+    checkpoint["network_weights"]["encoder.blocks.0.0.weight"] += 1
+    torch.save(checkpoint, teacher / FINAL_CHECKPOINT)
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth must be the teacher that this training was begun with"):
+        keeper_only.train(KEEPER, PAIRS, "--c")
+    (keeper / BEST_CHECKPOINT).rename(keeper / FINAL_CHECKPOINT)
+    keeper_only.train(KEEPER, PAIRS, "--val")
+    assert list(json.loads((keeper / SYNTHESIS_REPORT).read_text())["mean"]) == [SOURCE, SYNTHESISED]
+    assert "is another teacher now" in log_of(keeper)
+
+
+def test_the_keeper_stands_alone_but_is_not_trained_alone(keeper_only, tmp_path):
+    teacher, keeper = (keeper_only.fold(trainer, PAIRS) for trainer in (TEACHER, KEEPER))
+    shutil.rmtree(teacher)
+    before = (keeper / "validation" / f"{validation_cases(keeper_only)[0]}.nii.gz").read_bytes()
+    keeper_only.train(KEEPER, PAIRS, "--val")
+    assert list(json.loads((keeper / SYNTHESIS_REPORT).read_text())["mean"]) == [SOURCE, SYNTHESISED]
+    assert (keeper / "validation" / f"{validation_cases(keeper_only)[0]}.nii.gz").read_bytes() == before
+    command = f"nnUNetv2_train {keeper_only.dataset(PAIRS)} 3d_fullres 0 -tr {TEACHER} -p tiny"
+    with pytest.raises(FileNotFoundError, match=f"the teacher of this fold is not finished; run: {command}$"):
+        keeper_only.train(KEEPER, PAIRS)
+
+
+def built(nnunet, name):
+    """A trainer of fold 0 that has begun, and a batch for it."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(nnunet.dataset(PAIRS), "3d_fullres", 0, name, "tiny", device=torch.device("cpu"))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer, next(trainer.dataloader_train)
+
+
+def test_frozen_is_frozen(keeper_only):
+    """The teacher in the keeper's training: no weight moves, none has a gradient."""
+    trainer, batch = built(keeper_only, KEEPER)
+    teacher, keeper = trainer.teacher.network, trainer.network
+    before = hash_weights(teacher.state_dict()), hash_weights(keeper.decoder.state_dict())
+    weights = hash_weights(keeper.keeper.state_dict())
+    for _ in range(3):
+        trainer.train_step(batch)
+    assert (hash_weights(teacher.state_dict()), hash_weights(keeper.decoder.state_dict())) == before
+    assert before[0] == trainer.teacher.sha256
+    assert hash_weights(keeper.keeper.state_dict()) != weights
+    for parameter in (*teacher.parameters(), *keeper.decoder.parameters()):
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert not teacher.training
+    assert not keeper.decoder.training
+    assert keeper.keeper.training
+
+
+def test_noise_is_in_training_alone(keeper_only):
+    trainer, batch = built(keeper_only, TEACHER)
+    privileged = trainer.on_device(batch).privileged
+    first, second = (trainer.network(privileged).image for _ in range(2))
+    assert not torch.equal(first, second)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        first, second = (trainer.validation_step(batch) for _ in range(2))
+    assert first == second
+
+
+def test_ranks_train_together(trained, tmp_path):
+    """Equal networks and adversaries after every step, from other starts and batches; each case is written once."""
+    script, fold = SHORT_RUNS.with_name("ddp_guidance.py"), "1"
+    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), "tiny", fold]
+    outputs = [(tmp_path / f"{rank}.txt").open("w") for rank in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(rank), *arguments], stdout=output, stderr=subprocess.STDOUT)
+        for rank, output in enumerate(outputs)
+    ]
+    try:
+        codes = [process.wait(TIMEOUT_S) for process in processes]
+    finally:
+        for process, output in zip(processes, outputs, strict=True):
+            process.kill()
+            output.close()
+    assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [len(set(map(tuple, first[trainer]))) for trainer in (TEACHER, KEEPER)] == [4, 4]
+    assert len(first[KEEPER][0]) == 2
+    folder = trained.fold(KEEPER, PAIRS, fold=fold)
+    cases = json.loads((trained.plans(PAIRS).parent / "splits_final.json").read_text())[1]["val"]
+    assert sorted(json.loads((folder / SYNTHESIS_REPORT).read_text())["cases"]) == cases
+    assert sorted(file.name for file in (folder / "validation").iterdir()) == [f"{case}.nii.gz" for case in cases]
+
+
+def test_variants_train(trained, monkeypatch):
+    """A keeper of a variant's teacher, all cases, other lengths."""
+    with environment(**{EPOCHS: "1"}):
+        teacher = trained.train(f"{TEACHER}_noFeatureReconstruction_1epoch", PAIRS, fold="all")
+        trained.train(f"{TEACHER}_noNoise_1epoch", PAIRS)
+        monkeypatch.setenv(TEACHER_VARIABLE, str(teacher))
+        for variant in ("noAdversary", "noRecalibration"):
+            keeper = trained.train(f"{KEEPER}_{variant}_1epoch", PAIRS)
+            assert f"teacher: {teacher / FINAL_CHECKPOINT}" in log_of(keeper)
+    assert "reconstruction" not in " ".join(checkpoint_of(teacher)["network_weights"])
+    assert checkpoint_of(trained.fold(f"{KEEPER}_noAdversary_1epoch", PAIRS))["optimizer_state"]["adversary"] is None
+    assert not any("recalibration" in key for key in checkpoint_of(keeper)["network_weights"])
+
+
+def test_plans_without_a_block_will_do(trained):
+    """The defaults, as nnU-Net's own plans give them."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(
+        trained.dataset(PAIRS), "3d_fullres", 0, TEACHER, "nnUNetPlans", device=torch.device("cpu")
+    )
+    assert trainer.num_epochs == 100
+    assert trainer.config.base_features == 8
+    shutil.rmtree(Path(trainer.output_folder_base))
