@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -183,11 +184,10 @@ class Demo:
         from rehrseg_nnunet.report.folds import WantedFolds, read_folds
         from rehrseg_nnunet.report.page import write_page
 
-        file, scratch = self.folder / "report.html", self.folder / "comparison" / "report"
-        scratch.mkdir()
+        file = self.folder / "report.html"
         wanted = WantedFolds(str(THICK_ID), CONFIGURATION, (str(FOLD),), plans=PLANS)
-        with self._quiet():
-            write_page(read_folds(wanted, scratch), file)
+        with self._quiet(), tempfile.TemporaryDirectory(prefix="rehrseg-report-") as scratch:
+            write_page(read_folds(wanted, Path(scratch)), file)
         return file
 
 
