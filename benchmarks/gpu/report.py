@@ -42,7 +42,7 @@ How much memory the defaults take, by formula, is in [GPU memory](../reference/g
 # other packages' requirements, what this run imports.
 PRESENT = (
     "torch, numpy, scipy, matplotlib, pandas, scikit-image, scikit-learn, seaborn, requests, tifffile, tqdm, "
-    "threadpoolctl, einops, msgpack, httpx, timm"
+    "threadpoolctl, einops, msgpack, httpx, jinja2, timm"
 )
 TRAVELLING = (
     "nnunetv2, dynamic-network-architectures, batchgenerators, batchgeneratorsv2, acvl-utils, blosc2, "

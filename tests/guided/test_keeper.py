@@ -216,6 +216,7 @@ def test_mixed_precision(name, dtype, share):
 @pytest.mark.parametrize("network", [KeeperNetwork, Keeper])
 def test_it_compiles_to_one_graph(network):
     network = taught(network(shape_of("thick slices"), kernel=3))
+    torch.compiler.reset()  # graphs of other tests of the same code count otherwise
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     image = patch("thick slices")
     output, expected = compiled(image), network(image)

@@ -202,6 +202,7 @@ def test_mixed_precision(name, dtype, share):
 @pytest.mark.parametrize("training", [True, False])
 def test_it_compiles_to_one_graph(training):
     teacher = Teacher(shape_of("cube"), noise_std=0.0).train(training)
+    torch.compiler.reset()  # graphs of other tests of the same code count otherwise
     compiled = torch.compile(teacher, backend="eager", fullgraph=True)
     image = patch("cube")
     output = compiled(image)

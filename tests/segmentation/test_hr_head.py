@@ -168,6 +168,7 @@ def test_gradients_reach_every_weight(kind, deep_supervision):
 @variants
 def test_compiles_without_graph_break_in_every_mode(kind):
     network = give_residual(with_head(stock(kind, deep_supervision=True)))
+    torch.compiler.reset()  # graphs of other tests of the same code count otherwise
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     for mode in ("lr", "training", "hr"):
         set_output_mode(compiled, mode)
