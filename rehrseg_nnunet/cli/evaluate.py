@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,8 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare, print the tables and write the files."""
-    # monai 1.6 warns about an argument that its own code passes.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     if args.tolerance is not None and not (math.isfinite(args.tolerance) and args.tolerance >= 0):
         raise ValueError(f"--tolerance must be a finite number of mm >= 0, got {args.tolerance}")
     methods = _methods(args.pred, args.names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import warnings
 from pathlib import Path
 
 from rehrseg_nnunet.nnunet.safe_files import check_writable
@@ -51,8 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find the cases, write the page, print where it is."""
-    # monai 1.6 warns about an argument that its own code passes.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     file = _output(args.o)
     _check_form(args)
     if args.pictures < 0:

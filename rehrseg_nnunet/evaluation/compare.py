@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -282,7 +283,9 @@ def _map(function: Any, pairs: Sequence[Pair], workers: int) -> list[dict[str, A
     # Threads that import a large package at the same time can see it half initialised: import it before they start.
     import monai.metrics  # noqa: F401
 
-    with ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        # monai 1.6 warns about an argument that its own code passes
+        warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
         futures = [pool.submit(function, pair) for pair in pairs]
         try:
             return [future.result() for future in futures]

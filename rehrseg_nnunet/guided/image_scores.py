@@ -67,5 +67,12 @@ def batch_scores(
     arrays = [tensor[:patches].detach().float().cpu().numpy() for tensor in (truth, image, inside)]
     spans = image_range.tolist()
     rows = [image_scores(t, i, mask[0] > 0, spans) for t, i, mask in zip(*arrays, strict=True)]
-    values = {name: [row[name] for row in rows if math.isfinite(row[name])] for name in METRICS}
-    return {name: np.array(np.mean(found) if found else math.nan) for name, found in values.items()}
+    return {
+        name: np.array(mean_of_defined([row[name] for row in rows if math.isfinite(row[name])])) for name in METRICS
+    }
+
+
+def mean_of_defined(values: np.ndarray | Sequence[float]) -> float:
+    """Mean without the nan, nan if nothing else is there."""
+    defined = np.ravel(values)[~np.isnan(np.ravel(values))]
+    return float(defined.mean()) if defined.size else math.nan

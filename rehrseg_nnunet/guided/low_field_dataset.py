@@ -13,6 +13,7 @@ import numpy as np
 
 from rehrseg_nnunet.guided.foreground import foreground, inside_masks
 from rehrseg_nnunet.guided.image_scores import image_scores
+from rehrseg_nnunet.guided.intensity_range import PERCENTILES
 from rehrseg_nnunet.guided.low_field import LowField, case_generator, low_field_twin
 from rehrseg_nnunet.guided.paired_channels import KEY
 from rehrseg_nnunet.guided.report import best_line
@@ -23,7 +24,6 @@ from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
 
 Channels = Literal["pairs", "source", "privileged"]
-ROBUST = (0.5, 99.5)  # percentiles, between which the range of PSNR and SSIM lies
 BETTER = "_better"  # added to a channel's name
 REPORT = "low_field.json"
 
@@ -175,6 +175,6 @@ def _twin(
 def _scores(image: np.ndarray, twin: np.ndarray) -> dict[str, float]:
     """PSNR, SSIM and NMSE where data are, after each twin's best line, means over the channels."""
     inside = inside_masks(image)
-    low, high = np.percentile(image[:, inside], ROBUST, axis=1)
+    low, high = np.percentile(image[:, inside], PERCENTILES, axis=1)
     fitted = np.concatenate([best_line(x[None], y[None], inside) for x, y in zip(twin, image, strict=True)])
     return image_scores(image, fitted, inside, (high - low).tolist())

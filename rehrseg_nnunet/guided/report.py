@@ -21,7 +21,7 @@ from torch import nn
 from rehrseg_nnunet.evaluation.figures import Cut, Panel, draw_planes, grey_window, save_figure
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.evaluation.volumes import Volume, largest_section
-from rehrseg_nnunet.guided.image_scores import image_scores
+from rehrseg_nnunet.guided.image_scores import image_scores, mean_of_defined
 from rehrseg_nnunet.guided.pair_transforms import split_channels
 from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, planned_spacing, synthesise
 from rehrseg_nnunet.guided.training import PairedTraining
@@ -124,14 +124,9 @@ def mean_rows(cases: list[CaseRows]) -> CaseRows:
     """Mean scores of every method, nan left out."""
     methods = cases[0] if cases else {}
     return {
-        method: {name: _nanmean([case[method][name] for case in cases]) for name in scores}
+        method: {name: mean_of_defined([case[method][name] for case in cases]) for name in scores}
         for method, scores in methods.items()
     }
-
-
-def _nanmean(values: list[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
 
 
 def best_line(source: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> np.ndarray:

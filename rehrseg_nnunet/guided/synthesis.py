@@ -21,7 +21,7 @@ from torch import nn
 
 from rehrseg_nnunet.nnunet.precision import mixed_precision
 from rehrseg_nnunet.nnunet.resampling import set_order_along_z
-from rehrseg_nnunet.nnunet.whole_files import beside
+from rehrseg_nnunet.nnunet.whole_files import stems
 
 
 def synthesise(
@@ -77,7 +77,7 @@ def file_stems(stem: str, channels: Sequence[int]) -> list[str]:
         stem: of the case.
         channels: the paired dataset's numbers of the privileged ones.
     """
-    return [stem] if len(channels) == 1 else [beside(stem, f"_{channel:04d}") for channel in channels]
+    return stems(stem, [f"{channel:04d}" for channel in channels])
 
 
 def planned_spacing(

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed as dist
 
 from rehrseg_nnunet.config.guidance import BLOCK, change_config, load_config
-from rehrseg_nnunet.guided.image_scores import METRICS, SCORED_PATCHES, SCORED_STEPS, batch_scores
+from rehrseg_nnunet.guided.image_scores import METRICS, SCORED_PATCHES, SCORED_STEPS, batch_scores, mean_of_defined
 from rehrseg_nnunet.guided.intensity_range import robust_range
 from rehrseg_nnunet.guided.networks import CHANNELS_KEY, planned_shape
 from rehrseg_nnunet.guided.pair_transforms import training_transforms, validation_transforms
@@ -189,15 +189,10 @@ class PairedTraining(ImageTraining):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log loss and image metrics, SSIM in place of nnU-Net's pseudo Dice."""
         collated = collate_outputs(val_outputs)
-        means = {name: self.mean_over_ranks(_nanmean(collated[name])) for name in ("loss", *self.extra_metrics)}
+        means = {name: self.mean_over_ranks(mean_of_defined(collated[name])) for name in ("loss", *self.extra_metrics)}
         similarity = float(np.nan_to_num(means["ssim"]))  # nan, of constant patches, would be the best for ever
         self.logger.log("mean_fg_dice", similarity, self.current_epoch)
         self.logger.log("dice_per_class_or_region", [similarity], self.current_epoch)
         self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
         for metric, value in means.items():
             self.logger.log(metric, value, self.current_epoch)
-
-
-def _nanmean(values: np.ndarray | Sequence[float]) -> float:
-    defined = np.ravel(values)[~np.isnan(np.ravel(values))]
-    return float(defined.mean()) if defined.size else float("nan")

@@ -293,6 +293,11 @@ def beside(output: str, suffix: str) -> str:
     return str(file.parent.parent / name / name if _is_staged(file) else file.with_name(name))
 
 
+def stems(output: str, names: Sequence[str]) -> list[str]:
+    """Where results of a case go, without ending: `output` for one of them, `<output>_<name>` for each of several."""
+    return [output] if len(names) == 1 else [beside(output, f"_{name}") for name in names]
+
+
 def final_name(file: Path) -> Path:
     """The name that a staged file gets when it is whole; any other file's own."""
     return file.parents[2] / file.name if _is_staged(file) else file

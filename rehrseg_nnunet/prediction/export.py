@@ -23,7 +23,7 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from tqdm import tqdm
 
-from rehrseg_nnunet.nnunet.whole_files import beside
+from rehrseg_nnunet.nnunet import whole_files
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS, HRConfigurationManager
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
@@ -68,7 +68,7 @@ class Writer(Protocol):
 
 def stems(output: str, grids: Sequence[OutputGrid]) -> list[str]:
     """Where each grid's files of a case go, without ending."""
-    return [output] if len(grids) == 1 else [beside(output, f"_{grid.name}") for grid in grids]
+    return whole_files.stems(output, [grid.name for grid in grids])
 
 
 @contextmanager

@@ -25,9 +25,7 @@ def is_asked_for() -> bool:
 
 def report_when_all_are_done(trainer: TrainerMixin) -> None:
     """Write a page of a trainer's fold once every rank of a DDP training has written its predictions."""
-    if not is_asked_for():
-        return
-    if trainer.is_ddp:
+    if trainer.is_ddp and is_asked_for():
         dist.barrier()
     if trainer.local_rank == 0:
         report_fold(trainer)
