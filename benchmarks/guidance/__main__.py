@@ -17,24 +17,28 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
 
-from benchmarks.guidance import image_scores
+from benchmarks.guidance import image_scores, segmentation_scores
 from benchmarks.guidance.benchmark import SIMULATED, GuidanceBenchmark
 from benchmarks.guidance.datasets import add_synthesised, prepare, simulate, write_variant
 from benchmarks.guidance.image_table import image_table
 from benchmarks.guidance.page import new_page
-from benchmarks.guidance.rows import PARTS, ROWS, in_order
-from benchmarks.guidance.runs import OWN_TRAINERS, Run, predict, train
+from benchmarks.guidance.rows import KEEPERS, PARTS, ROWS, in_order
+from benchmarks.guidance.runs import TRAINERS, Run, predict, train
+from benchmarks.guidance.segmentation_table import segmentation_table
 from benchmarks.guidance.tables import Table, as_csv, as_markdown, into_page
 from benchmarks.quality.commands import execute, set_environment
 from benchmarks.quality.jobs import Job, do_jobs
 from rehrseg_nnunet.config.presets import preset_names
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.nnunet.training_lengths import trainer_name
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     try:
         benchmark = _benchmark(args)
-        runs = _runs(benchmark, args.rows or [key for part in args.parts for key in PARTS[part]], args.seeds)
+        runs = _runs(benchmark, _keys(args), args.seeds)
         if not args.report:
             _work_alone(benchmark, runs, args)
         _write(benchmark, [run for part in PARTS for run in _runs(benchmark, PARTS[part], args.seeds)], args)
@@ -56,25 +60,30 @@ def _benchmark(args: argparse.Namespace) -> GuidanceBenchmark:
     for option in ("baseline_epochs", "continued_epochs", "batch_size", "jobs"):
         if getattr(args, option) < 1:
             raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
-    names = ("number", "pairs", "cases", "test_cases", "resolution", "snr", "contrast", "preset", "plans", "batch_size")
+    names = [field.name for field in fields(GuidanceBenchmark) if field.name not in ("work", "source", "patch")]
     benchmark = GuidanceBenchmark(
         work=args.work.resolve(),
         source=args.source.resolve(),
         patch=None if args.patch is None else tuple(args.patch),
-        baseline_epochs=args.baseline_epochs,
-        continued_epochs=args.continued_epochs,
         **{name: getattr(args, name) for name in names},
     )
-    in_order(args.rows or [])
+    baseline = trainer_name("nnUNetTrainer", args.baseline_epochs)
+    if not hasattr(nnUNetTrainer_Xepochs, baseline):
+        raise ValueError(f"--baseline-epochs must be a length of nnU-Net's own trainers, but it has no {baseline}")
+    rows = in_order(_keys(args), keeper=args.keeper)
     benchmark.check()
-    benchmark.remember(write=not args.report)
+    benchmark.remember(write=not args.report, segmentations=any(not row.synthesises for row in rows))
     return benchmark
+
+
+def _keys(args: argparse.Namespace) -> list[str]:
+    return args.rows or [key for part in args.parts for key in PARTS[part]]
 
 
 def _runs(benchmark: GuidanceBenchmark, keys: Sequence[str], seeds: Sequence[int]) -> list[Run]:
     """Runs of rows and of what they build on, each once: all rows of a seed before the next."""
-    first = seeds[0]
-    return [Run(benchmark, row, seed, first) for seed in seeds for row in in_order(keys) if row.seeded or seed == first]
+    rows, first = in_order(keys, keeper=benchmark.keeper), seeds[0]
+    return [Run(benchmark, row, seed, first) for seed in seeds for row in rows if row.seeded or seed == first]
 
 
 def _work_alone(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argparse.Namespace) -> None:
@@ -85,7 +94,7 @@ def _work_alone(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argpars
     """
     try:
         with FileLock(benchmark.work / "work.lock", timeout=0):
-            set_environment(benchmark.work, trainers=OWN_TRAINERS, jobs=args.jobs)
+            set_environment(benchmark.work, trainers=TRAINERS, jobs=args.jobs)
             if args.jobs > 1:
                 torch.set_num_threads(1)
             do_jobs(list(_jobs(benchmark, runs, args.device)), at_once=args.jobs)
@@ -95,10 +104,11 @@ def _work_alone(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argpars
 
 def _jobs(benchmark: GuidanceBenchmark, runs: Sequence[Run], device: str) -> Iterator[Job]:
     """Datasets, trainings and scores. Datasets are made one after another: each of them takes all cores."""
-    datasets = list(dict.fromkeys(["source", *(run.row.data for run in runs)] if _segments(runs) else ["pairs"]))
+    used = {run.row.data for run in runs} | ({"source"} if _segments(runs) else set())
+    datasets = [data for data in ("source", "pairs", "privileged", "both", "synthesised") if data in used]
     for number, data in enumerate(datasets):
-        after = [("data", datasets[number - 1])] if number else []
-        after += [_name(run.other("keeper")) for run in runs if run.row.data == data == "synthesised"]
+        after = {("data", before) for before in datasets[:number]}
+        after |= {_name(run.keeper) for run in runs if run.row.data == data == "synthesised"}
         yield Job(("data", data), frozenset(after), partial(_make, benchmark, data, runs))
     for run in runs:
         after = {("data", run.row.data), *map(_name, run.before)}
@@ -115,7 +125,7 @@ def _make(benchmark: GuidanceBenchmark, data: str, runs: Sequence[Run]) -> None:
     if data in SIMULATED:
         simulate(benchmark, data, execute)
     else:
-        add_synthesised(benchmark, next(run for run in runs if run.row.key == "keeper").model, execute)
+        add_synthesised(benchmark, next(run for run in runs if run.row.data == data).keeper.model, execute)
     prepare(benchmark, data, execute)
     for run in runs:
         if run.row.data == data:
@@ -128,6 +138,7 @@ def _work(run: Run, device: str) -> None:
         image_scores.score(run)
     else:
         predict(run, device=device)
+        segmentation_scores.score(run)
 
 
 def _name(run: Run) -> tuple[int, str]:
@@ -136,7 +147,7 @@ def _name(run: Run) -> tuple[int, str]:
 
 def _write(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Print the tables and write them, to a page of docs/results too if one is named."""
-    tables: list[Table] = [table for table in [image_table(runs)] if table.rows]
+    tables: list[Table] = [table for table in (image_table(runs), segmentation_table(runs)) if table.rows]
     folder = benchmark.work / f"tables_{benchmark.number}"
     folder.mkdir(exist_ok=True)
     print(f"\n{as_markdown(tables)}")
@@ -166,8 +177,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--plans", default="cpu", help="name of the plans")
     add("--batch-size", type=int, default=2)
     add("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help="patch size (default: nnU-Net's own)")
-    add("--baseline-epochs", type=int, default=5)
+    add("--baseline-epochs", type=int, default=5, help="a length that nnU-Net has a trainer of")
     add("--continued-epochs", type=int, default=3, help="of all that goes on from the baseline")
+    add("--keeper", choices=KEEPERS, default="keeper", help="row that guides (default: keeper)")
     add("--seeds", type=int, nargs="+", default=[0], help="of segmentations; pairs and baseline have the first")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--rows", nargs="+", metavar="ROW", help=f"train these instead, of: {', '.join(ROWS)}")

@@ -21,6 +21,7 @@ SUFFIXES = {
     "synthesised": "synthesised",
 }
 SIMULATED = {"pairs": "pairs", "source": "source", "privileged": "privileged", "both": "pairs"}
+OF_SEGMENTATIONS = ("baseline_epochs", "continued_epochs", "keeper")
 MIN_CASES = 5  # nnU-Net makes five folds
 
 
@@ -44,6 +45,7 @@ class GuidanceBenchmark:
         patch: patch size (z, y, x); None: nnU-Net's own.
         baseline_epochs: of the baseline.
         continued_epochs: of all that goes on from it.
+        keeper: key of the row of `rows.ROWS` that guides.
     """
 
     work: Path
@@ -61,6 +63,7 @@ class GuidanceBenchmark:
     patch: tuple[int, ...] | None
     baseline_epochs: int
     continued_epochs: int
+    keeper: str
 
     def dataset(self, data: str) -> str:
         """Name of a dataset of `SUFFIXES`: that of its number in nnUNet_raw if there is one."""
@@ -104,24 +107,32 @@ class GuidanceBenchmark:
         if wanted > available:
             raise ValueError(f"--pairs, --cases and --test-cases must be at most {available} together, got {wanted}")
 
-    def remember(self, *, write: bool = True) -> None:
+    def remember(self, *, write: bool = True, segmentations: bool = True) -> None:
         """Write down what the datasets are of, or, without `write`, only compare.
+
+        Args:
+            write: whether something may be new.
+            segmentations: whether segmentations are concerned, which more depends on.
 
         Raises:
             ValueError: they are of something else, or, without `write`, of nothing.
         """
-        mine = {key: str(value) for key, value in asdict(self).items() if key not in ("work", "number")}
-        mine["source"] = self.source.name
-        file = self.work / f"guidance_{self.number}.json"
+        settings = {key: str(value) for key, value in asdict(self).items() if key not in ("work", "number")}
+        settings["source"] = self.source.name
+        own = {name: settings.pop(name) for name in OF_SEGMENTATIONS}
+        self._remember(self.work / f"guidance_{self.number}.json", settings, write=write)
+        if segmentations:
+            self._remember(self.work / f"guidance_{self.number}_segmentations.json", own, write=write)
+
+    def _remember(self, file: Path, mine: dict[str, str], *, write: bool) -> None:
         if not file.is_file():
             if not write:
-                raise ValueError(f"--work {self.work} holds no benchmark of --number {self.number}: nothing to report")
+                raise ValueError(f"{file} is missing: there is nothing to report")
             self.work.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(mine, indent=2))
         theirs = json.loads(file.read_text())
         for name in sorted(mine.keys() | theirs.keys()):
             if theirs.get(name) != mine.get(name):
                 raise ValueError(
-                    f"--number {self.number} of --work {self.work} was made with {name} {theirs.get(name)}, got "
-                    f"{mine.get(name)}; take another --number"
+                    f"{file} was made with {name} {theirs.get(name)}, got {mine.get(name)}; take another --number"
                 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+KEEPER = "keeper"  # in `Row.keeper`: the row that the benchmark names
 Data = Literal["pairs", "source", "privileged", "both", "synthesised"]
 
 # Plans of the pairs beside the preset's: what each has in its `guidance` block instead.
@@ -29,7 +30,7 @@ class Row:
         epochs: "own": what the settings say. "baseline", "continued": the benchmark's numbers. "both": their sum.
         plans: key of `PLANS`.
         teacher: key of the row that teaches it, or whose features its images are compared in.
-        keeper: key of the row that guides it, or that synthesises its second channel.
+        keeper: `KEEPER` if one guides it or synthesises its second channel.
         from_baseline: whether it starts from the row "baseline".
         seeded: whether it is trained for every seed; else for the first alone, and all seeds build on that.
     """
@@ -52,8 +53,8 @@ class Row:
 
     @property
     def before(self) -> list[str]:
-        """Keys of the rows that must be trained before."""
-        return [key for key in ("baseline" if self.from_baseline else "", self.teacher, self.keeper) if key]
+        """Keys of the rows that must be trained before, but for the keeper."""
+        return [key for key in ("baseline" if self.from_baseline else "", self.teacher) if key]
 
 
 def _keeper(key: str, title: str, variant: str = "", *, plans: str = "", teacher: str = "teacher") -> Row:
@@ -61,14 +62,15 @@ def _keeper(key: str, title: str, variant: str = "", *, plans: str = "", teacher
     return Row(key=key, title=title, trainer=trainer, data="pairs", plans=plans, teacher=teacher)
 
 
-def _guided(key: str, title: str, variant: str = "") -> Row:
+def _guided(key: str, title: str, variant: str = "", *, data: Data = "source") -> Row:
     trainer = "_".join(filter(None, ["GuidedTrainer", variant]))
-    how = {"keeper": "keeper", "from_baseline": True, "seeded": True}
-    return Row(key=key, title=title, trainer=trainer, data="source", epochs="continued", **how)
+    how: dict[str, Any] = {"keeper": KEEPER, "from_baseline": True, "seeded": True}
+    return Row(key=key, title=title, trainer=trainer, data=data, epochs="continued", **how)
 
 
 def _plain(key: str, title: str, data: Data, epochs: Literal["baseline", "both"], **how: Any) -> Row:
-    return Row(key=key, title=title, trainer="nnUNetTrainer", data=data, epochs=epochs, **how)
+    trainer = "nnUNetTrainer" if epochs == "baseline" else "SafeTrainer"  # nnU-Net has trainers of some lengths only
+    return Row(key=key, title=title, trainer=trainer, data=data, epochs=epochs, **how)
 
 
 ROWS = {
@@ -106,22 +108,28 @@ ROWS = {
             "nnU-Net on the scan and the synthesised one",
             "synthesised",
             "both",
-            keeper="keeper",
+            keeper=KEEPER,
             seeded=True,
         ),
+        _guided("true_guides", "guided by guides of the true better scan", "trueGuides", data="both"),
         _plain("better_short", "nnU-Net on the better scan, the baseline's epochs", "privileged", "baseline"),
         _plain("better", "nnU-Net on the better scan", "privileged", "both", seeded=True),
     )
 }
 
+KEEPERS = tuple(key for key, row in ROWS.items() if row.trainer.startswith("KnowledgeKeeperTrainer"))
 PARTS: dict[str, tuple[str, ...]] = {
     "pairs": tuple(key for key, row in ROWS.items() if row.synthesises),
     "segmentation": tuple(key for key, row in ROWS.items() if not row.synthesises),
 }
 
 
-def in_order(keys: Sequence[str]) -> list[Row]:
+def in_order(keys: Sequence[str], *, keeper: str) -> list[Row]:
     """The rows and all that they build on, each once, in an order in which they can be trained.
+
+    Args:
+        keys: of rows.
+        keeper: key of the row that guides.
 
     Raises:
         ValueError: an unknown key.
@@ -131,7 +139,7 @@ def in_order(keys: Sequence[str]) -> list[Row]:
     def add(key: str) -> None:
         if key not in ROWS:
             raise ValueError(f"--rows must be among {', '.join(ROWS)}, got {key}")
-        for other in ROWS[key].before:
+        for other in [*ROWS[key].before, *([keeper] if ROWS[key].keeper else [])]:
             add(other)
         ordered.setdefault(key, ROWS[key])
 

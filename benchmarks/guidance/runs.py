@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,14 @@ from benchmarks.guidance.rows import ROWS, Row
 from benchmarks.quality.benchmark import FILE_ENDING
 from benchmarks.quality.clock import Clock
 from benchmarks.quality.commands import Execute, Training, execute, predict_folder, training_command
+from benchmarks.quality.runs import OWN_TRAINERS
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
+from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
 from rehrseg_nnunet.guided.report import SYNTHESIS_REPORT, TEACHER_REPORT
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
 
-OWN_TRAINERS = Path(__file__).resolve().parent / "trainers"
-KEEPER_VARIABLE = "REHRSEG_KEEPER"
+TRAINERS = (Path(__file__).resolve().parent / "trainers", OWN_TRAINERS)  # the other benchmark's have any length
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,12 @@ class Run:
     @property
     def before(self) -> list[Run]:
         """The runs that it builds on."""
-        return [self.other(key) for key in self.row.before]
+        return [self.other(key) for key in self.row.before] + ([self.keeper] if self.row.keeper else [])
+
+    @property
+    def keeper(self) -> Run:
+        """The run of the keeper that guides."""
+        return self.other(self.benchmark.keeper)
 
     @property
     def pipeline(self) -> list[Run]:
@@ -143,12 +150,14 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         """Environment variables that its commands need; those that it must not have are empty."""
+        own = self.teacher if self.row.teacher else None
+        teacher = self.keeper.teacher if self.row.keeper else own
         return {
             "nnUNet_raw": str(self.benchmark.work / "nnUNet_raw"),
             "nnUNet_preprocessed": str(self.benchmark.work / "nnUNet_preprocessed"),
             "nnUNet_results": str(self.base / "nnUNet_results"),
-            TEACHER_VARIABLE: str(self.teacher.folder) if self.row.teacher else "",
-            KEEPER_VARIABLE: str(self.other(self.row.keeper).folder) if self.row.keeper else "",
+            TEACHER_VARIABLE: str(teacher.folder) if teacher else "",
+            KEEPER_VARIABLE: str(self.keeper.folder) if self.row.keeper else "",
         }
 
 
@@ -156,6 +165,7 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
     """Train and validate, from the last checkpoint if it was interrupted; nothing if it is finished."""
     if run.finished:
         return
+    forget_results(run)
     if run.row.from_baseline:
         show_baseline(run)
     training = Training(
@@ -170,6 +180,14 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
         seconds=run.seconds,
     )
     execute(training_command(training, device=device), run.environment())
+
+
+def forget_results(run: Run) -> None:
+    """Remove predictions and scores of a network that is about to change; of one that starts anew also its times."""
+    shutil.rmtree(run.predictions, ignore_errors=True)
+    run.scores.unlink(missing_ok=True)
+    if not list(run.folder.glob("checkpoint_*.pth")):
+        run.seconds.unlink(missing_ok=True)
 
 
 def show_baseline(run: Run) -> None:

@@ -113,7 +113,7 @@ def into_page(page: str, tables: Sequence[Table]) -> str:
     """
     for table in tables:
         section = re.compile(
-            rf"(^## {re.escape(table.title)}\n(?:(?!^## )[^|][^\n]*\n|\n)*)(?:\|[^\n]*\n)+", re.MULTILINE
+            rf"(^## {re.escape(table.title)}\n(?:(?!^## )[^|\n][^\n]*\n|\n)*)(?:\|[^\n]*\n)+", re.MULTILINE
         )
         if section.search(page):
             page = section.sub(lambda found, table=table: f"{found[1]}{table.markdown()}\n", page, count=1)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,12 +55,12 @@ class Training:
     seconds: Path
 
 
-def set_environment(work: Path, *, trainers: Path, jobs: int = 1) -> None:
+def set_environment(work: Path, *, trainers: Sequence[Path], jobs: int = 1) -> None:
     """nnU-Net's variables for this process and its children, absolute paths; the user's own counts win.
 
     Args:
         work: folder of a benchmark.
-        trainers: folder of its own trainers.
+        trainers: folders of its own trainers.
         jobs: trainings at the same time.
     """
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -73,8 +73,8 @@ def set_environment(work: Path, *, trainers: Path, jobs: int = 1) -> None:
     _put_first("PYTHONPATH", REPOSITORY)
     ensure_trainer_path()
     folders = os.environ["nnUNet_extTrainer"].split(os.pathsep)
-    if str(trainers) not in folders:
-        os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, str(trainers)])
+    new = [str(folder) for folder in trainers if str(folder) not in folders]
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, *new])
 
 
 def _put_first(variable: str, folder: Path) -> None:

@@ -138,7 +138,7 @@ class Run:
 
 def set_environment(benchmark: Benchmark, *, jobs: int = 1) -> None:
     """See `commands.set_environment`."""
-    commands.set_environment(benchmark.work, trainers=OWN_TRAINERS, jobs=jobs)
+    commands.set_environment(benchmark.work, trainers=[OWN_TRAINERS], jobs=jobs)
 
 
 def train(run: Run, *, device: str, execute: Execute = execute) -> None:
