@@ -4,7 +4,7 @@
 
 The dataset must be planned and preprocessed (nnU-Net's environment variables set). `--self-sr`, the stage-1 folder of
 fold `-f` (0) with pseudo-HR cases, is needed for the loader's ratio only; the teacher that a step runs has random
-weights of the plans' size, which cost the same.
+weights of the plans' size, which cost the same. Guidance has a table of its own: `python -m benchmarks.guidance.cost`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,33 +94,39 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
 
 def _batch(trainer: Any) -> dict[str, Any]:
     """Random data of the shapes that the trainer's loader gives."""
-    configuration = trainer.configuration_manager
-    shape = torch.tensor(configuration.patch_size)
-    scales = trainer._get_deep_supervision_scales() or [[1, 1, 1]]
-    classes = trainer.label_manager.num_segmentation_heads
-
-    def labels(size: torch.Tensor) -> torch.Tensor:
-        return torch.randint(0, classes, (trainer.batch_size, 1, *size.tolist()), dtype=torch.int16)
-
-    target = [labels((shape * torch.tensor(scale)).round().int()) for scale in scales]
+    batch = segmentation_batch(trainer)
     if hasattr(trainer, "config"):
+        shape = torch.tensor(trainer.configuration_manager.patch_size)
         hr = shape * torch.tensor([trainer.config.factor, 1, 1])
-        target += [labels(hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
+        batch["target"] += [_labels(trainer, hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
+    return batch
+
+
+def segmentation_batch(trainer: Any) -> dict[str, Any]:
+    """Random data of the shapes that nnU-Net's loader gives."""
+    shape = torch.tensor(trainer.configuration_manager.patch_size)
+    scales = trainer._get_deep_supervision_scales() or [[1, 1, 1]]
+    target = [_labels(trainer, (shape * torch.tensor(scale)).round().int()) for scale in scales]
     return {"data": torch.randn(trainer.batch_size, trainer.num_input_channels, *shape.tolist()), "target": target}
 
 
-def _interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of two functions called in turn, after two warm-ups of each."""
-    times: tuple[list[float], list[float]] = ([], [])
+def _labels(trainer: Any, size: torch.Tensor) -> torch.Tensor:
+    classes = trainer.label_manager.num_segmentation_heads
+    return torch.randint(0, classes, (trainer.batch_size, 1, *size.tolist()), dtype=torch.int16)
+
+
+def interleaved(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of functions called in turn, after two warm-ups of each."""
+    times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 2):
-        for function, collected in zip((first, second), times, strict=True):
+        for function, collected in zip(functions, times, strict=True):
             started = time.perf_counter()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= 2:
                 collected.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(collected) for collected in times]
 
 
 def _row(what: str, stock: float, ours: float, unit: str) -> dict[str, str]:
@@ -133,7 +139,7 @@ def _step_row(args: argparse.Namespace) -> dict[str, str]:
         trainer = _trainer(args, name)
         batch = _batch(trainer)
         steps.append(lambda trainer=trainer, batch=batch: trainer.train_step(batch))
-    return _row("training step, loader excluded", *_interleaved(*steps, args.repeats), "s")
+    return _row("training step, loader excluded", *interleaved(steps, args.repeats), "s")
 
 
 def _memory_row(args: argparse.Namespace) -> dict[str, str]:
@@ -149,13 +155,21 @@ def _peak_memory(args: argparse.Namespace) -> float:
     """Peak GiB of building a trainer and three steps: on the device, or on the CPU what they add to the process."""
     import nnunetv2.run.run_training  # noqa: F401 (not part of what is measured)
 
+    def steps() -> None:
+        trainer = _trainer(args, args.peak_of)
+        batch = _batch(trainer)
+        for _ in range(3):
+            trainer.train_step(batch)
+
+    return peak_gib(steps, device=args.device)
+
+
+def peak_gib(work: Callable[[], None], *, device: str) -> float:
+    """Peak GiB of some work: on the device, or on the CPU what it adds to the process."""
     CLEAR_REFS.write_text("5")  # resets the resident set's high-water mark to what it is now
     before = _resident_kib("VmHWM")
-    trainer = _trainer(args, args.peak_of)
-    batch = _batch(trainer)
-    for _ in range(3):
-        trainer.train_step(batch)
-    if trainer.device.type == "cuda":
+    work()
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
     return (_resident_kib("VmHWM") - before) / 2**20
 
@@ -172,7 +186,7 @@ def _prediction_row(args: argparse.Namespace) -> dict[str, str]:
         calls = [_convolution_calls(trainer.network.eval(), image) for trainer in (stock, ours)]
         if calls[0] != calls[1]:
             raise RuntimeError(f"LR prediction must take as many convolutions as stock, got {calls[1]} and {calls[0]}")
-        seconds = _interleaved(lambda: stock.network(image), lambda: ours.network(image), max(20, args.repeats))
+        seconds = interleaved([lambda: stock.network(image), lambda: ours.network(image)], max(20, args.repeats))
     return _row(f"LR prediction ({calls[0]} convolutions each)", *seconds, "s")
 
 
@@ -194,7 +208,7 @@ def _loader_row(args: argparse.Namespace) -> dict[str, str]:
     stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
     ours.pseudo_hr_folder = args.self_sr / STORE_NAME
     first, second = (trainer.get_dataloaders()[0] for trainer in (stock, ours))
-    return _row("loader, one batch", *_interleaved(first.__next__, second.__next__, 10 * args.repeats), "s")
+    return _row("loader, one batch", *interleaved([first.__next__, second.__next__], 10 * args.repeats), "s")
 
 
 if __name__ == "__main__":
