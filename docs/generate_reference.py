@@ -54,7 +54,7 @@ SETTINGS_END = """\
 | `nnUNet_extTrainer` | where nnU-Net looks for trainers: `export nnUNet_extTrainer="$(rehrseg trainers)"` |
 | `REHRSEG_SELF_SR` | another stage-1 fold folder than the one of the same dataset, plans, configuration and fold |
 | `REHRSEG_TEACHER` | the same for the teacher of a keeper |
-| `REHRSEG_KEEPER` | the keeper that guides: a paired dataset, or a fold folder ([rules](../how-to/guided.md#which-keeper)) |
+| `REHRSEG_KEEPER` | the [keeper that guides](../how-to/guided.md#which-keeper): a paired dataset, or a fold folder |
 
 If a stage 1 from `REHRSEG_SELF_SR` was trained on cases that you validate on, the validation is no longer one.
 

@@ -68,6 +68,14 @@ def trained(paired):
         yield paired
 
 
+@pytest.fixture(scope="module")
+def usual(trained):
+    """Scans of other subjects, who have no better ones, and a keeper of each fold."""
+    prepare_usual(trained)
+    keepers_of_all_folds(trained, PAIRS)
+    return trained
+
+
 @pytest.fixture
 def keeper_only(trained):
     """Change the folds of both; they come back afterwards."""
@@ -349,10 +357,10 @@ def test_noise_is_in_training_alone(keeper_only):
     assert first == second
 
 
-def test_ranks_train_together(trained, tmp_path):
+def test_ranks_train_together(trained, usual, tmp_path):
     """Equal networks and adversaries after every step, from other starts and batches; each case is written once."""
     script, fold = SHORT_RUNS.with_name("ddp_guidance.py"), "1"
-    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), "tiny", fold]
+    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), trained.dataset(USUAL), "tiny", fold]
     outputs = [(tmp_path / f"{rank}.txt").open("w") for rank in range(2)]
     processes = [
         subprocess.Popen([sys.executable, str(script), str(rank), *arguments], stdout=output, stderr=subprocess.STDOUT)
@@ -367,7 +375,7 @@ def test_ranks_train_together(trained, tmp_path):
     assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    assert [len(set(map(tuple, first[trainer]))) for trainer in (TEACHER, KEEPER)] == [4, 4]
+    assert [len(set(map(tuple, hashes))) for hashes in first.values()] == [4, 4, 4]
     assert len(first[KEEPER][0]) == 2
     folder = trained.fold(KEEPER, PAIRS, fold=fold)
     cases = json.loads((trained.plans(PAIRS).parent / "splits_final.json").read_text())[1]["val"]
@@ -399,14 +407,6 @@ def test_plans_without_a_block_will_do(trained):
     assert trainer.num_epochs == 100
     assert trainer.config.base_features == 8
     shutil.rmtree(Path(trainer.output_folder_base))
-
-
-@pytest.fixture(scope="module")
-def usual(trained):
-    """Scans of other subjects, who have no better ones, and a keeper of each fold."""
-    prepare_usual(trained)
-    keepers_of_all_folds(trained, PAIRS)
-    return trained
 
 
 @pytest.fixture(scope="module")
