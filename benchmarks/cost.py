@@ -1,6 +1,10 @@
-"""What REHRSegTrainer costs beside nnUNetTrainer: step, memory, loader and LR prediction, as ratios from one run.
+"""What REHRSegTrainer or a guided network costs beside nnUNetTrainer, as ratios from one run.
 
     python benchmarks/cost.py -d 509 -c 3d_fullres -p nnUNetPlans --self-sr RESULTS/SelfSRTrainer__.../fold_0
+    python benchmarks/cost.py -d 510 -c 3d_fullres -p nnUNetPlans --guided
+
+Rows: step, memory, prediction of a patch; for REHRSeg the loader, for guidance parameters and checkpoint. The guided
+network has a keeper of random weights, built like a finished one or by the dataset's own plans.
 
 The dataset must be planned and preprocessed (nnU-Net's environment variables set). `--self-sr`, the stage-1 folder of
 fold `-f` (0) with pseudo-HR cases, is needed for the loader's ratio only; the teacher that a step runs has random
@@ -10,6 +14,7 @@ weights of the plans' size, which cost the same.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import statistics
 import subprocess
@@ -31,7 +36,7 @@ from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 WORKERS = "nnUNet_n_proc_DA"
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux
-STOCK, OURS = "nnUNetTrainer", "REHRSegTrainer"
+STOCK, REHRSEG, GUIDED = "nnUNetTrainer", "REHRSegTrainer", "GuidedTrainer_randomKeeper"
 
 
 def main() -> None:
@@ -42,9 +47,11 @@ def main() -> None:
     if args.peak_of:
         print(_peak_memory(args))
         return
-    rows = [_step_row(args), _memory_row(args), _prediction_row(args)]
-    if args.self_sr:
-        rows.append(_loader_row(args))
+    rows = [_step_row(args), _memory_row(args)]
+    if args.guided:
+        rows += _guided_rows(args)
+    else:
+        rows += [_lr_prediction_row(args), *([_loader_row(args)] if args.self_sr else [])]
     print(format_table(rows))
 
 
@@ -56,10 +63,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-f", type=int, default=0, help="fold whose cases the loaders read")
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--self-sr", type=Path)
+    parser.add_argument("--guided", action="store_true", help="a guided network in place of REHRSeg")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.ours = GUIDED if args.guided else REHRSEG
     if args.self_sr and args.self_sr.resolve().name != f"fold_{args.f}":
         parser.error(f"--self-sr must be a folder fold_{args.f} (-f {args.f}), got {args.self_sr}")
     return args
@@ -79,7 +88,7 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
             trainer.initialize()
         finally:
             sys.stdout = stdout
-    if name == OURS:
+    if name == REHRSEG:
         network = build_self_sr_network(
             trainer.config, trainer.num_input_channels, trainer.label_manager.num_segmentation_heads
         )
@@ -103,7 +112,7 @@ def _batch(trainer: Any) -> dict[str, Any]:
         return torch.randint(0, classes, (trainer.batch_size, 1, *size.tolist()), dtype=torch.int16)
 
     target = [labels((shape * torch.tensor(scale)).round().int()) for scale in scales]
-    if hasattr(trainer, "config"):
+    if hasattr(trainer, "config") and hasattr(trainer.config, "factor"):
         hr = shape * torch.tensor([trainer.config.factor, 1, 1])
         target += [labels(hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
     return {"data": torch.randn(trainer.batch_size, trainer.num_input_channels, *shape.tolist()), "target": target}
@@ -124,12 +133,12 @@ def _interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: i
 
 
 def _row(what: str, stock: float, ours: float, unit: str) -> dict[str, str]:
-    return {"": what, STOCK: f"{stock:.4g} {unit}", OURS: f"{ours:.4g} {unit}", "ratio": f"{ours / stock:.3f}"}
+    return {"": what, STOCK: f"{stock:.4g} {unit}", "ours": f"{ours:.4g} {unit}", "ratio": f"{ours / stock:.3f}"}
 
 
 def _step_row(args: argparse.Namespace) -> dict[str, str]:
     steps = []
-    for name in (STOCK, OURS):
+    for name in (STOCK, args.ours):
         trainer = _trainer(args, name)
         batch = _batch(trainer)
         steps.append(lambda trainer=trainer, batch=batch: trainer.train_step(batch))
@@ -140,7 +149,7 @@ def _memory_row(args: argparse.Namespace) -> dict[str, str]:
     command = [sys.executable, __file__, *sys.argv[1:], "--peak-of"]
     peaks = [
         float(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout.split()[-1])
-        for name in (STOCK, OURS)
+        for name in (STOCK, args.ours)
     ]
     return _row("peak memory of training steps", *peaks, "GiB")
 
@@ -165,8 +174,8 @@ def _resident_kib(entry: str) -> int:
     return int(next(line for line in lines if line.startswith(entry)).split()[1])
 
 
-def _prediction_row(args: argparse.Namespace) -> dict[str, str]:
-    stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
+def _lr_prediction_row(args: argparse.Namespace) -> dict[str, str]:
+    stock, ours = (_trainer(args, name) for name in (STOCK, args.ours))
     image = _batch(stock)["data"][:1].to(stock.device)
     with output_mode(ours.network, "lr"), torch.inference_mode():
         calls = [_convolution_calls(trainer.network.eval(), image) for trainer in (stock, ours)]
@@ -174,6 +183,31 @@ def _prediction_row(args: argparse.Namespace) -> dict[str, str]:
             raise RuntimeError(f"LR prediction must take as many convolutions as stock, got {calls[1]} and {calls[0]}")
         seconds = _interleaved(lambda: stock.network(image), lambda: ours.network(image), max(20, args.repeats))
     return _row(f"LR prediction ({calls[0]} convolutions each)", *seconds, "s")
+
+
+def _guided_rows(args: argparse.Namespace) -> list[dict[str, str]]:
+    stock, ours = (_trainer(args, name) for name in (STOCK, args.ours))
+    image = _batch(stock)["data"][:1].to(stock.device)
+    with torch.inference_mode():
+        for trainer in (stock, ours):
+            trainer.set_deep_supervision_enabled(False)
+            trainer.network.eval()
+        seconds = _interleaved(lambda: stock.network(image), lambda: ours.network(image), args.repeats)
+    parameters = [sum(p.numel() for p in trainer.network.parameters()) / 1e6 for trainer in (stock, ours)]
+    checkpoints = [_checkpoint_mib(trainer) for trainer in (stock, ours)]
+    return [
+        _row("prediction of a patch", *seconds, "s"),
+        _row("parameters", *parameters, "M"),
+        _row("weights and optimiser state", *checkpoints, "MiB"),
+    ]
+
+
+def _checkpoint_mib(trainer: Any) -> float:
+    trainer.set_deep_supervision_enabled(True)
+    trainer.train_step(_batch(trainer))  # the optimiser has no state before
+    file = io.BytesIO()
+    torch.save([trainer.network.state_dict(), trainer.optimizer.state_dict()], file)
+    return file.tell() / 2**20
 
 
 def _convolution_calls(network: torch.nn.Module, image: torch.Tensor) -> int:
@@ -191,7 +225,7 @@ def _convolution_calls(network: torch.nn.Module, image: torch.Tensor) -> int:
 
 def _loader_row(args: argparse.Namespace) -> dict[str, str]:
     """Seconds per training batch of the loaders with their transforms, in this process."""
-    stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
+    stock, ours = (_trainer(args, name) for name in (STOCK, args.ours))
     ours.pseudo_hr_folder = args.self_sr / STORE_NAME
     first, second = (trainer.get_dataloaders()[0] for trainer in (stock, ours))
     return _row("loader, one batch", *_interleaved(first.__next__, second.__next__, 10 * args.repeats), "s")
