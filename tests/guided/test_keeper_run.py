@@ -13,7 +13,7 @@ def found(own, dataset=None, dimension=3):
 def test_the_only_finished_one(tmp_path):
     run = write_keeper(tmp_path)
     unfinished = write_keeper(tmp_path, "Dataset611_Begun")
-    unfinished.final_checkpoint.unlink()
+    unfinished.folder.rename(unfinished.folder.with_name("fold_0_kept"))  # no fold of nnU-Net's
     assert found(training(tmp_path)) == run
 
 
@@ -86,7 +86,7 @@ def test_variants_and_teachers_must_be_named(tmp_path, monkeypatch):
     monkeypatch.setenv(KEEPER_VARIABLE, str(teacher.folder))
     with pytest.raises(ValueError, match="REHRSEG_KEEPER must name a fold folder of KnowledgeKeeperTrainer, got"):
         found(training(tmp_path))
-    monkeypatch.setenv(KEEPER_VARIABLE, str(tmp_path / "fold_0"))
+    monkeypatch.setenv(KEEPER_VARIABLE, str(variant.folder.parent))
     with pytest.raises(FileNotFoundError, match="REHRSEG_KEEPER must name a finished fold folder"):
         found(training(tmp_path))
 
