@@ -10,9 +10,10 @@ from functools import cache
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
-from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_guidance_ablations
+from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_guidance_ablations, rehrseg_guided_ablations
 from rehrseg_nnunet.trainers.rehrseg_continued_baseline import ContinuedBaselineTrainer
 from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
+from rehrseg_nnunet.trainers.rehrseg_guided_trainer import GuidedTrainer
 from rehrseg_nnunet.trainers.rehrseg_knowledge_keeper_trainer import KnowledgeKeeperTrainer
 from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
 from rehrseg_nnunet.trainers.rehrseg_smore_trainer import SMORETrainer
@@ -27,8 +28,10 @@ TRAINERS = {
         ContinuedBaselineTrainer,
         GuidanceTeacherTrainer,
         KnowledgeKeeperTrainer,
+        GuidedTrainer,
         *rehrseg_ablations.VARIANTS,
         *rehrseg_guidance_ablations.VARIANTS,
+        *rehrseg_guided_ablations.VARIANTS,
     )
 }
 

@@ -59,6 +59,12 @@ class KeeperConfig(StrictModel):
         "that has a finished keeper. REHRSEG_KEEPER goes before it",
         json_schema_extra=OURS,
     )
+    other_subjects: bool = Field(
+        default=False,
+        description="cases of the paired dataset are other subjects than those of the same names that are segmented; "
+        "false refuses a keeper that was trained on a validation case",
+        json_schema_extra=OURS,
+    )
     epochs: PositiveInt = Field(
         default=100,
         description="epochs of 250 steps (the released code: 1,400 steps, each on a whole volume)",

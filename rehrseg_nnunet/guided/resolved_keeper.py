@@ -6,19 +6,23 @@ model. So prediction builds the guided network from the plans alone, and finds t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.guidance import load_config
+from rehrseg_nnunet.config.guidance import FusionConfig, load_config
 from rehrseg_nnunet.guided.guided_network import add_guidance
 from rehrseg_nnunet.guided.keeper import Keeper
 from rehrseg_nnunet.guided.shape import GuidanceShape
 from rehrseg_nnunet.guided.source_view import SourceView
 
 KEEPER_KEY = "guidance_keeper"
+BUILT_FROM = ("shape", "kernel", "recalibration", "level_restoration", "view")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,11 @@ class ResolvedKeeper:
 
     def is_built_like(self, other: ResolvedKeeper) -> bool:
         """Whether both can share one `plans.json`: weights and runs may differ."""
-        return replace(self, run="", sha256="") == replace(other, run="", sha256="")
+        return not self.differences(other)
+
+    def differences(self, other: ResolvedKeeper) -> list[str]:
+        """Names of what keeps both from sharing one `plans.json`."""
+        return [name for name in BUILT_FROM if getattr(self, name) != getattr(other, name)]
 
     def build(self) -> Keeper:
         """The keeper, untrained."""
@@ -88,3 +96,36 @@ def guide_by_plans(network: nn.Module, configuration: Mapping[str, Any], *, lear
     """
     resolved, fusion = ResolvedKeeper.of(configuration), load_config(configuration).fusion
     return add_guidance(network, resolved.build(), view=resolved.view, fusion=fusion, learns=learns)
+
+
+def check_other_folds(
+    fold_folder: Path, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig
+) -> None:
+    """Refuse a keeper that the model's finished folds cannot be built with: all folds share one `plans.json`.
+
+    Args:
+        fold_folder: nnU-Net's output folder of a training.
+        configuration_name: its configuration.
+        resolved: its keeper.
+        fusion: its settings.
+
+    Raises:
+        ValueError: another fold has a checkpoint and other networks.
+    """
+    file = fold_folder.parent / "plans.json"
+    folds = sorted(
+        {path.parent.name for path in fold_folder.parent.glob("fold_*/checkpoint_*.pth")} - {fold_folder.name}
+    )
+    if not folds or not file.is_file():
+        return
+    configuration = PlansManager(json.loads(file.read_text())).get_configuration(configuration_name).configuration
+    stored = ResolvedKeeper.of(configuration)
+    differing = stored.differences(resolved)
+    if load_config(configuration).fusion != fusion:
+        differing.append("fusion")
+    if differing:
+        raise ValueError(
+            f"{file} is that of {', '.join(folds)} too, so their keepers and fusion must be built alike, but "
+            f"{', '.join(differing)} differs; take a keeper of the same settings as {stored.run or 'they have'}, "
+            "or train under plans of another name"
+        )

@@ -38,7 +38,11 @@ class BaselineStart(TrainerMixin):
     def initialize(self) -> None:
         """As in nnU-Net; remembers the untrained weights to notice `-pretrained_weights`."""
         super().initialize()
+        self.fill_network()
         self._initial_hash = hash_weights(unwrap(self.network).state_dict())
+
+    def fill_network(self) -> None:
+        """Give the new network weights that it has whatever it starts from."""
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As in nnU-Net, with the learning rate of the run that is continued (nnU-Net takes the class's)."""
