@@ -11,9 +11,10 @@ voxels of a given size, and on two grids in one pass. Nothing is trained.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,6 @@ class _Network(nn.Module):
 def main() -> None:
     """Measure and print a table."""
     args = _arguments()
-    if args.case:
-        _predict(args)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        return
     kinds = {kind: name for name, (kind, _) in reversed(CASES.items())}  # the first case of each
     unloaded = {kind: _peak(args, name, TINY) for kind, name in kinds.items()}
     peaks = {name: _peak(args, name, args.size) - unloaded[kind] for name, (kind, _) in CASES.items()}
@@ -76,29 +73,28 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=100, help="with the background")
     parser.add_argument("--factor", type=int, default=6, help="r")
     parser.add_argument("--size", type=int, default=96, help="voxels of the fine grid along each axis, multiple of r")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _peak(args: argparse.Namespace, name: str, size: int) -> float:
-    """MB that a process of its own held at most."""
-    options = ["--labels", str(args.labels), "--factor", str(args.factor), "--size", str(size), "--case", name]
-    command = [sys.executable, "-m", "benchmarks.memory", *options]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.splitlines()[-1])
+    """MB that a process of its own held at most: forked, so that nothing is imported again."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_predict, (args, name, size))
 
 
-def _predict(args: argparse.Namespace) -> None:
-    kind, grids = CASES[args.case]
-    slices = args.size // args.factor
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        fine, thick = (args.size, args.size, slices * args.factor), (args.size, args.size, slices)
+def _predict(args: argparse.Namespace, name: str, size: int) -> float:
+    kind, grids = CASES[name]
+    slices = size // args.factor
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        fine, thick = (size, size, slices * args.factor), (size, size, slices)
         _write_scan(folder / "fine.nii.gz", fine, factor=1, shift_mm=0.4)
         image = folder / "case_0000.nii.gz"
         _write_scan(image, fine if kind == STOCK else thick, factor=1 if kind == STOCK else args.factor)
         predictor = _predictor(kind, args, tuple(g.replace("FILE", str(folder / "fine.nii.gz")) for g in grids))
-        predictor.predict_from_files_sequential([[str(image)]], [str(folder / "case")])
+        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):  # nnU-Net's lines
+            predictor.predict_from_files_sequential([[str(image)]], [str(folder / "case")])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _write_scan(file: Path, size: tuple[int, int, int], *, factor: int, shift_mm: float = 0.0) -> None:

@@ -53,6 +53,8 @@ SETTINGS_END = """\
 |---|---|
 | `nnUNet_extTrainer` | where nnU-Net looks for trainers: `export nnUNet_extTrainer="$(rehrseg trainers)"` |
 | `REHRSEG_SELF_SR` | another stage-1 fold folder than the one of the same dataset, plans, configuration and fold |
+| `REHRSEG_TEACHER` | the same for the teacher of a keeper |
+| `REHRSEG_KEEPER` | the [keeper that guides](../how-to/guided.md#which-keeper): a paired dataset, or a fold folder |
 
 If a stage 1 from `REHRSEG_SELF_SR` was trained on cases that you validate on, the validation is no longer one.
 
@@ -82,9 +84,9 @@ Name a trainer with `-tr` in nnU-Net's commands, after `export nnUNet_extTrainer
 `_100epochs` (any number; `_1epoch`) to train for another length. Such a training builds on the runs of its fold that
 have the same length, else on those without a length.
 
-`SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, `GuidanceTeacherTrainer`
-and `KnowledgeKeeperTrainer` read the block `guidance`, the others read `segmentation`. Settings that a trainer does not
-change are the plans'.
+`SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, `GuidanceTeacherTrainer`,
+`KnowledgeKeeperTrainer` and `GuidedTrainer` read the block `guidance`, the others read `segmentation`. Settings that a
+trainer does not change are the plans'.
 """
 
 

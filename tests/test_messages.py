@@ -1,6 +1,7 @@
 """Every message of docs/reference/messages.md is what the user reads in its situation."""
 
 import json
+import pickle
 import re
 import shutil
 import sys
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from guided_unets import keeper_for
+from keeper_runs import planned, plans_of, training, write_keeper
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from random_model import scan, write_random_model
@@ -21,16 +24,25 @@ from workspace import environment
 from rehrseg_nnunet.cases.case_checks import check_cases
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.config.blocks import learning_rate_from_trained
+from rehrseg_nnunet.config.guidance import FusionConfig
 from rehrseg_nnunet.config.guidance import load_config as load_guidance
 from rehrseg_nnunet.guided.adversary import OptimizerPair
 from rehrseg_nnunet.guided.frozen import FrozenTeacher, open_teacher
-from rehrseg_nnunet.guided.networks import build_teacher
+from rehrseg_nnunet.guided.frozen_keeper import open_keeper, resolve
+from rehrseg_nnunet.guided.guided_network import add_guidance
+from rehrseg_nnunet.guided.keeper_cases import check_leak, orientation_doubts
+from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
+from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
+from rehrseg_nnunet.guided.networks import build_keeper, build_teacher
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
+from rehrseg_nnunet.guided.resolved_keeper import check_other_folds
+from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.prediction.image_checks import check_image
 from rehrseg_nnunet.self_sr.frozen import check_version
 from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
+from rehrseg_nnunet.trainers.rehrseg_guided_trainer import GuidedTrainer
 from rehrseg_nnunet.trainers.rehrseg_knowledge_keeper_trainer import KnowledgeKeeperTrainer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "messages.md"
@@ -962,6 +974,170 @@ def another_trainers_model(dataset):
     other = Prediction(dataset)
     files = ["-i", other.folder / "scan.nii.gz", "-o", other.folder / "better.nii.gz"]
     return dataset.says("synthesize", *files, "-m", other.model, "-device", "cpu")
+
+
+def guide(dataset, *keepers, fold=0, **scans):
+    """What is said when a training of other scans looks for these finished keepers, and whether one fits."""
+    results, own = dataset.folder / "results", planned(**scans)
+    results.mkdir(exist_ok=True)
+    for options in keepers:
+        write_keeper(results, **options)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        view_of(own, find_keeper(training(results, fold=fold), None, dimension=3))
+    return {"error": str(caught.value).replace("\n", " ")}
+
+
+def guide_by(dataset, value, *keepers):
+    with environment(REHRSEG_KEEPER=str(value)):
+        return guide(dataset, *keepers)
+
+
+@provoke("No keeper is finished")
+def no_keeper(dataset):
+    return guide(dataset)
+
+
+@provoke("The dataset that `REHRSEG_KEEPER` or the settings name has none")
+def no_keeper_of_the_dataset(dataset):
+    return guide_by(dataset, 611, {})
+
+
+@provoke("There are only keepers of the other dimension")
+def flat_keeper(dataset):
+    return guide(dataset, {"configuration": "2d"})
+
+
+@provoke("Several keepers could guide")
+def several_keepers(dataset):
+    return guide(dataset, {}, {"dataset": "Dataset611_Others"})
+
+
+def results_of(dataset, trainer, configuration="3d_fullres"):
+    return dataset.folder / "results" / "Dataset610_Pairs" / f"{trainer}__p__{configuration}" / "fold_0"
+
+
+@provoke("`REHRSEG_KEEPER` names another trainer's folder")
+def teacher_for_a_keeper(dataset):
+    folder = results_of(dataset, "GuidanceTeacherTrainer")
+    return guide_by(dataset, folder, {"trainer": "GuidanceTeacherTrainer"})
+
+
+@provoke("`REHRSEG_KEEPER` names a fold that is not finished")
+def unfinished_keeper(dataset):
+    return guide_by(dataset, results_of(dataset, "KnowledgeKeeperTrainer"))
+
+
+@provoke("`REHRSEG_KEEPER` names a keeper of the other dimension")
+def chosen_flat_keeper(dataset):
+    folder = results_of(dataset, "KnowledgeKeeperTrainer", "2d")
+    return guide_by(dataset, folder, {"configuration": "2d"})
+
+
+def leak(dataset, splits):
+    preprocessed = dataset.folder / "preprocessed" / "Dataset610_Pairs"
+    preprocessed.mkdir(parents=True)
+    if splits:
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    keeper = KeeperRun(write_keeper(dataset.folder))
+    with environment(nnUNet_preprocessed=str(preprocessed.parent)):
+        return check_leak(keeper, ["a"])
+
+
+def warned(doubts):
+    said = []
+    GuidedTrainer.warn(SimpleNamespace(print_to_log_file=said.append), doubts)
+    return {"warning": "".join(said)}
+
+
+@provoke("The keeper was trained on validation cases")
+def known_cases(dataset):
+    return raised(leak, dataset, [{"train": ["a"], "val": ["b"]}])
+
+
+@provoke("The folds of the pairs are not at hand")
+def unknown_cases(dataset):
+    return warned(leak(dataset, None))
+
+
+@provoke("A channel of the keeper is missing")
+def channel_of_the_keeper(dataset):
+    return guide(dataset, {}, names=("T2",))
+
+
+@provoke("`guidance.channels` names what the keeper does not see")
+def unknown_channel(dataset):
+    return raised(view_of, planned(), KeeperRun(write_keeper(dataset.folder)), names={"T3": "T1"})
+
+
+@provoke("The dataset has the better scan")
+def better_scan(dataset):
+    return guide(dataset, {}, names=("T1", "T1_7T"))
+
+
+@provoke("The datasets are normalised in different ways")
+def other_scheme(dataset):
+    return guide(dataset, {}, normalization_schemes=["NoNormalization"])
+
+
+@provoke("One dataset keeps the background at 0")
+def other_mask(dataset):
+    return guide(dataset, {}, use_mask_for_norm=[True])
+
+
+@provoke("2d slices along another axis than the keeper's")
+def other_slices(dataset):
+    keeper = KeeperRun(write_keeper(dataset.folder, configuration="2d"))
+    return raised(view_of, planned(configuration="2d", transpose=(1, 0, 2)), keeper)
+
+
+@provoke("Patches that are too small for the keeper's levels")
+def small_patches(dataset):
+    return guide(dataset, {}, patch_size=[2, 4, 4])
+
+
+@provoke("Patches of another size in mm than the keeper's")
+def other_patches(dataset):
+    own, keeper = planned(patch_size=[16, 64, 64]), KeeperRun(write_keeper(dataset.folder))
+    return warned(doubts_of(own, keeper, view_of(own, keeper)))
+
+
+@provoke("Scans that lie otherwise than the keeper's")
+def other_orientation(dataset):
+    keeper, folders = KeeperRun(write_keeper(dataset.folder)), []
+    for name, sign in (("Dataset610_Pairs", 1), ("own", -1)):
+        folders.append(dataset.folder / name / "p_3d_fullres")
+        folders[-1].mkdir(parents=True)
+        geometry = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": (sign, 0, 0, 0, sign, 0, 0, 0, 1)}
+        (folders[-1] / "a.pkl").write_bytes(pickle.dumps({"sitk_stuff": geometry}))
+    with environment(nnUNet_preprocessed=str(dataset.folder)):
+        return warned(orientation_doubts(folders[1], keeper))
+
+
+@provoke("A fold with another keeper architecture or fusion than the model's other folds")
+def other_folds(dataset):
+    keeper = KeeperRun(write_keeper(dataset.folder))
+    resolved, folder = resolve(keeper, SourceView(channels=(0,))), dataset.folder / "GuidedTrainer__p__3d_fullres"
+    (folder / "fold_1").mkdir(parents=True)
+    (folder / "fold_1" / "checkpoint_final.pth").touch()
+    plans = plans_of(1, guidance_keeper=resolved.as_json())
+    (folder / "plans.json").write_text(json.dumps(plans))
+    other = replace(resolved, kernel=5)
+    return raised(check_other_folds, folder / "fold_0", "3d_fullres", other, FusionConfig())
+
+
+@provoke("The keeper's checkpoint is not of the plans beside it")
+def other_keeper(dataset):
+    keeper = KeeperRun(write_keeper(dataset.folder))
+    weights = build_keeper({**keeper.configuration, "guidance": {"base_features": 8}}).state_dict()
+    torch.save({"network_weights": weights}, keeper.run.final_checkpoint)
+    return raised(open_keeper, keeper, SourceView(channels=(0,)), checkpoint="final")
+
+
+@provoke("A network that is no encoder and decoder")
+def other_network(dataset):
+    keeper = keeper_for()
+    view = SourceView(channels=(0,))
+    return raised(add_guidance, torch.nn.Identity(), keeper, view=view, fusion=FusionConfig())
 
 
 def test_every_documented_situation_is_provoked():

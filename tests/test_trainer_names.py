@@ -17,7 +17,12 @@ from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.training_start import BASELINE
 from rehrseg_nnunet.self_sr.frozen import SELF_SR
-from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_guidance_ablations, rehrseg_training_lengths
+from rehrseg_nnunet.trainers import (
+    rehrseg_ablations,
+    rehrseg_guidance_ablations,
+    rehrseg_guided_ablations,
+    rehrseg_training_lengths,
+)
 from rehrseg_nnunet.trainers.rehrseg_trainer import REHRSegTrainer
 
 # the settings that each variant has
@@ -46,8 +51,17 @@ GUIDANCE_VARIANTS = {
     f"{KEEPER}_noAdversary": {"keeper": {"adversarial_weight": 0}},
     f"{KEEPER}_noRecalibration": {"keeper": {"recalibration": False}},
 }
-BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer", TEACHER, KEEPER]
-NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS), *GUIDANCE_VARIANTS]
+GUIDED = "GuidedTrainer"
+GUIDED_VARIANTS = {
+    f"{GUIDED}_scalarFusion": {"fusion": {"kind": "scalar"}},
+    f"{GUIDED}_sameLevel": {"fusion": {"guides": "same_level"}},
+    f"{GUIDED}_noRefinement": {"fusion": {"refinement": False}},
+    f"{GUIDED}_decoderOnly": {"fusion": {"kind": "decoder_only", "stages": None}},
+    f"{GUIDED}_randomKeeper": {},
+    f"{GUIDED}_untaughtKeeper": {},
+}
+BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer", TEACHER, KEEPER, GUIDED]
+NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS), *GUIDANCE_VARIANTS, *GUIDED_VARIANTS]
 NNUNETS_LENGTHS = ["1epoch", *(f"{n}epochs" for n in (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000))]
 
 
@@ -85,6 +99,8 @@ def test_nnunet_finds_a_trainer_in_the_file_that_is_named_after_it(find, capsys)
         ("REHRSegTrainer_IFVD_5epochs", "rehrseg_training_lengths"),
         (KEEPER, "rehrseg_knowledge_keeper_trainer"),
         (f"{KEEPER}_noAdversary", "rehrseg_guidance_ablations"),
+        (GUIDED, "rehrseg_guided_trainer"),
+        (f"{GUIDED}_sameLevel", "rehrseg_guided_ablations"),
     ):
         find(name)
         assert f"Found class {name} in {file}\n" in capsys.readouterr().out
@@ -100,6 +116,7 @@ def test_every_variant_is_known():
     assert {trainer.__name__ for trainer in defined} == {f"REHRSegTrainer_{variant}" for variant in VARIANTS}
     assert set(rehrseg_ablations.VARIANTS) == set(defined)
     assert {trainer.__name__ for trainer in rehrseg_guidance_ablations.VARIANTS} == set(GUIDANCE_VARIANTS)
+    assert {trainer.__name__ for trainer in rehrseg_guided_ablations.VARIANTS} == set(GUIDED_VARIANTS)
     assert set(rehrseg_training_lengths.TRAINERS) == set(NAMES)
 
 
@@ -113,15 +130,14 @@ def test_variants_change_what_they_say(variant, changes):
     assert longer.changes == changes
 
 
-@pytest.mark.parametrize(("name", "changes"), GUIDANCE_VARIANTS.items())
+@pytest.mark.parametrize(("name", "changes"), (GUIDANCE_VARIANTS | GUIDED_VARIANTS).items())
 def test_variants_of_the_guidance_change_what_they_say(name, changes):
-    trainer = getattr(rehrseg_guidance_ablations, name)
+    trainer = rehrseg_training_lengths.TRAINERS[name]
     assert trainer.changes == changes
     config = load_config({"spacing": (1, 1, 1), "batch_size": 2})
     changed, plain = change_config(config, trainer.changes).model_dump(), config.model_dump()
-    ((part, settings),) = changes.items()
-    assert changed == {**plain, part: {**plain[part], **settings}}
-    assert changed != plain
+    assert changed == {**plain, **{part: {**plain[part], **settings} for part, settings in changes.items()}}
+    assert (changed != plain) == bool(changes)
     assert getattr(rehrseg_training_lengths, f"{name}_30epochs").changes == changes
 
 

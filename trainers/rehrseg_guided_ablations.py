@@ -56,7 +56,7 @@ class GuidedTrainer_randomKeeper(rehrseg_guided_trainer.GuidedTrainer):
             self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
             return own_keeper(PlannedDataset.of_trainer(self))
         self.print_to_log_file(f"keeper: with random weights, built like {run.run.final_checkpoint}")
-        return resolve(run, self.view_of(run))
+        return resolve(run, self.seen_by(run))
 
 
 class GuidedTrainer_untaughtKeeper(GuidedTrainer_randomKeeper):

@@ -83,7 +83,7 @@ class GuidedTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     def choose_keeper(self) -> ResolvedKeeper:
         """Find the keeper, check that it fits, and load it."""
         run = find_keeper(FoldRun.of_trainer(self), self.config.keeper.dataset, dimension=self.dimension)
-        view = self.view_of(run)
+        view = self.seen_by(run)
         if not (self.config.keeper.other_subjects or self.fold == "all"):
             self.warn(check_leak(run, self.do_split()[1]))
         self.warn(orientation_doubts(Path(self.preprocessed_dataset_folder), run))
@@ -91,8 +91,8 @@ class GuidedTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         self.print_to_log_file(f"keeper: {self.keeper.checkpoint} (weights {self.keeper.resolved.sha256[:12]})")
         return self.keeper.resolved
 
-    def view_of(self, keeper: KeeperRun) -> SourceView:
-        """How a keeper sees this training's patches."""
+    def seen_by(self, keeper: KeeperRun) -> SourceView:
+        """What a keeper sees of this training's patches."""
         own = PlannedDataset.of_trainer(self)
         view = view_of(own, keeper, names=self.config.channels)
         self.warn(doubts_of(own, keeper, view))

@@ -231,14 +231,14 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
 
         All DDP ranks must ask. A method: nnU-Net reads every property when training starts, on the first rank alone.
         """
-        if self.settings.export.uncertainty != "calibrated":
+        if self.settings.export.uncertainty == "normalised":
             return None
         network = unwrap(self.network)
         weights = hash_weights(network.state_dict())
         if weights not in self._calibrations:
             found: list[Calibration | None] = [None]
             if self.local_rank == 0:
-                stored = stored_calibration(FoldRun.of_trainer(self), network)
+                stored = stored_calibration(FoldRun.of_trainer(self), network, self.settings.export)
                 found = [stored or self._calibrate(network.eval())]
             if self.is_ddp:
                 dist.broadcast_object_list(found)  # ranks may round differently, and one header is for all
@@ -247,7 +247,8 @@ class SelfSRTrainer(CaseExport, ImageToImageTraining, PluginTrainer, nnUNetTrain
 
     def _calibrate(self, network: Any) -> Calibration:
         _, val_keys = self.do_split()
-        return calibrate(network, self.interpolated.cases(val_keys), PlannedDataset.of_trainer(self))
+        interpolated, planned = self.interpolated.cases(val_keys), PlannedDataset.of_trainer(self)
+        return calibrate(network, interpolated, planned, config=self.settings.export)
 
     def _export_options(self, identifiers: Sequence[str]) -> ExportOptions:
         return ExportOptions(

@@ -18,10 +18,11 @@ class ExportConfig(StrictModel):
         "Labels and U are the self-SR network's either way",
         json_schema_extra=OURS,
     )
-    uncertainty: Literal["calibrated", "normalised"] = Field(
-        default="calibrated",
-        description="how U is stored for stage 2: `calibrated` as the probability that the pseudo label is wrong, as "
-        "measured on simulated pairs of validation cases; `normalised` between each case's own extremes (Eq. 7)",
+    uncertainty: Literal["entropy", "calibrated", "normalised"] = Field(
+        default="entropy",
+        description="what stage 2 gets as U: `entropy` and `calibrated` the probability that the pseudo label is "
+        "wrong, as measured on simulated pairs of validation cases, for the entropy of the label's probabilities and "
+        "for the network's U (Eq. 5); `normalised` the network's U between each case's own extremes (Eq. 7)",
         json_schema_extra=OURS,
     )
     back_projection_steps: int = Field(

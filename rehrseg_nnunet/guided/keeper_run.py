@@ -17,7 +17,7 @@ from rehrseg_nnunet.guided.networks import stored_channels
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json, read_plans
-from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT, LENGTH_SUFFIX, FoldRun
+from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT, FOLD_FOLDER, LENGTH_SUFFIX, FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 
 KEEPER_VARIABLE = "REHRSEG_KEEPER"
@@ -86,7 +86,7 @@ def find_keeper(own: FoldRun, dataset: str | int | None, *, dimension: int) -> K
         ValueError: there are several, listed as the values that choose one, or what is named is no keeper.
     """
     named = os.environ.get(KEEPER_VARIABLE) or None
-    if named is not None and Path(named).name.startswith("fold_"):
+    if named is not None and (len(Path(named).parts) > 1 or FOLD_FOLDER.fullmatch(named)):
         return _chosen(dimension)
     wanted = dataset if named is None else named
     found = [keeper for keeper in finished_keepers(own.results) if _is_of(keeper.run.dataset, wanted)]
@@ -102,7 +102,7 @@ def find_keeper(own: FoldRun, dataset: str | int | None, *, dimension: int) -> K
 def finished_keepers(results: Path) -> list[KeeperRun]:
     """All keepers but those of variants, which must be named."""
     files = sorted(results.glob(f"Dataset*/{KEEPER.trainer}*__*/fold_*/{FINAL_CHECKPOINT}"))
-    runs = [FoldRun.parse(file.parent) for file in files]
+    runs = [FoldRun.parse(file.parent) for file in files if FOLD_FOLDER.fullmatch(file.parent.name)]
     return [KeeperRun(run) for run in runs if OF_ANY_LENGTH.fullmatch(run.trainer)]
 
 

@@ -74,6 +74,7 @@ TRAINER_PARTS = (
     ),
     Part(_TRAINER, "save_checkpoint", "checkpoints that survive a kill", exact="filename"),
     Part(_TRAINER, "load_checkpoint", "continuing a training", exact="filename_or_checkpoint"),
+    Part(_TRAINER, "my_init_kwargs", "the keeper in a guided network's checkpoint"),
     Part(_TRAINER, "print_to_log_file", "the training's log", keywords="add_timestamp"),
     Part(
         _TRAINER,
@@ -214,6 +215,8 @@ PLANS_PARTS = (
     ),
     Part(_PLANNER, "dataset_json UNet_base_num_features", "planning networks of thin slices"),
     Part("nnunetv2.utilities.json_export", "recursive_fix_for_json_export", "planning networks of thin slices"),
+    Part(_PLANS + ":PlansManager", "foreground_intensity_properties_per_channel", "keepers of CT scans"),
+    Part(_PLANS + ":ConfigurationManager", "data_identifier", "preprocessed pairs of a keeper"),
     Part(_PLANS + ":PlansManager", "image_reader_writer_class", "reading and writing whole files only"),
     Part(_PLANS + ":ConfigurationManager", "configuration spacing patch_size", "plans"),
     Part(_PLANS + ":ConfigurationManager", "batch_dice use_mask_for_norm normalization_schemes", "plans"),

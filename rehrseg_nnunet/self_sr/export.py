@@ -22,6 +22,7 @@ from rehrseg_nnunet.restoration.label_maps import to_label_map
 from rehrseg_nnunet.self_sr.calibration import Calibration
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.super_resolve import super_resolve
+from rehrseg_nnunet.self_sr.uncertainty_quality import label_entropy
 from rehrseg_nnunet.slices.slice_profile import back_project, degrade_labels
 
 STORE_NAME = "pseudo_hr"
@@ -34,13 +35,15 @@ class PseudoHRVolumes:
 
     Attributes:
         image: (C, r*D, H, W) float32, in the case's intensities.
-        uncertainty: (1, r*D, H, W), U of Eq. 5.
+        uncertainty: (1, r*D, H, W), what tells wrong labels by `ExportConfig.uncertainty`: the labels' entropy or U.
+        network_uncertainty: (1, r*D, H, W), U of Eq. 5.
         labels: (1, r*D, H, W) int16 label map with nnU-Net's -1 and the ignore label.
         logits: (K, r*D, H, W), of the labels.
     """
 
     image: np.ndarray
     uncertainty: np.ndarray
+    network_uncertainty: np.ndarray
     labels: np.ndarray
     logits: np.ndarray
 
@@ -52,7 +55,7 @@ class ExportOptions:
     Attributes:
         config: settings.
         smore: SMORE's cases, for `config.image` "smore".
-        calibration: of U, for `config.uncertainty` "calibrated".
+        calibration: of U, unless `config.uncertainty` is "normalised".
     """
 
     config: ExportConfig
@@ -100,11 +103,14 @@ def super_resolve_case(
     use_smore = config.image == "smore" and smore_image is not None
     fine = torch.from_numpy(smore_image).float() if use_smore else unit.undo(output.image)
     sharp = back_project(fine, acquired, network.factor, 1, steps=config.back_projection_steps)
+    by_network, logits = output.uncertainty.numpy(), output.labels.numpy()
+    by_labels = config.uncertainty == "entropy"
     return PseudoHRVolumes(
         image=sharp.numpy(),
-        uncertainty=output.uncertainty.numpy(),
+        uncertainty=label_entropy(logits, label_manager)[None] if by_labels else by_network,
+        network_uncertainty=by_network,
         labels=to_label_map(output.labels, labels, network.factor, label_manager),
-        logits=output.labels.numpy(),
+        logits=logits,
     )
 
 
@@ -178,7 +184,7 @@ def export_pseudo_hr(
 
 
 def _check_finite(identifier: str, hr: PseudoHRVolumes) -> None:
-    if not (np.isfinite(hr.image).all() and np.isfinite(hr.uncertainty).all()):
+    if not all(np.isfinite(a).all() for a in (hr.image, hr.uncertainty, hr.network_uncertainty)):
         raise ValueError(
             f"{identifier}: pseudo-HR image and uncertainty must be finite, got nan or inf; if the log shows losses of "
             "nan, train stage 1 again with a smaller learning_rate"

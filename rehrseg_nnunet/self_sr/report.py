@@ -163,10 +163,13 @@ def restoration_scores(
 def uncertainty_scores(
     comparison: Comparison, hr: PseudoHRVolumes, label_manager: LabelManager, options: ExportOptions
 ) -> dict[str, Row]:
-    """Score U as it is stored for a restored case, and the entropy of its labels, see `judge`."""
-    entropy = label_entropy(hr.logits, has_regions=label_manager.has_regions)
+    """Score U as it is stored for a restored case, the network's U and the entropy of its labels, see `judge`."""
     errors = TrueErrors.of_case((hr.image, hr.labels), comparison.truth, label_manager)
-    maps = {"U": options.scale(hr.uncertainty)[0], "entropy": entropy}
+    maps = {
+        "U": options.scale(hr.uncertainty)[0],
+        "network's U": hr.network_uncertainty[0],
+        "entropy": label_entropy(hr.logits, label_manager),
+    }
     return judge(maps, errors, factor=comparison.factor)
 
 

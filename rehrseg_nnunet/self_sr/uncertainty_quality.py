@@ -114,9 +114,9 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def label_entropy(logits: np.ndarray, *, has_regions: bool) -> np.ndarray:
+def label_entropy(logits: np.ndarray, label_manager: LabelManager) -> np.ndarray:
     """Entropy (nat) of the labels' probabilities, of logits (K, r*D, H, W); for regions summed over them."""
-    if has_regions:
+    if label_manager.has_regions:
         probability = expit(logits)
         return (entr(probability) + entr(1 - probability)).sum(axis=0)
     return entr(softmax(logits, axis=0)).sum(axis=0)

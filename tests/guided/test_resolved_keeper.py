@@ -7,8 +7,9 @@ import pytest
 import torch
 from guided_unets import images, keeper_for, stock
 
+from rehrseg_nnunet.config.guidance import FusionConfig
 from rehrseg_nnunet.guided.guided_network import guidance_of
-from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, guide_by_plans
+from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds, guide_by_plans
 from rehrseg_nnunet.guided.source_view import SourceView
 
 
@@ -62,3 +63,36 @@ def test_weights_and_runs_may_differ_in_one_plans_file():
 def test_plans_of_no_guided_training_are_refused():
     with pytest.raises(ValueError, match="must have guidance_keeper, which the training of a guided network writes"):
         guide_by_plans(stock(), {"spacing": [1, 1, 1], "batch_size": 2})
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model's folder, whose fold 1 is trained."""
+    folder = tmp_path / "GuidedTrainer__p__3d_fullres"
+    (folder / "fold_1").mkdir(parents=True)
+    (folder / "fold_1" / "checkpoint_best.pth").touch()
+    content = {**configuration(resolved(run="pairs/fold_1"), hidden=0.5), "architecture": {}}
+    plans = {"configurations": {"3d_fullres": content}}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    return folder
+
+
+HALF = FusionConfig(hidden=0.5)
+
+
+def test_a_fold_that_is_built_alike_joins_the_others(model):
+    check_other_folds(model / "fold_0", "3d_fullres", resolved(run="other", sha256="cd"), HALF)
+
+
+def test_another_keeper_or_fusion_would_break_the_others(model):
+    said = r"plans.json is that of fold_1 too, .* but {} differs; take a keeper of the same settings as pairs/fold_1, "
+    with pytest.raises(ValueError, match=said.format("kernel")):
+        check_other_folds(model / "fold_0", "3d_fullres", resolved(kernel=3), HALF)
+    with pytest.raises(ValueError, match=said.format("recalibration, fusion")):
+        check_other_folds(model / "fold_0", "3d_fullres", resolved(recalibration=True), FusionConfig())
+
+
+def test_a_fold_may_be_trained_anew_and_untrained_ones_do_not_count(model):
+    check_other_folds(model / "fold_1", "3d_fullres", resolved(kernel=3), HALF)
+    (model / "fold_1" / "checkpoint_best.pth").unlink()
+    check_other_folds(model / "fold_0", "3d_fullres", resolved(kernel=3), HALF)

@@ -182,3 +182,16 @@ def test_compiled_networks_are_loaded_too(checkpoint):
     network = Network(hr_head=True)
     load_baseline(torch.compile(network), checkpoint)
     assert holds(network, baseline_weights())
+
+
+def test_what_a_network_is_filled_with_is_no_pretrained_weight():
+    """A frozen part is there whatever the training starts from."""
+
+    class Filled(Trainer):
+        def fill_network(self):
+            nn.init.ones_(self.network.decoder.seg_layers[0].weight)
+
+    trainer = Filled()
+    trainer.start_from_trained()
+    assert trainer.lines == [Trainer.without_baseline]
+    assert torch.equal(trainer.network.decoder.seg_layers[0].weight, torch.ones(1, 1))

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from guided_runs import BASELINE, FOLDS, GUIDED, USUAL, keeper_in, keepers_of_all_folds, prepare_usual, run_of, without
 from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
-from short_runs import EPOCHS
+from short_runs import EPOCHS, STEPS
 from workspace import SHORT_RUNS, environment, log_of
 
 from rehrseg_nnunet.cli.main import main
+from rehrseg_nnunet.config.guidance import change_config, load_config
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
+from rehrseg_nnunet.guided.guided_network import guidance_of
+from rehrseg_nnunet.guided.keeper_run import NoKeeperError
 from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESIS_REPORT, SYNTHESISED, TEACHER_REPORT
 from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.weights import hash_weights
@@ -27,6 +31,15 @@ PAIRS = 2
 TEACHER, KEEPER = "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
 TIMEOUT_S = 300
 CONFIGURATIONS = ("3d_fullres", "2d")
+# by name, what each changes
+VARIANTS_OF_GUIDED = {
+    "scalarFusion": {"fusion": {"kind": "scalar"}},
+    "sameLevel": {"fusion": {"guides": "same_level"}},
+    "noRefinement": {"fusion": {"refinement": False}},
+    "decoderOnly": {"fusion": {"kind": "decoder_only"}},
+    "randomKeeper": {},
+    "untaughtKeeper": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +66,14 @@ def trained(paired):
         for trainer, configuration in ((KEEPER, "3d_fullres"), (TEACHER, "2d"), (KEEPER, "2d")):
             paired.train(trainer, PAIRS, configuration=configuration)
         yield paired
+
+
+@pytest.fixture(scope="module")
+def usual(trained):
+    """Scans of other subjects, who have no better ones, and a keeper of each fold."""
+    prepare_usual(trained)
+    keepers_of_all_folds(trained, PAIRS)
+    return trained
 
 
 @pytest.fixture
@@ -336,10 +357,10 @@ def test_noise_is_in_training_alone(keeper_only):
     assert first == second
 
 
-def test_ranks_train_together(trained, tmp_path):
+def test_ranks_train_together(trained, usual, tmp_path):
     """Equal networks and adversaries after every step, from other starts and batches; each case is written once."""
     script, fold = SHORT_RUNS.with_name("ddp_guidance.py"), "1"
-    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), "tiny", fold]
+    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), trained.dataset(USUAL), "tiny", fold]
     outputs = [(tmp_path / f"{rank}.txt").open("w") for rank in range(2)]
     processes = [
         subprocess.Popen([sys.executable, str(script), str(rank), *arguments], stdout=output, stderr=subprocess.STDOUT)
@@ -354,7 +375,7 @@ def test_ranks_train_together(trained, tmp_path):
     assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    assert [len(set(map(tuple, first[trainer]))) for trainer in (TEACHER, KEEPER)] == [4, 4]
+    assert [len(set(map(tuple, hashes))) for hashes in first.values()] == [4, 4, 4]
     assert len(first[KEEPER][0]) == 2
     folder = trained.fold(KEEPER, PAIRS, fold=fold)
     cases = json.loads((trained.plans(PAIRS).parent / "splits_final.json").read_text())[1]["val"]
@@ -386,3 +407,214 @@ def test_plans_without_a_block_will_do(trained):
     assert trainer.num_epochs == 100
     assert trainer.config.base_features == 8
     shutil.rmtree(Path(trainer.output_folder_base))
+
+
+@pytest.fixture(scope="module")
+def guided(usual):
+    """A baseline of fold 0, and guided networks of all folds in 3D and of one in 2D."""
+    with environment(**{EPOCHS: "1", STEPS: "1"}):
+        usual.train(BASELINE, USUAL)
+        for fold in FOLDS:
+            usual.train(GUIDED, USUAL, "--npz", fold=fold)
+        usual.train(GUIDED, USUAL, configuration="2d")
+    return usual
+
+
+def usual_cases(nnunet, fold=0):
+    return json.loads((nnunet.plans(USUAL).parent / "splits_final.json").read_text())[fold]["val"]
+
+
+def usual_scans(nnunet, folder, cases):
+    """As new scans."""
+    folder.mkdir()
+    for case in cases:
+        for file in (nnunet.raw / nnunet.dataset(USUAL) / "imagesTr").glob(f"{case}_*"):
+            shutil.copy(file, folder)
+    return folder
+
+
+def labels_of(file):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def assert_same_labels(folder, expected):
+    files = sorted(expected.glob("*.nii.gz"))
+    assert [file.name for file in sorted(folder.glob("*.nii.gz"))] == [file.name for file in files]
+    for file in files:
+        np.testing.assert_array_equal(labels_of(folder / file.name), labels_of(file))
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_every_fold_has_its_keeper(guided, fold):
+    """As it was: no step has moved it."""
+    folder, keeper = guided.fold(GUIDED, USUAL, fold=fold), guided.fold(KEEPER, PAIRS, fold=fold)
+    weights = keeper_in(checkpoint_of(folder)["network_weights"])
+    assert_equal(weights, keeper_in(checkpoint_of(keeper)["network_weights"], prefix="keeper."))
+    log = log_of(folder)
+    assert f"keeper: {keeper / FINAL_CHECKPOINT} (weights {hash_weights(weights)[:12]})" in log
+    start = f"training starts from {guided.fold(BASELINE, USUAL)}" if fold == "0" else "training starts from scratch"
+    assert start in log
+    stored = checkpoint_of(folder)["init_args"]["plans"]["configurations"]["3d_fullres"]["guidance_keeper"]
+    assert (stored["run"], stored["sha256"]) == (run_of(keeper), hash_weights(weights))
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_the_guided_folder_alone_predicts(guided, tmp_path, configuration):
+    """Neither pairs nor teacher nor keeper are there: nnU-Net's validation comes back.
+
+    In 2D by both commands; in 3D slices are thick, and `rehrseg predict` decides their labels on thin ones.
+    """
+    scans = usual_scans(guided, tmp_path / "scans", usual_cases(guided))
+    options = {"trainer": GUIDED, "configuration": configuration}
+    with without(guided, PAIRS):
+        guided.predict(scans, tmp_path / "stock", USUAL, **options)
+        guided.predict_hr(scans, tmp_path / "own", USUAL, "--grid", "native", **options)
+    folder = guided.fold(GUIDED, USUAL, configuration=configuration)
+    assert np.unique(labels_of(next((folder / "validation").glob("*.nii.gz")))).size > 1
+    assert_same_labels(tmp_path / "stock", folder / "validation")
+    if configuration == "2d":
+        assert_same_labels(tmp_path / "own", folder / "validation")
+    assert len(list((tmp_path / "own").glob("*.nii.gz"))) == len(usual_cases(guided))
+
+
+def test_five_folds_with_five_keepers(guided, tmp_path, monkeypatch):
+    """One model as nnU-Net knows it: cross-validation, ensemble, and a zip file that predicts the same elsewhere."""
+    flags = ("-p", "tiny", "-c", "3d_fullres", "-tr", GUIDED)
+    guided.command("nnUNetv2_find_best_configuration", USUAL, *flags, "-np", 1)
+    best = json.loads((guided.results / guided.dataset(USUAL) / "inference_information.json").read_text())
+    assert list(best["all_results"]) == [f"{GUIDED}__tiny__3d_fullres"]
+    scans = usual_scans(guided, tmp_path / "scans", usual_cases(guided)[:1])
+    options = {"trainer": GUIDED, "folds": FOLDS}
+    guided.predict(scans, tmp_path / "all", USUAL, "--save_probabilities", **options)
+    expected = []
+    for fold in FOLDS:
+        folder = guided.predict(scans, tmp_path / fold, USUAL, "--save_probabilities", trainer=GUIDED, folds=(fold,))
+        expected.append(np.load(next(folder.glob("*.npz")))["probabilities"])
+    assert not np.allclose(expected[1], expected[2])
+    together = np.exp(np.mean(np.log(expected), axis=0))  # nnU-Net's mean is of logits
+    together /= together.sum(axis=0)
+    found = np.load(next((tmp_path / "all").glob("*.npz")))["probabilities"]
+    np.testing.assert_allclose(found, together, atol=1e-3)
+    for fold in FOLDS:
+        (guided.fold(GUIDED, USUAL, fold=fold) / "progress.png").touch()  # not drawn here, but demanded there
+    guided.command("nnUNetv2_export_model_to_zip", "-d", USUAL, "-o", tmp_path / "model.zip", *flags)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    guided.command("nnUNetv2_install_pretrained_model_from_zip", tmp_path / "model.zip")
+    guided.predict(scans, tmp_path / "again", USUAL, **options)
+    assert_same_labels(tmp_path / "again", tmp_path / "all")
+
+
+@pytest.fixture
+def guided_only(guided):
+    """Change fold 0; it comes back afterwards."""
+    fold = guided.fold(GUIDED, USUAL)
+    kept = guided.base / "kept"
+    shutil.copytree(fold, kept)
+    yield guided
+    shutil.rmtree(fold)
+    kept.rename(fold)
+
+
+def test_guided_stopped_and_continued_as_if_never_stopped(guided_only, monkeypatch, repeatable):
+    """Without the keeper's training, which is not looked for any more."""
+    fold = guided_only.fold(GUIDED, USUAL)
+    monkeypatch.setenv(EPOCHS, "2")
+    shutil.rmtree(fold)
+    guided_only.train(GUIDED, USUAL)
+    whole = checkpoint_of(fold)
+    shutil.rmtree(fold)
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            guided_only.train(GUIDED, USUAL)
+    with without(guided_only, PAIRS):
+        guided_only.train(GUIDED, USUAL, "--c")
+    stopped = checkpoint_of(fold)
+    assert hash_weights(stopped["network_weights"]) == hash_weights(whole["network_weights"])
+    assert_equal(stopped["optimizer_state"], whole["optimizer_state"])
+    for metric in ("train_losses", "val_losses", "lrs"):
+        np.testing.assert_array_equal(stopped["logging"][metric], whole["logging"][metric])
+
+
+def guided_trainer(nnunet, name=GUIDED, *, start=True):
+    """Of fold 0; begun, if nothing else is said."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(nnunet.dataset(USUAL), "3d_fullres", 0, name, "tiny", device=torch.device("cpu"))
+    if start:
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+    return trainer
+
+
+def test_it_starts_as_the_baseline_and_the_keeper_stays(guided_only):
+    trainer = guided_trainer(guided_only)
+    baseline = guided_trainer(guided_only, "ContinuedBaselineTrainer")
+    batch = next(trainer.dataloader_train)
+    with torch.no_grad():
+        for own, expected in zip(trainer.network(batch["data"]), baseline.network(batch["data"]), strict=True):
+            assert torch.equal(own, expected)
+    shutil.rmtree(baseline.output_folder_base)
+    guidance = guidance_of(trainer.network)
+    keeper, others = guidance.keeper, {n: p.clone() for n, p in trainer.network.named_parameters() if p.requires_grad}
+    before = hash_weights(keeper.state_dict())
+    for _ in range(3):
+        trainer.train_step(batch)
+    assert hash_weights(keeper.state_dict()) == before == trainer.keeper.resolved.sha256
+    assert all(p.grad is None and not p.requires_grad for p in keeper.parameters())
+    assert not keeper.training
+    still = {n for n, p in trainer.network.named_parameters() if p.requires_grad and torch.equal(p, others[n])}
+    # nnU-Net gives the loss of the coarsest output no weight, and a gate's ReLU may be shut
+    assert [n for n in sorted(still) if "seg_layers.0." not in n and ".refinement." not in n] == []
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS_OF_GUIDED))
+def test_variants_of_guided_train_with_what_they_name(guided, variant):
+    trainer = guided_trainer(guided, f"{GUIDED}_{variant}")
+    try:
+        parent = load_config(json.loads(guided.plans(USUAL).read_text())["configurations"]["3d_fullres"])
+        assert trainer.config == change_config(parent, VARIANTS_OF_GUIDED[variant])
+        keeper = guidance_of(trainer.network).keeper
+        batch, before = next(trainer.dataloader_train), hash_weights(keeper.state_dict())
+        for _ in range(2):
+            assert np.isfinite(trainer.train_step(batch)["loss"])
+        assert (hash_weights(keeper.state_dict()) == before) == (variant != "untaughtKeeper")
+        taught = keeper_in(checkpoint_of(guided.fold(KEEPER, PAIRS))["network_weights"], prefix="keeper.")
+        assert {name: w.shape for name, w in keeper.state_dict().items()} == {n: w.shape for n, w in taught.items()}
+        assert (before == hash_weights(taught)) == (variant not in ("untaughtKeeper", "randomKeeper"))
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / FINAL_CHECKPOINT))
+        again = guided_trainer(guided, f"{GUIDED}_{variant}", start=False)
+        again.load_checkpoint(str(Path(trainer.output_folder) / FINAL_CHECKPOINT))
+        assert hash_weights(again.network.state_dict()) == hash_weights(trainer.network.state_dict())
+    finally:
+        shutil.rmtree(trainer.output_folder_base)
+
+
+def test_pretrained_weights(guided):
+    """Of a plain network and of a guided one: neither brings a keeper, which the training has found itself."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    taught = keeper_in(checkpoint_of(guided.fold(KEEPER, PAIRS))["network_weights"], prefix="keeper.")
+    for source in (BASELINE, GUIDED):
+        trainer = guided_trainer(guided, f"{GUIDED}_1epoch", start=False)
+        trainer.initialize()
+        load_pretrained_weights(trainer.network, str(guided.fold(source, USUAL, fold="0") / FINAL_CHECKPOINT))
+        trainer.on_train_start()
+        assert "training starts from -pretrained_weights" in log_of(Path(trainer.output_folder))
+        assert_equal(dict(guidance_of(trainer.network).keeper.state_dict()), taught)
+        shutil.rmtree(trainer.output_folder_base)
+
+
+def test_controls_need_no_keeper(guided):
+    """Its architecture is that of this dataset's own plans then; all others name the commands."""
+    with without(guided, PAIRS):
+        trainer = guided_trainer(guided, f"{GUIDED}_randomKeeper")
+        assert guidance_of(trainer.network).keeper.shape.source_channels == 2
+        assert "built by this dataset's plans" in log_of(Path(trainer.output_folder))
+        shutil.rmtree(trainer.output_folder_base)
+        with pytest.raises(
+            NoKeeperError, match=r"nnUNetv2_train PAIRS 3d_fullres 0 -tr KnowledgeKeeperTrainer -p tiny"
+        ):
+            guided.train(f"{GUIDED}_sameLevel", USUAL)
+        shutil.rmtree(guided.fold(f"{GUIDED}_sameLevel", USUAL).parent)

@@ -31,7 +31,7 @@ from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 
 FACTOR = 2
-NETWORK_ALONE = ExportConfig(back_projection_steps=0)
+NETWORK_ALONE = ExportConfig(back_projection_steps=0, uncertainty="calibrated")
 PLAIN = LabelManager({"background": 0, "tube": 1, "ellipsoid": 2}, None)
 
 
@@ -109,7 +109,7 @@ def test_u_is_ranked_by_the_mean_error_of_the_channels(phantom):
     rng = np.random.default_rng(0)
     error = rng.normal(size=both.shape).astype(np.float32)
     u = np.abs(error).mean(axis=0)[None]
-    hr = PseudoHRVolumes(image=both + error, uncertainty=u, labels=labels, logits=u)
+    hr = PseudoHRVolumes(image=both + error, uncertainty=u, network_uncertainty=u, labels=labels, logits=u)
     comparison = Comparison("x", thick(both, labels), (both, labels), (2, 1, 1))
     assert restoration_scores(comparison, hr, PLAIN, method="ours")["ours"]["spearman"] == pytest.approx(1, abs=1e-4)
 
@@ -152,9 +152,9 @@ def test_the_whole_report(phantom, tmp_path, capsys):
         for key in ("psnr", "ssim", "dice"):
             assert found.restoration.comparisons[name][SELF_SR][key] == pytest.approx(means[SELF_SR][key])
     assert [file.name for file in tmp_path.iterdir()] == ["pseudo_hr_a.png"]
-    assert found.as_table().count("simulated along x (n=2)") == 3 + 3  # restorations; U, entropy and the ceiling
+    assert found.as_table().count("simulated along x (n=2)") == 3 + 4  # restorations; three maps and the ceiling
     for rows in found.uncertainty.comparisons.values():
-        assert list(rows) == ["U", "entropy", CEILING]
+        assert list(rows) == ["U", "network's U", "entropy", CEILING]
     scores = found.as_scores()
     assert (
         scores["stage_1/simulated along y/psnr"] == found.restoration.comparisons["simulated along y"][SELF_SR]["psnr"]
@@ -231,3 +231,14 @@ def test_u_is_judged_as_stage_2_gets_it(phantom):
     assert rows["U"]["edge"] == rows["U"]["inside"] == rows["U"]["phase 1"] == 0.25
     assert rows["entropy"]["auroc"] > 0.6
     assert uncertainty_scores(comparison, hr, PLAIN, ExportOptions(NETWORK_ALONE))["U"]["edge"] != 0.25
+
+
+def test_the_labels_own_entropy_is_what_stage_2_gets_by_default(phantom):
+    lr = thick(*phantom)
+    comparison = Comparison("x", lr, phantom, (2, 1, 1))
+    config = ExportConfig(back_projection_steps=0)
+    hr = super_resolve_case(Interpolating(), *lr, PLAIN, config=config)
+    same = ExportOptions(config, calibration=Calibration(uncertainty=(0, 2), wrong=(0, 1)))  # U / 2
+    rows = uncertainty_scores(comparison, hr, PLAIN, same)
+    assert rows["U"]["auroc"] == rows["entropy"]["auroc"] > rows["network's U"]["auroc"]
+    assert rows["U"]["edge"] == pytest.approx(rows["entropy"]["edge"] / 2)

@@ -18,6 +18,7 @@ from rehrseg_nnunet.self_sr.uncertainty_quality import (
 )
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+REGIONS = LabelManager({"background": 0, "whole": (1, 2), "core": 2}, [1, 2])
 IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 
 
@@ -67,8 +68,8 @@ def test_checkerboards_are_found_and_anatomy_is_none():
 
 def test_entropy():
     logits = np.log(np.array([0.5, 0.25, 0.25])).reshape(3, 1, 1, 1)
-    assert label_entropy(logits + 7, has_regions=False).item() == pytest.approx(1.5 * np.log(2))
-    assert label_entropy(np.zeros((2, 1, 1, 1)), has_regions=True).item() == pytest.approx(2 * np.log(2))
+    assert label_entropy(logits + 7, PLAIN).item() == pytest.approx(1.5 * np.log(2))
+    assert label_entropy(np.zeros((2, 1, 1, 1)), REGIONS).item() == pytest.approx(2 * np.log(2))
 
 
 def restored_case(manager=PLAIN):

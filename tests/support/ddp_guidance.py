@@ -1,6 +1,7 @@
-"""One of several processes that train together: `python ddp_guidance.py RANK PROCESSES FOLDER DATASET PLANS FOLD`.
+"""One of several that train together: `python ddp_guidance.py RANK PROCESSES FOLDER PAIRS DATASET PLANS FOLD`.
 
-Teacher and keeper under a gloo group on the CPU; `FOLDER/RANK.json` says what this process did.
+Teacher and keeper of the pairs, and a network of the dataset that it guides, under a gloo group on the CPU;
+`FOLDER/RANK.json` says what this process did.
 """
 
 import json
@@ -41,22 +42,23 @@ def watch(trainer):
 
 def main():
     """Train."""
-    rank, processes, folder, dataset, plans, fold = sys.argv[1:]
+    rank, processes, folder, pairs, dataset, plans, fold = sys.argv[1:]
     torch.set_num_threads(1)
     torch.manual_seed(int(rank))  # weights differ until the group shares them
     shorten()
     use_threads()
-    names = ("GuidanceTeacherTrainer", "KnowledgeKeeperTrainer")
-    teacher, keeper = (build(name, dataset, plans, fold) for name in names)
+    names = ("GuidanceTeacherTrainer", "KnowledgeKeeperTrainer", "GuidedTrainer_1epoch")
+    trainers = [build(name, own, plans, fold) for name, own in zip(names, (pairs, pairs, dataset), strict=True)]
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=int(rank), world_size=int(processes))
     seen = {}
-    for name, trainer in zip(names, (teacher, keeper), strict=True):
+    for name, trainer in zip(names, trainers, strict=True):
         join_group(trainer)
         if name == names[1]:
             trainer.optimizer.adversary.distribute()
         seen[name] = watch(trainer)
         trainer.run_training()
-        trainer.perform_actual_validation()
+        if name != names[2]:  # that is nnU-Net's own
+            trainer.perform_actual_validation()
         dist.barrier()
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
