@@ -37,6 +37,7 @@ from benchmarks.guidance.segmentation_table import segmentation_table
 from benchmarks.guidance.tables import Table, as_csv, as_markdown, into_page
 from benchmarks.quality.commands import execute, set_environment
 from benchmarks.quality.jobs import Job, do_jobs
+from benchmarks.quality.launch import PRECISIONS
 from rehrseg_nnunet.config.presets import preset_names
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
@@ -180,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plans", default="cpu", help="name of the plans")
     add("--batch-size", type=int, default=2)
     add("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help="patch size (default: nnU-Net's own)")
+    add("--precision", choices=PRECISIONS, default="float32", help="bfloat16 is faster on CPUs that have it")
     add("--baseline-epochs", type=int, default=5, help="a length that nnU-Net has a trainer of")
     add("--continued-epochs", type=int, default=3, help="of all that goes on from the baseline")
     add("--keeper", choices=KEEPERS, default="keeper", help="row that guides (default: keeper)")

@@ -43,6 +43,8 @@ class GuidanceBenchmark:
         plans: name of the plans.
         batch_size: of all trainings.
         patch: patch size (z, y, x); None: nnU-Net's own.
+        precision: of the networks' layers in training, see `quality.launch`; images are scored in float32, and the test
+            set is predicted as nnU-Net does.
         baseline_epochs: of the baseline.
         continued_epochs: of all that goes on from it.
         keeper: key of the row of `rows.ROWS` that guides.
@@ -61,6 +63,7 @@ class GuidanceBenchmark:
     plans: str
     batch_size: int
     patch: tuple[int, ...] | None
+    precision: str
     baseline_epochs: int
     continued_epochs: int
     keeper: str

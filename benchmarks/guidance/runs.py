@@ -176,7 +176,7 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
         plans=run.plans_name,
         folder=run.folder,
         seed=run.seed,
-        precision="float32",
+        precision=run.benchmark.precision,
         seconds=run.seconds,
     )
     execute(training_command(training, device=device), run.environment())

@@ -31,7 +31,7 @@ def finish(run):
 def trained(run, recorder):
     train(run, device="cpu", execute=recorder)
     (command,) = recorder.commands
-    assert command[1:6] == ["-m", "benchmarks.quality.launch", str(run.seed), "float32", str(run.seconds)]
+    assert command[1:6] == ["-m", "benchmarks.quality.launch", str(run.seed), "bfloat16", str(run.seconds)]
     return arguments(run_training_entry, command[6:])
 
 
