@@ -21,7 +21,7 @@ SUFFIXES = {
     "synthesised": "synthesised",
 }
 SIMULATED = {"pairs": "pairs", "source": "source", "privileged": "privileged", "both": "pairs"}
-OF_SEGMENTATIONS = ("baseline_epochs", "continued_epochs", "keeper")
+OF_SEGMENTATIONS = ("cases", "test_cases", "baseline_epochs", "continued_epochs", "keeper")
 MIN_CASES = 5  # nnU-Net makes five folds
 
 
@@ -45,6 +45,8 @@ class GuidanceBenchmark:
         patch: patch size (z, y, x); None: nnU-Net's own.
         precision: of the networks' layers in training, see `quality.launch`; images are scored in float32, and the test
             set is predicted as nnU-Net does.
+        teacher_epochs: of teachers; None: what the settings say.
+        keeper_epochs: of keepers and their rival; None: what the settings say.
         baseline_epochs: of the baseline.
         continued_epochs: of all that goes on from it.
         keeper: key of the row of `rows.ROWS` that guides.
@@ -64,6 +66,8 @@ class GuidanceBenchmark:
     batch_size: int
     patch: tuple[int, ...] | None
     precision: str
+    teacher_epochs: int | None
+    keeper_epochs: int | None
     baseline_epochs: int
     continued_epochs: int
     keeper: str
@@ -89,8 +93,11 @@ class GuidanceBenchmark:
         tested = data != "pairs" and self.test_cases > 0
         return f"{first}:{last}", f"{last}:{last + self.test_cases}" if tested else ""
 
-    def check(self) -> None:
+    def check(self, *, segmentations: bool = True) -> None:
         """Check the source and the numbers.
+
+        Args:
+            segmentations: whether there are any, which need cases of their own.
 
         Raises:
             ValueError: too few cases, files of another ending, or numbers that leave no room for the datasets.
@@ -101,12 +108,12 @@ class GuidanceBenchmark:
         ending = read_dataset_json(self.source / "dataset.json", required=("file_ending",))["file_ending"]
         if ending != FILE_ENDING:
             raise ValueError(f"--source must have files that end in {FILE_ENDING}, got {ending}")
-        if min(self.pairs, self.cases) < MIN_CASES or self.test_cases < 1:
-            raise ValueError(
-                f"--pairs and --cases must be at least {MIN_CASES} and --test-cases at least 1, got {self.pairs}, "
-                f"{self.cases} and {self.test_cases}"
-            )
-        available, wanted = len(labelled_files(self.source)), self.pairs + self.cases + self.test_cases
+        least = {"pairs": MIN_CASES} | ({"cases": MIN_CASES, "test_cases": 1} if segmentations else {})
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be at least {number}, got {getattr(self, name)}")
+        available, wanted = len(labelled_files(self.source)), sum(getattr(self, name) for name in least)
         if wanted > available:
             raise ValueError(f"--pairs, --cases and --test-cases must be at most {available} together, got {wanted}")
 

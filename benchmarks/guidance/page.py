@@ -38,15 +38,11 @@ def new_page(benchmark: GuidanceBenchmark, stem: str) -> str:
 
 def command(benchmark: GuidanceBenchmark) -> list[str]:
     """The command, its work folder under a name of no machine."""
-    words = ["python", "-m", "benchmarks.guidance", "--source", f"nnUNet_raw/{benchmark.source.name}"]
-    return [
-        *words,
-        "--work",
-        "/scratch/guidance",
-        "--number",
-        str(benchmark.number),
-        "--jobs",
-        "2",
-        "--precision",
-        benchmark.precision,
-    ]
+    options = {
+        "--source": f"nnUNet_raw/{benchmark.source.name}",
+        "--work": "/scratch/guidance",
+        "--number": str(benchmark.number),
+        "--jobs": "2",
+        "--precision": benchmark.precision,
+    }
+    return ["python", "-m", "benchmarks.guidance", *(word for pair in options.items() for word in pair)]

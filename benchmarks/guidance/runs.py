@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +48,9 @@ class Run:
     @property
     def epochs(self) -> int | None:
         """Epochs of its own training; None: what its settings say."""
-        first, more = self.benchmark.baseline_epochs, self.benchmark.continued_epochs
-        return {"own": None, "baseline": first, "continued": more, "both": first + more}[self.row.epochs]
+        if self.row.epochs == "both":
+            return self.benchmark.baseline_epochs + self.benchmark.continued_epochs
+        return getattr(self.benchmark, f"{self.row.epochs}_epochs")
 
     @property
     def all_epochs(self) -> str:
@@ -143,10 +144,8 @@ class Run:
 
     @property
     def teacher(self) -> Run:
-        """The run of its teacher: of its own plans if that is trained, else the row's."""
-        shared = self.other(self.row.teacher or "teacher")
-        own = replace(shared, row=replace(shared.row, plans=self.row.plans))
-        return own if (own.folder / FINAL_CHECKPOINT).is_file() else shared
+        """The run of its teacher, or the one in whose features its images are compared."""
+        return self.other(self.row.teacher or "teacher")
 
     def environment(self) -> dict[str, str]:
         """Environment variables that its commands need; those that it must not have are empty."""

@@ -46,7 +46,13 @@ def make_guidance(tmp_path):
         settings = {"number": 604, "pairs": 5, "cases": 5, "test_cases": 2, "resolution": 2.0, "snr": 12.0}
         settings |= {"contrast": 0.7, "preset": "cpu", "plans": "cpu", "batch_size": 2, "patch": None}
         settings["precision"] = "bfloat16"
-        settings |= {"baseline_epochs": 5, "continued_epochs": 3, "keeper": "keeper"}
+        settings |= {
+            "teacher_epochs": None,
+            "keeper_epochs": None,
+            "baseline_epochs": 5,
+            "continued_epochs": 3,
+            "keeper": "keeper",
+        }
         folders = {"work": tmp_path / "work", "source": tmp_path / "source" / "Dataset004_Tiny"}
         return GuidanceBenchmark(**{**folders, **settings, **changes})
 
