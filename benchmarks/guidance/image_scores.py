@@ -172,7 +172,8 @@ def feature_distance(teacher: Teacher, truth: np.ndarray, image: np.ndarray, *, 
         image: the same shape.
         patch_size: of a window.
     """
-    pair, _ = pad_nd_image(
+    pad: Any = pad_nd_image  # declared without None
+    pair, _ = pad(
         torch.from_numpy(np.stack([truth, image])).float(), tuple(patch_size), "constant", {"value": 0}, True, None
     )
     with torch.no_grad():

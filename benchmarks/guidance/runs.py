@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from benchmarks.guidance.benchmark import CONFIGURATION, FOLD, GuidanceBenchmark
@@ -209,7 +208,7 @@ def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
     if target.is_dir():
         target.rename(target.with_name(f"{target.name}_partial"))  # of someone else, cut off
     clock = Clock(run.seconds, "predict")
-    predict_folder(command, images, target, clock=clock, execute=partial(execute, environment=run.environment()))
+    predict_folder(command, images, target, clock=clock, execute=lambda own: execute(own, run.environment()))
 
 
 def has_every_case(run: Run) -> bool:
