@@ -30,6 +30,7 @@ from benchmarks.guidance.benchmark import SIMULATED, GuidanceBenchmark
 from benchmarks.guidance.datasets import add_synthesised, prepare, simulate, write_variant
 from benchmarks.guidance.image_table import image_table
 from benchmarks.guidance.page import new_page
+from benchmarks.guidance.picture import write_picture
 from benchmarks.guidance.rows import KEEPERS, PARTS, ROWS, in_order
 from benchmarks.guidance.runs import TRAINERS, Run, predict, train
 from benchmarks.guidance.segmentation_table import segmentation_table
@@ -157,6 +158,8 @@ def _write(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argparse.Nam
         page = args.page.read_text() if args.page.is_file() else new_page(benchmark, args.page.stem)
         write_atomically(args.page, into_page(page, tables))
         write_atomically(args.page.with_suffix(".csv"), as_csv(tables))
+    if args.picture is not None:
+        write_picture(runs, args.picture, case=args.case)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, help="trainings at a time, with one thread each if more than 1")
     add("--report", action="store_true", help="train nothing, print what is finished")
     add("--page", type=Path, metavar="FILE.md", help="page whose tables, and csv beside it, get the numbers")
+    add("--picture", type=Path, metavar="FILE.png", help="draw a validation case of the pairs")
+    add("--case", help="which one (default: the first by name)")
     add("--device", default="cpu")
     return parser
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from benchmarks.guidance.benchmark import CONFIGURATION, FOLD
@@ -50,9 +50,14 @@ class ImageModel:
         return PlansManager(str(self.run.model / "plans.json"))
 
     @cached_property
-    def configuration(self) -> dict[str, Any]:
+    def planned(self) -> ConfigurationManager:
         """Of these plans."""
-        return self.plans.get_configuration(CONFIGURATION).configuration
+        return self.plans.get_configuration(CONFIGURATION)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Its content."""
+        return self.planned.configuration
 
     @cached_property
     def network(self) -> nn.Module:
@@ -82,8 +87,7 @@ def _untrained(model: ImageModel) -> nn.Module:
         return build_teacher(model.configuration)
     if model.run.row.trainer != "L1UNetTrainer":
         return build_keeper(model.configuration)
-    configuration = model.plans.get_configuration(CONFIGURATION)
-    return L1UNetTrainer.build_network_architecture(model.plans, configuration, 0, 0)  # channels are in the plans
+    return L1UNetTrainer.build_network_architecture(model.plans, model.planned, 0, 0)  # channels are in the plans
 
 
 class ValidationCases:

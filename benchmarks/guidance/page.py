@@ -16,7 +16,6 @@ def new_page(benchmark: GuidanceBenchmark, stem: str) -> str:
         benchmark: what it is of.
         stem: of the page's file.
     """
-    last = benchmark.pairs + benchmark.cases
     facts = {
         "data": f"{benchmark.source.name}: the scans, and low-field twins of {benchmark.resolution:g} mm, SNR "
         f"{benchmark.snr:g}, contrast {benchmark.contrast:g}, bias 0.2",
@@ -31,8 +30,8 @@ def new_page(benchmark: GuidanceBenchmark, stem: str) -> str:
     table = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
     title = benchmark.source.name.split("_", 1)[1]
     return (
-        f"# Guidance on {title}\n\nQuestion: what does a keeper show of the better scan, and what does a segmentation "
-        f"gain by it (cases {benchmark.pairs} to {last} by name)?\n\n| | |\n|---|---|\n{table}\n"
+        f"# Guidance on {title}\n\nQuestion: how much of a better scan does a keeper show, and what does a "
+        f"segmentation gain by it?\n\n| | |\n|---|---|\n{table}\n"
     )
 
 

@@ -205,7 +205,7 @@ def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
     if has_every_case(run):
         return
     command = ["nnUNetv2_predict", "-d", run.dataset, "-c", CONFIGURATION, "-f", str(FOLD), "-tr", run.trainer]
-    command += ["-p", run.plans_name, "-device", device, "--disable_tta", "-npp", "1", "-nps", "1"]
+    command += ["-p", run.plans_name, "-device", device, "--disable_tta", "-npp", "0", "-nps", "0"]
     images = run.benchmark.folder("raw", run.row.data) / "imagesTs"
     if target.is_dir():
         target.rename(target.with_name(f"{target.name}_partial"))  # of someone else, cut off

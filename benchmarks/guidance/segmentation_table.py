@@ -21,7 +21,6 @@ FAIR_RIVAL, CONTROL = "continued", "guided_randomKeeper"
 ROOMS = {"true_guides": "share of what true guides give", "better": "share of what the better scan gives"}
 DIGITS = {"Dice": 3, "HD95": 2}
 COLUMNS = {
-    "epochs": "epochs",
     "seeds": "seeds",
     "dice": "Dice",
     "hd95_mm": "HD95 (mm)",
@@ -33,7 +32,7 @@ COLUMNS = {
     **{f"share_of_{key}": title for key, title in ROOMS.items()},
     "training_cpu_s": "training, CPU (s)",
     "training_ratio": "of continued",
-    "prediction_ratio": "prediction, of continued",
+    "prediction_ratio": "prediction command, of continued",
 }
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -51,7 +50,7 @@ def segmentation_table(runs: Sequence[Run]) -> Table:
     number = max((len(_first(method)) for method in methods), default=0)
     table = Table(TITLE, COLUMNS, "test", number)
     for method in methods:
-        table.rows[method.name] = {
+        table.rows[f"{method.name}, {method.epochs} epochs"] = {
             **_means(method),
             **_differences(method, against[FAIR_RIVAL], against[CONTROL]),
             **_shares(method.key, dice),
@@ -90,7 +89,6 @@ def _means(method: Method) -> dict[str, Cell]:
     means = _summary(method)
     trained = len({run.seed for run in method.runs.values()})
     return {
-        "epochs": Cell(0, 0, text=method.epochs),
         "seeds": Cell(trained, 0),
         "dice": Cell(means["Dice"]["mean"], DIGITS["Dice"]),
         "hd95_mm": Cell(means["HD95"]["mean"], DIGITS["HD95"]),
