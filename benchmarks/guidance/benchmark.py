@@ -21,7 +21,9 @@ SUFFIXES = {
     "synthesised": "synthesised",
 }
 SIMULATED = {"pairs": "pairs", "source": "source", "privileged": "privileged", "both": "pairs"}
-OF_SEGMENTATIONS = ("cases", "test_cases", "baseline_epochs", "continued_epochs", "keeper")
+# what the results of segmentations do not have in their names, and those of pairs do not depend on
+OF_SEGMENTATIONS = ("cases", "test_cases", "baseline_epochs", "keeper", "teacher_epochs", "keeper_epochs")
+IN_NAMES = ("work", "number", "continued_epochs")
 MIN_CASES = 5  # nnU-Net makes five folds
 
 
@@ -127,7 +129,7 @@ class GuidanceBenchmark:
         Raises:
             ValueError: they are of something else, or, without `write`, of nothing.
         """
-        settings = {key: str(value) for key, value in asdict(self).items() if key not in ("work", "number")}
+        settings = {key: str(value) for key, value in asdict(self).items() if key not in IN_NAMES}
         settings["source"] = self.source.name
         own = {name: settings.pop(name) for name in OF_SEGMENTATIONS}
         self._remember(self.work / f"guidance_{self.number}.json", settings, write=write)

@@ -49,13 +49,12 @@ def _images(run: Run) -> list[tuple[str, str]]:
 
 def title_of(run: Run) -> str:
     """Title of a row with the settings that it was trained with, as its plans say."""
-    if run.row.key == "l1_unet":
-        return run.row.title
     config = ImageModel(run).settings
-    parts = [run.row.title, f"width {config.base_features}"]
+    parts = [run.row.title, *([] if run.row.key == "l1_unet" else [f"width {config.base_features}"])]
     if run.row.teacher:
         parts += [f"kernel {config.keeper.kernel}", *(["no adversary"] if not config.keeper.adversarial_weight else [])]
-    return ", ".join(parts + (["one cycle"] if config.schedule == "one_cycle" else []))
+    parts += ["one cycle"] if config.schedule == "one_cycle" else []
+    return ", ".join([*parts, f"{run.epochs or getattr(config, run.row.epochs).epochs} epochs"])
 
 
 def _values(scores: Mapping[str, Any], image: str) -> Values:

@@ -83,13 +83,16 @@ def test_bad_options(start, options, message):
 
 def test_a_folder_is_of_one_comparison(start):
     start("--rows", "teacher")
-    start("--rows", "teacher", "--continued-epochs", "9")  # nothing of the pairs depends on it
+    start("--rows", "teacher", "--continued-epochs", "9", "--keeper-epochs", "2")  # in the names of what is trained
     with pytest.raises(SystemExit, match=r"was made with snr 12\.0, got 8\.0; take another --number"):
         start("--rows", "teacher", "--snr", "8")
     start("--rows", "teacher", "--snr", "8", "--number", "614")
     start("--rows", "continued", "--continued-epochs", "9")
-    with pytest.raises(SystemExit, match="was made with keeper keeper, got keeper_kernel3"):
-        start("--rows", "guided", "--continued-epochs", "9", "--keeper", "keeper_kernel3")
+    start("--rows", "continued", "--continued-epochs", "3")
+    for option, value, was in (("keeper", "keeper_kernel3", "keeper"), ("keeper-epochs", "2", "None")):
+        name = option.replace("-", "_")
+        with pytest.raises(SystemExit, match=f"was made with {name} {was}, got {value}"):
+            start("--rows", "guided", f"--{option}", value)
 
 
 def test_one_process_works_in_a_folder(start, make_guidance):
