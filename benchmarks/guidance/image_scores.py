@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +22,17 @@ from benchmarks.guidance.runs import Run
 from benchmarks.guidance.trainers.guidance_l1_unet_trainer import L1UNetTrainer
 from rehrseg_nnunet.config.guidance import ResolvedGuidance, load_config
 from rehrseg_nnunet.guided.image_scores import image_scores
+from rehrseg_nnunet.guided.keeper import KeeperNetwork
 from rehrseg_nnunet.guided.losses import feature_error
 from rehrseg_nnunet.guided.networks import build_keeper, build_teacher, stored_channels
 from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESISED, PairedCase, best_line, load_pair
 from rehrseg_nnunet.guided.synthesis import synthesise, windows
-from rehrseg_nnunet.guided.teacher import Teacher
+from rehrseg_nnunet.guided.teacher import Features, Teacher
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.weights import hash_weights, load_frozen, read_checkpoint
 
-FEATURES = "feature_error"
+FEATURES, GUIDES = "feature_error", "guide_error"
 STEP_SIZE = 0.5
 Scores = dict[str, dict[str, dict[str, float]]]  # case, image, metric
 
@@ -120,12 +122,14 @@ class ValidationCases:
 def score(run: Run) -> None:
     """Score a run's images of the validation cases; nothing if that was done of these weights.
 
-    The file holds the images' scores by case, image and metric: PSNR, SSIM and NMSE as in this package's reports, and
-    the distance in the features of the default teacher. A teacher's file has its reconstruction, the bound, and the
-    source after the best line.
+    The file holds the images' scores by case, image and metric: PSNR, SSIM and NMSE as in this package's reports,
+    `FEATURES`, the distance of the default teacher's features of the image, and `GUIDES`. That is the distance of what
+    the network gives in place of these features: a keeper's guides (nan if another teacher taught it), and of what has
+    no guides the features of its image. A teacher's file has its reconstruction, the bound, and the source after the
+    best line.
     """
     model, judge = ImageModel(run), ImageModel(run.other("teacher"))
-    made_by = {"weights": model.weights, "features_of": judge.weights}
+    made_by = {"weights": model.weights, "features_of": judge.weights, "distances": [FEATURES, GUIDES]}
     kept = read(run.scores)
     if kept is not None and {key: kept.get(key) for key in made_by} == made_by:
         return
@@ -154,34 +158,49 @@ def _score_case(model: ImageModel, judge: ImageModel, case: PairedCase) -> dict[
     assert isinstance(teacher, Teacher)
     image_range = teacher.get_buffer("image_range").tolist()
     patch_size = judge.configuration["patch_size"]
-    return {
-        name: {
-            **image_scores(truth, image, case.inside, image_range),
-            FEATURES: feature_distance(teacher, truth, image, patch_size=patch_size),
-        }
-        for name, image in images_of(model, case).items()
-    }
+    result = {}
+    for name, image in images_of(model, case).items():
+        distance = feature_distance(teacher, truth, image, patch_size=patch_size)
+        result[name] = {**image_scores(truth, image, case.inside, image_range), FEATURES: distance, GUIDES: distance}
+    if isinstance(model.network, KeeperNetwork):
+        taught, keeper = model.run.teacher == judge.run, model.network.keeper
+        own = {"features": keeper, "patch_size": patch_size}
+        distance = feature_distance(teacher, truth, case.source.numpy(), **own) if taught else math.nan
+        result[SYNTHESISED][GUIDES] = distance
+    return result
 
 
-def feature_distance(teacher: Teacher, truth: np.ndarray, image: np.ndarray, *, patch_size: Sequence[int]) -> float:
-    """L_dis of the teacher's features of two images: mean over the windows that images are synthesised in.
+def feature_distance(
+    teacher: Teacher,
+    truth: np.ndarray,
+    image: np.ndarray,
+    *,
+    patch_size: Sequence[int],
+    features: Callable[[torch.Tensor], Features] | None = None,
+) -> float:
+    """L_dis of the teacher's features of the truth, mean over the windows that images are synthesised in.
 
     Args:
         teacher: frozen.
         truth: (P, D, H, W).
-        image: the same shape.
+        image: (C, D, H, W), whose features are compared with them.
         patch_size: of a window.
+        features: of windows (1, C, d, h, w); None: the teacher's.
     """
-    pad: Any = pad_nd_image  # declared without None
-    pair, _ = pad(
-        torch.from_numpy(np.stack([truth, image])).float(), tuple(patch_size), "constant", {"value": 0}, True, None
-    )
+    true, other = (_padded(volume, patch_size) for volume in (truth, image))
+    features = features or teacher.features
     with torch.no_grad():
         errors = [
-            feature_error(*(teacher.features(own[(slice(None), slice(None), *box)]) for own in pair.split(1)))
-            for box in windows(pair.shape[2:], patch_size, STEP_SIZE)
+            feature_error(features(other[(..., *box)]), teacher.features(true[(..., *box)]))
+            for box in windows(true.shape[2:], patch_size, STEP_SIZE)
         ]
     return float(torch.stack(errors).mean())
+
+
+def _padded(volume: np.ndarray, patch_size: Sequence[int]) -> torch.Tensor:
+    """(C, D, H, W) as (1, C, ...), at least as large as a window."""
+    pad: Any = pad_nd_image  # declared without None
+    return pad(torch.from_numpy(volume)[None].float(), tuple(patch_size), "constant", {"value": 0}, True, None)[0]
 
 
 def values_of(scores: Mapping[str, Any], image: str, metric: str) -> dict[str, float]:

@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.guidance.image_scores import FEATURES, ImageModel, read, values_of
+from benchmarks.guidance.image_scores import FEATURES, GUIDES, ImageModel, read, values_of
 from benchmarks.guidance.runs import Run
 from benchmarks.guidance.tables import Cell, Table
 from benchmarks.quality.clock import read_seconds
 from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESISED
 
 TITLE = "Synthesised images"
-METRICS = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3), "nmse": ("NMSE", 3), FEATURES: ("feature distance", 3)}
-DIFFERENCES = (("psnr", "source"), ("psnr", "l1_unet"), (FEATURES, "l1_unet"))
+METRICS = {
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 3),
+    "nmse": ("NMSE", 3),
+    FEATURES: ("feature distance of the image", 3),
+    GUIDES: ("of the guides", 3),
+}
+DIFFERENCES = (("psnr", "source"), ("psnr", "l1_unet"), (FEATURES, "l1_unet"), (GUIDES, "l1_unet"))
 TITLES = {"source": "source", "l1_unet": "U-Net"}
 Values = dict[str, dict[str, float]]  # metric, case
 

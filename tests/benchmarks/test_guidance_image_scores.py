@@ -9,6 +9,7 @@ from guidance_shapes import shape_of
 
 from benchmarks.guidance import image_scores
 from benchmarks.guidance.image_scores import feature_distance, score
+from rehrseg_nnunet.guided.keeper import Keeper
 from rehrseg_nnunet.guided.teacher import Teacher
 
 PATCH = (16, 16, 16)
@@ -52,6 +53,17 @@ def test_all_windows_count(teacher):
 def test_level_and_scale_do_not_count(teacher):
     truth, _ = images(PATCH)
     assert feature_distance(teacher, truth, 3 * truth + 2, patch_size=PATCH) == pytest.approx(0, abs=1e-4)
+
+
+def test_guides_are_those_of_the_keeper(teacher):
+    keeper = Keeper(shape_of("cube", source_channels=2), kernel=3).eval()
+    truth, _ = images(PATCH)
+    source = np.concatenate(images(PATCH, seed=1))
+    with torch.no_grad():
+        given, wanted = keeper(torch.from_numpy(source)[None]), teacher.features(torch.from_numpy(truth)[None])
+        expected = sum(((a - b) ** 2).mean().item() for a, b in zip(given, wanted, strict=True))
+    found = feature_distance(teacher, truth, source, patch_size=PATCH, features=keeper)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_scores_are_kept_until_the_weights_change(make_guided_run, monkeypatch):

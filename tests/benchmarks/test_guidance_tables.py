@@ -29,7 +29,7 @@ def write(run, content):
 
 
 def image(psnr, features):
-    return {"psnr": psnr, "ssim": 0.5, "nmse": 0.25, "feature_error": features}
+    return {"psnr": psnr, "ssim": 0.5, "nmse": 0.25, "feature_error": features, "guide_error": features / 2}
 
 
 def write_plans(run, block):

@@ -442,7 +442,9 @@ def test_a_benchmark_scores_what_the_commands_have_trained(trained, benchmark, t
         expected = json.loads(run.report.read_text())["cases"]
         assert found.keys() == expected.keys()
         for case, scored in expected.items():
-            assert found[case][image]["feature_error"] > 0
+            distances = [found[case][image][name] for name in ("feature_error", "guide_error")]
+            assert min(distances) > 0
+            assert (distances[0] != distances[1]) == (image == SYNTHESISED and run.row.key == "keeper")
             for metric, value in scored[image].items():
                 assert found[case][image][metric] == pytest.approx(value, rel=1e-4)
     rows = image_table(runs).rows
