@@ -1,26 +1,21 @@
-"""What REHRSegTrainer or a guided network costs beside nnUNetTrainer, as ratios from one run.
+"""What REHRSegTrainer costs beside nnUNetTrainer: step, memory, loader and LR prediction, as ratios from one run.
 
     python benchmarks/cost.py -d 509 -c 3d_fullres -p nnUNetPlans --self-sr RESULTS/SelfSRTrainer__.../fold_0
-    python benchmarks/cost.py -d 510 -c 3d_fullres -p nnUNetPlans --guided
-
-Rows: step, memory, prediction of a patch; for REHRSeg the loader, for guidance parameters and checkpoint. The guided
-network has a keeper of random weights, built like a finished one or by the dataset's own plans.
 
 The dataset must be planned and preprocessed (nnU-Net's environment variables set). `--self-sr`, the stage-1 folder of
 fold `-f` (0) with pseudo-HR cases, is needed for the loader's ratio only; the teacher that a step runs has random
-weights of the plans' size, which cost the same.
+weights of the plans' size, which cost the same. Guidance has a table of its own: `python -m benchmarks.guidance.cost`.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +31,7 @@ from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 WORKERS = "nnUNet_n_proc_DA"
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux
-STOCK, REHRSEG, GUIDED = "nnUNetTrainer", "REHRSegTrainer", "GuidedTrainer_randomKeeper"
+STOCK, OURS = "nnUNetTrainer", "REHRSegTrainer"
 
 
 def main() -> None:
@@ -47,11 +42,9 @@ def main() -> None:
     if args.peak_of:
         print(_peak_memory(args))
         return
-    rows = [_step_row(args), _memory_row(args)]
-    if args.guided:
-        rows += _guided_rows(args)
-    else:
-        rows += [_lr_prediction_row(args), *([_loader_row(args)] if args.self_sr else [])]
+    rows = [_step_row(args), _memory_row(args), _prediction_row(args)]
+    if args.self_sr:
+        rows.append(_loader_row(args))
     print(format_table(rows))
 
 
@@ -63,12 +56,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-f", type=int, default=0, help="fold whose cases the loaders read")
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--self-sr", type=Path)
-    parser.add_argument("--guided", action="store_true", help="a guided network in place of REHRSeg")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.ours = GUIDED if args.guided else REHRSEG
     if args.self_sr and args.self_sr.resolve().name != f"fold_{args.f}":
         parser.error(f"--self-sr must be a folder fold_{args.f} (-f {args.f}), got {args.self_sr}")
     return args
@@ -88,7 +79,7 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
             trainer.initialize()
         finally:
             sys.stdout = stdout
-    if name == REHRSEG:
+    if name == OURS:
         network = build_self_sr_network(
             trainer.config, trainer.num_input_channels, trainer.label_manager.num_segmentation_heads
         )
@@ -103,53 +94,59 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
 
 def _batch(trainer: Any) -> dict[str, Any]:
     """Random data of the shapes that the trainer's loader gives."""
-    configuration = trainer.configuration_manager
-    shape = torch.tensor(configuration.patch_size)
-    scales = trainer._get_deep_supervision_scales() or [[1, 1, 1]]
-    classes = trainer.label_manager.num_segmentation_heads
-
-    def labels(size: torch.Tensor) -> torch.Tensor:
-        return torch.randint(0, classes, (trainer.batch_size, 1, *size.tolist()), dtype=torch.int16)
-
-    target = [labels((shape * torch.tensor(scale)).round().int()) for scale in scales]
-    if hasattr(trainer, "config") and hasattr(trainer.config, "factor"):
+    batch = segmentation_batch(trainer)
+    if hasattr(trainer, "config"):
+        shape = torch.tensor(trainer.configuration_manager.patch_size)
         hr = shape * torch.tensor([trainer.config.factor, 1, 1])
-        target += [labels(hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
+        batch["target"] += [_labels(trainer, hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
+    return batch
+
+
+def segmentation_batch(trainer: Any) -> dict[str, Any]:
+    """Random data of the shapes that nnU-Net's loader gives."""
+    shape = torch.tensor(trainer.configuration_manager.patch_size)
+    scales = trainer._get_deep_supervision_scales() or [[1, 1, 1]]
+    target = [_labels(trainer, (shape * torch.tensor(scale)).round().int()) for scale in scales]
     return {"data": torch.randn(trainer.batch_size, trainer.num_input_channels, *shape.tolist()), "target": target}
 
 
-def _interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of two functions called in turn, after two warm-ups of each."""
-    times: tuple[list[float], list[float]] = ([], [])
+def _labels(trainer: Any, size: torch.Tensor) -> torch.Tensor:
+    classes = trainer.label_manager.num_segmentation_heads
+    return torch.randint(0, classes, (trainer.batch_size, 1, *size.tolist()), dtype=torch.int16)
+
+
+def interleaved(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of functions called in turn, after two warm-ups of each."""
+    times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 2):
-        for function, collected in zip((first, second), times, strict=True):
+        for function, collected in zip(functions, times, strict=True):
             started = time.perf_counter()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= 2:
                 collected.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(collected) for collected in times]
 
 
 def _row(what: str, stock: float, ours: float, unit: str) -> dict[str, str]:
-    return {"": what, STOCK: f"{stock:.4g} {unit}", "ours": f"{ours:.4g} {unit}", "ratio": f"{ours / stock:.3f}"}
+    return {"": what, STOCK: f"{stock:.4g} {unit}", OURS: f"{ours:.4g} {unit}", "ratio": f"{ours / stock:.3f}"}
 
 
 def _step_row(args: argparse.Namespace) -> dict[str, str]:
     steps = []
-    for name in (STOCK, args.ours):
+    for name in (STOCK, OURS):
         trainer = _trainer(args, name)
         batch = _batch(trainer)
         steps.append(lambda trainer=trainer, batch=batch: trainer.train_step(batch))
-    return _row("training step, loader excluded", *_interleaved(*steps, args.repeats), "s")
+    return _row("training step, loader excluded", *interleaved(steps, args.repeats), "s")
 
 
 def _memory_row(args: argparse.Namespace) -> dict[str, str]:
     command = [sys.executable, __file__, *sys.argv[1:], "--peak-of"]
     peaks = [
         float(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout.split()[-1])
-        for name in (STOCK, args.ours)
+        for name in (STOCK, OURS)
     ]
     return _row("peak memory of training steps", *peaks, "GiB")
 
@@ -158,13 +155,21 @@ def _peak_memory(args: argparse.Namespace) -> float:
     """Peak GiB of building a trainer and three steps: on the device, or on the CPU what they add to the process."""
     import nnunetv2.run.run_training  # noqa: F401 (not part of what is measured)
 
+    def steps() -> None:
+        trainer = _trainer(args, args.peak_of)
+        batch = _batch(trainer)
+        for _ in range(3):
+            trainer.train_step(batch)
+
+    return peak_gib(steps, device=args.device)
+
+
+def peak_gib(work: Callable[[], None], *, device: str) -> float:
+    """Peak GiB of some work: on the device, or on the CPU what it adds to the process."""
     CLEAR_REFS.write_text("5")  # resets the resident set's high-water mark to what it is now
     before = _resident_kib("VmHWM")
-    trainer = _trainer(args, args.peak_of)
-    batch = _batch(trainer)
-    for _ in range(3):
-        trainer.train_step(batch)
-    if trainer.device.type == "cuda":
+    work()
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**30
     return (_resident_kib("VmHWM") - before) / 2**20
 
@@ -174,40 +179,15 @@ def _resident_kib(entry: str) -> int:
     return int(next(line for line in lines if line.startswith(entry)).split()[1])
 
 
-def _lr_prediction_row(args: argparse.Namespace) -> dict[str, str]:
-    stock, ours = (_trainer(args, name) for name in (STOCK, args.ours))
+def _prediction_row(args: argparse.Namespace) -> dict[str, str]:
+    stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
     image = _batch(stock)["data"][:1].to(stock.device)
     with output_mode(ours.network, "lr"), torch.inference_mode():
         calls = [_convolution_calls(trainer.network.eval(), image) for trainer in (stock, ours)]
         if calls[0] != calls[1]:
             raise RuntimeError(f"LR prediction must take as many convolutions as stock, got {calls[1]} and {calls[0]}")
-        seconds = _interleaved(lambda: stock.network(image), lambda: ours.network(image), max(20, args.repeats))
+        seconds = interleaved([lambda: stock.network(image), lambda: ours.network(image)], max(20, args.repeats))
     return _row(f"LR prediction ({calls[0]} convolutions each)", *seconds, "s")
-
-
-def _guided_rows(args: argparse.Namespace) -> list[dict[str, str]]:
-    stock, ours = (_trainer(args, name) for name in (STOCK, args.ours))
-    image = _batch(stock)["data"][:1].to(stock.device)
-    with torch.inference_mode():
-        for trainer in (stock, ours):
-            trainer.set_deep_supervision_enabled(False)
-            trainer.network.eval()
-        seconds = _interleaved(lambda: stock.network(image), lambda: ours.network(image), args.repeats)
-    parameters = [sum(p.numel() for p in trainer.network.parameters()) / 1e6 for trainer in (stock, ours)]
-    checkpoints = [_checkpoint_mib(trainer) for trainer in (stock, ours)]
-    return [
-        _row("prediction of a patch", *seconds, "s"),
-        _row("parameters", *parameters, "M"),
-        _row("weights and optimiser state", *checkpoints, "MiB"),
-    ]
-
-
-def _checkpoint_mib(trainer: Any) -> float:
-    trainer.set_deep_supervision_enabled(True)
-    trainer.train_step(_batch(trainer))  # the optimiser has no state before
-    file = io.BytesIO()
-    torch.save([trainer.network.state_dict(), trainer.optimizer.state_dict()], file)
-    return file.tell() / 2**20
 
 
 def _convolution_calls(network: torch.nn.Module, image: torch.Tensor) -> int:
@@ -225,10 +205,10 @@ def _convolution_calls(network: torch.nn.Module, image: torch.Tensor) -> int:
 
 def _loader_row(args: argparse.Namespace) -> dict[str, str]:
     """Seconds per training batch of the loaders with their transforms, in this process."""
-    stock, ours = (_trainer(args, name) for name in (STOCK, args.ours))
+    stock, ours = (_trainer(args, name) for name in (STOCK, OURS))
     ours.pseudo_hr_folder = args.self_sr / STORE_NAME
     first, second = (trainer.get_dataloaders()[0] for trainer in (stock, ours))
-    return _row("loader, one batch", *_interleaved(first.__next__, second.__next__, 10 * args.repeats), "s")
+    return _row("loader, one batch", *interleaved([first.__next__, second.__next__], 10 * args.repeats), "s")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark, labelled_files
+from benchmarks.quality.commands import Execute
 from benchmarks.quality.plans import keep_plans, write_hr_plans, write_plans
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases
@@ -27,13 +28,6 @@ SUBFOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 FILES = whole_files(SimpleITKIO)  # reads and writes them
 PLANNING_THREADS = "2"  # nnU-Net's planner takes its number of loading processes for one of threads
 IGNORE = "ignore"  # nnU-Net's name of the label
-
-
-class Execute(Protocol):
-    """Run a command, with more environment variables if need be; raise if it fails; its CPU seconds."""
-
-    def __call__(self, command: list[str], environment: dict[str, str] | None = None, /) -> float:
-        """See the class."""
 
 
 def prepare(benchmark: Benchmark, datasets: set[str], plans: set[str], execute: Execute, *, settings: str = "") -> None:

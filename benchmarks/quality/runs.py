@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from benchmarks.quality import commands
 from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark
 from benchmarks.quality.clock import Clock
-from benchmarks.quality.datasets import Execute
+from benchmarks.quality.commands import Execute, execute
 from benchmarks.quality.rows import ROWS, Row
-from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
 from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
 
 OWN_TRAINERS = Path(__file__).resolve().parent / "trainers"
-REPOSITORY = Path(__file__).resolve().parents[2]  # its trainers import from `benchmarks`
 REPORTS = {
     "SMORETrainer": "smore_report.json",
     "SelfSRTrainer": "self_sr_report.json",
     "SelfSRTrainer_trueHRData": "self_sr_report.json",
 }
-DEFAULTS = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-# of trainings side by side: each in one thread of one process, so that one does not take the other's core
-SIDE_BY_SIDE = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -143,49 +137,8 @@ class Run:
 
 
 def set_environment(benchmark: Benchmark, *, jobs: int = 1) -> None:
-    """nnU-Net's variables for this process and its children, absolute paths; the user's own counts win.
-
-    Args:
-        benchmark: whose folders they name.
-        jobs: trainings at the same time.
-    """
-    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
-        folder = benchmark.work / name
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(folder)
-    os.environ["nnUNet_results"] = str(benchmark.work)
-    for name, value in (DEFAULTS | (SIDE_BY_SIDE if jobs > 1 else {})).items():
-        os.environ.setdefault(name, value)
-    _put_first("PYTHONPATH", REPOSITORY)
-    ensure_trainer_path()
-    folders = os.environ["nnUNet_extTrainer"].split(os.pathsep)
-    if str(OWN_TRAINERS) not in folders:
-        os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, str(OWN_TRAINERS)])
-
-
-def _put_first(variable: str, folder: Path) -> None:
-    """Put a folder in front of those that an environment variable lists, once."""
-    others = [entry for entry in os.environ.get(variable, "").split(os.pathsep) if entry not in ("", str(folder))]
-    os.environ[variable] = os.pathsep.join([str(folder), *others])
-
-
-def execute(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """Run one command of this Python's environment, print it first.
-
-    Returns:
-        CPU seconds of the command and its children.
-
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    print("$", *command, flush=True)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with subprocess.Popen(command, env={**os.environ, **(environment or {}), "PATH": path}) as process:
-        _, status, usage = os.wait4(process.pid, 0)  # other jobs have children at the same time
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_utime + usage.ru_stime
+    """See `commands.set_environment`."""
+    commands.set_environment(benchmark.work, trainers=[OWN_TRAINERS], jobs=jobs)
 
 
 def train(run: Run, *, device: str, execute: Execute = execute) -> None:
@@ -195,22 +148,20 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
     forget_results(run)
     if run.row.start == "baseline":
         _show_baseline(run)
-    command = [sys.executable, "-m", "benchmarks.quality.launch", str(run.seed), run.benchmark.precision]
-    command += [
-        str(seconds_file(run)),
-        run.benchmark.dataset(run.row.data),
-        CONFIGURATION,
-        str(run.fold),
-        "-tr",
-        run.trainer,
-    ]
-    command += ["-p", run.plans_name, "-device", device]
+    training = commands.Training(
+        dataset=run.benchmark.dataset(run.row.data),
+        configuration=CONFIGURATION,
+        fold=run.fold,
+        trainer=run.trainer,
+        plans=run.plans_name,
+        folder=run.folder,
+        seed=run.seed,
+        precision=run.benchmark.precision,
+        seconds=seconds_file(run),
+    )
+    command = commands.training_command(training, device=device)
     if run.row.hr in ("upsampled", "data"):
         command.append("--npz")
-    if (run.folder / FINAL_CHECKPOINT).is_file():
-        command.append("--val")
-    elif list(run.folder.glob("checkpoint_*.pth")):
-        command.append("--c")
     execute(command, run.environment())
 
 
@@ -256,19 +207,17 @@ def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
 def _predict(
     run: Run, command: str, images: Path, name: str, *, device: str, execute: Execute, probabilities: bool = True
 ) -> None:
-    target = run.predictions / name
-    if target.is_dir():
-        return
-    partial = target.with_name(f"{name}_partial")
-    shutil.rmtree(partial, ignore_errors=True)  # nnU-Net would keep a file that a kill has cut off
-    arguments = ["-i", str(images), "-o", str(partial), "-d", run.benchmark.dataset(run.row.data)]
-    arguments += ["-c", CONFIGURATION, "-f", str(run.fold), "-tr", run.trainer, "-device", device]
-    arguments += ["-p", run.plans_name]
+    arguments = ["-d", run.benchmark.dataset(run.row.data), "-c", CONFIGURATION, "-f", str(run.fold)]
+    arguments += ["-tr", run.trainer, "-device", device, "-p", run.plans_name]
     if probabilities:
         arguments.append("--save_probabilities")
-    clock = Clock(seconds_file(run), f"predict_{name}")
-    clock.save(execute([*command.split(), *arguments], run.environment()))
-    partial.rename(target)
+    commands.predict_folder(
+        [*command.split(), *arguments],
+        images,
+        run.predictions / name,
+        clock=Clock(seconds_file(run), f"predict_{name}"),
+        execute=partial(execute, environment=run.environment()),
+    )
 
 
 def validation_images(run: Run) -> Path:

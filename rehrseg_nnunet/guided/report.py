@@ -6,10 +6,10 @@ beat, and the teacher's reconstruction of the privileged image itself, which the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,18 +18,24 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import distributed as dist
 from torch import nn
 
+from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.evaluation.figures import Cut, Panel, draw_planes, grey_window, save_figure
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.evaluation.volumes import Volume, largest_section
 from rehrseg_nnunet.guided.image_scores import image_scores, mean_of_defined
 from rehrseg_nnunet.guided.pair_transforms import split_channels
+from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, planned_spacing, synthesise
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.whole_files import whole_files
 from rehrseg_nnunet.slices.grids import Grid
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SOURCE, SYNTHESISED, RECONSTRUCTED = "source, best line", "synthesised", "teacher's reconstruction"
+TRUE, DIFFERENCE = "true", "|difference|"
 TEACHER_REPORT, SYNTHESIS_REPORT = "teacher_report.json", "synthesis_report.json"
 FIGURES = 3
 CaseRows = dict[str, dict[str, float]]  # method to scores
@@ -72,10 +78,7 @@ class ValidationReport:
 
     def load(self, identifier: str) -> PairedCase:
         """A case."""
-        image, labels, _, properties = self.dataset.load_case(identifier)
-        source, privileged = split_channels(np.asarray(image), self.trainer.channels)
-        inside = scored_voxels(np.asarray(labels)[0], privileged.numpy(), self.trainer.label_manager)
-        return PairedCase(source, privileged, inside, properties)
+        return load_pair(self.dataset, identifier, self.trainer.channels, self.trainer.label_manager)
 
     def image_of(self, network: nn.Module, case: torch.Tensor) -> np.ndarray:
         """A network's image (P, D, H, W) of a whole case."""
@@ -101,6 +104,21 @@ class ValidationReport:
         save_json(content, str(Path(self.trainer.output_folder) / name), sort_keys=False)
         rows = [{"image": method, **{k: f"{v:.4f}" for k, v in row.items()}} for method, row in means.items()]
         self.trainer.print_to_log_file(f"\n{format_table(rows)}", add_timestamp=False)
+
+
+def load_pair(dataset: Cases, identifier: str, channels: PairedChannels, label_manager: LabelManager) -> PairedCase:
+    """A preprocessed case of a paired dataset.
+
+    Args:
+        dataset: nnU-Net's.
+        identifier: of the case.
+        channels: which are which.
+        label_manager: nnU-Net's.
+    """
+    image, labels, _, properties = dataset.load_case(identifier)
+    source, privileged = split_channels(np.asarray(image), channels)
+    inside = scored_voxels(np.asarray(labels)[0], privileged.numpy(), label_manager)
+    return PairedCase(source, privileged, inside, properties)
 
 
 def scored_voxels(labels: np.ndarray, privileged: np.ndarray, label_manager: LabelManager) -> np.ndarray:
@@ -196,15 +214,34 @@ def draw_case(trainer: PairedTraining, identifier: str, case: PairedCase, images
     """Draw `synthesis_<case>.png`, of the first privileged channel."""
     spacing = planned_spacing(case.properties, trainer.plans_manager, trainer.configuration_manager)
     truth, made = case.privileged[0].numpy(), images[SYNTHESISED][0]
-    columns = {SOURCE: images[SOURCE][0], SYNTHESISED: made, "true": truth, "|difference|": np.abs(made - truth)}
-    depth, height, width = truth.shape
+    columns = {SOURCE: images[SOURCE][0], SYNTHESISED: made, TRUE: truth}
+    figure = draw_images(columns, {DIFFERENCE: np.abs(made - truth)}, case.inside, spacing)
+    save_figure(figure, Path(trainer.output_folder) / f"synthesis_{identifier}.png")
+
+
+def draw_images(
+    images: Mapping[str, np.ndarray],
+    differences: Mapping[str, np.ndarray],
+    inside: np.ndarray,
+    spacing: Sequence[float],
+) -> Figure:
+    """Columns of images with the grey scale of the true one, then of differences with one scale for all of them.
+
+    Args:
+        images: (D, H, W) each, by title; one is `TRUE`.
+        differences: absolute, likewise.
+        inside: (D, H, W), of the head; the largest section of it is drawn along every axis.
+        spacing: mm, by axis.
+    """
+    depth, height, width = inside.shape
     grid = Grid((depth, height, width), np.diag([*spacing, 1.0]))
-    volumes = {title: Volume(values, grid) for title, values in columns.items()}
-    error = volumes["|difference|"]
-    limits = {error: (0.0, float(np.percentile(error.values, 99.5)) or 1.0)}
-    panels = [Panel(title, volume, limits=limits.get(volume)) for title, volume in volumes.items()]
-    head = Volume(case.inside, grid)
+    volumes = {title: Volume(values, grid) for title, values in {**images, **differences}.items()}
+    largest = max((float(np.percentile(values, 99.5)) for values in differences.values()), default=0.0) or 1.0
+    panels = [
+        Panel(title, volume, limits=(0.0, largest) if title in differences else None)
+        for title, volume in volumes.items()
+    ]
+    head = Volume(inside, grid)
     titles = ("in plane", "through plane (y)", "through plane (x)")[: 1 if depth == 1 else 3]
     cuts = [Cut(title, axis, largest_section(head, axis)) for axis, title in enumerate(titles)]
-    figure = draw_planes(panels, cuts, head.box, grey=grey_window(volumes["true"]))
-    save_figure(figure, Path(trainer.output_folder) / f"synthesis_{identifier}.png")
+    return draw_planes(panels, cuts, head.box, grey=grey_window(volumes[TRUE]))

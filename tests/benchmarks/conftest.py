@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from benchmarks.guidance import runs as guidance_runs
+from benchmarks.guidance.benchmark import GuidanceBenchmark
+from benchmarks.guidance.rows import ROWS as GUIDANCE_ROWS
 from benchmarks.quality.benchmark import CONFIGURATION, Benchmark
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import Run
@@ -31,6 +34,28 @@ def make_benchmark(tmp_path):
 def make_run(make_benchmark):
     def make(key, *, fold=0, seed=0, epochs=10, settings="", **changes):
         return Run(make_benchmark(**changes), ROWS[key], fold, seed, epochs, settings)
+
+    return make
+
+
+@pytest.fixture
+def make_guidance(tmp_path):
+    """A guidance benchmark."""
+
+    def make(**changes):
+        settings = {"number": 604, "pairs": 5, "cases": 5, "test_cases": 2, "resolution": 2.0, "snr": 12.0}
+        settings |= {"contrast": 0.7, "preset": "cpu", "plans": "cpu", "batch_size": 2, "patch": None}
+        settings |= {"baseline_epochs": 5, "continued_epochs": 3, "keeper": "keeper"}
+        folders = {"work": tmp_path / "work", "source": tmp_path / "source" / "Dataset004_Tiny"}
+        return GuidanceBenchmark(**{**folders, **settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_guided_run(make_guidance):
+    def make(key, *, seed=0, **changes):
+        return guidance_runs.Run(make_guidance(**changes), GUIDANCE_ROWS[key], seed)
 
     return make
 

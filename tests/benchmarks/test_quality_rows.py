@@ -8,9 +8,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.quality.__main__ import main
+from benchmarks.quality.commands import DEFAULTS, SIDE_BY_SIDE
 from benchmarks.quality.plans import merged
 from benchmarks.quality.rows import PLANS, ROWS, TABLES, in_order
-from benchmarks.quality.runs import DEFAULTS, OWN_TRAINERS, SIDE_BY_SIDE, set_environment
+from benchmarks.quality.runs import OWN_TRAINERS, set_environment
 from rehrseg_nnunet.cli.trainers import VARIABLE, trainers_folder
 from rehrseg_nnunet.config.presets import load_preset, preset_names
 from rehrseg_nnunet.config.rehrseg import parse_block

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nnunet_arguments import arguments
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.run.run_training import run_training_entry
 
@@ -23,24 +24,6 @@ from rehrseg_nnunet.smore.export import SMORE
 SEGMENTING = [key for key, row in ROWS.items() if row.segments]
 # networks of thick slices without an HR head
 UPSAMPLED = [key for key, row in ROWS.items() if row.hr == "upsampled"]
-
-
-def arguments(entry_point, command):
-    """A command's arguments as one of nnU-Net's entry points reads them."""
-
-    class CaughtError(Exception):
-        pass
-
-    parse = argparse.ArgumentParser.parse_args
-
-    def catch(parser, *args, **kwargs):
-        raise CaughtError(parse(parser, command))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", catch)
-        with pytest.raises(CaughtError) as caught:
-            entry_point()
-    return caught.value.args[0]
 
 
 def trained(run, recorder):

@@ -1,0 +1,1 @@
+"""Guidance on pairs with known truth, `python -m benchmarks.guidance`."""

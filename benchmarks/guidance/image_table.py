@@ -1,0 +1,94 @@
+"""The table of part P: images of teacher, keeper and rival beside the source after its best line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.guidance.image_scores import FEATURES, read, values_of
+from benchmarks.guidance.runs import Run
+from benchmarks.guidance.tables import Cell, Table
+from benchmarks.quality.clock import read_seconds
+from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESISED
+
+TITLE = "Synthesised images"
+METRICS = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3), "nmse": ("NMSE", 3), FEATURES: ("feature distance", 3)}
+DIFFERENCES = (("psnr", "source"), ("psnr", "l1_unet"), (FEATURES, "l1_unet"))
+TITLES = {"source": "source", "l1_unet": "U-Net"}
+Values = dict[str, dict[str, float]]  # metric, case
+
+
+def image_table(runs: Sequence[Run]) -> Table:
+    """Means over the validation cases of finished runs, and differences with their standard error over these cases."""
+    scored = {run: scores for run in runs if run.row.synthesises and (scores := read(run.scores)) is not None}
+    rows: dict[str, tuple[Values, dict[str, float]]] = {}
+    for run, scores in scored.items():
+        for title, image in _images(run):
+            rows[title] = _values(scores, image), _seconds(run, scores) if image != SOURCE else {}
+    own = {"source": "source, best line"} | {run.row.key: run.row.title for run in scored}
+    rows = {title: rows[title] for title in sorted(rows, key=lambda title: title != own["source"])}
+    references = {key: rows[own[key]][0] for key in TITLES if key in own and own[key] in rows}
+    n = len(next(iter(rows.values()))[0]["psnr"]) if rows else 0
+    table = Table(TITLE, _columns(), "validation", n)
+    for title, (values, seconds) in rows.items():
+        others = {key: values_ for key, values_ in references.items() if values_ is not values}
+        table.rows[title] = {**_means(values), **_differences(values, others), **_times(seconds)}
+    return table
+
+
+def _images(run: Run) -> list[tuple[str, str]]:
+    """Titles of a run's rows and what they are of."""
+    if run.row.trainer != "GuidanceTeacherTrainer":
+        return [(run.row.title, SYNTHESISED)]
+    reconstruction = (f"reconstruction by the {run.row.title} (bound)", RECONSTRUCTED)
+    return [("source, best line", SOURCE), reconstruction] if run.row.key == "teacher" else [reconstruction]
+
+
+def _values(scores: Mapping[str, Any], image: str) -> Values:
+    return {metric: values_of(scores, image, metric) for metric in METRICS}
+
+
+def _seconds(run: Run, scores: Mapping[str, Any]) -> dict[str, float]:
+    cpu = read_seconds(run.seconds).get("train", {}).get("cpu", math.nan)
+    return {"cpu_s": cpu, "wall_s": scores["epochs_seconds"]}
+
+
+def _columns() -> dict[str, str]:
+    columns = {metric: title for metric, (title, _) in METRICS.items()}
+    for metric, key in DIFFERENCES:
+        columns[f"{metric}_minus_{key}"] = f"{METRICS[metric][0]} minus {TITLES[key]} ± SE"
+    return columns | {"cpu_s": "training, CPU (s)", "wall_s": "epochs, wall (s)"}
+
+
+def _means(values: Values) -> dict[str, Cell]:
+    return {metric: Cell(_mean(values[metric].values()), digits) for metric, (_, digits) in METRICS.items()}
+
+
+def _mean(values: Any) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def _differences(values: Values, references: Mapping[str, Values]) -> dict[str, Cell]:
+    cells = {}
+    for metric, key in DIFFERENCES:
+        if key in references:
+            difference, error = paired_difference(values[metric], references[key][metric])
+            cells[f"{metric}_minus_{key}"] = Cell(difference, METRICS[metric][1], error, signed=True)
+    return cells
+
+
+def paired_difference(values: Mapping[str, float], others: Mapping[str, float]) -> tuple[float, float]:
+    """Mean over common cases of values minus others, and its standard error; nan where there is none."""
+    pairs = np.array([[values[case], others[case]] for case in sorted(values.keys() & others.keys())]).reshape(-1, 2)
+    differences = np.diff(pairs[np.isfinite(pairs).all(axis=1)][:, ::-1], axis=1)[:, 0]
+    if len(differences) < 2:
+        return _mean(differences), math.nan
+    return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
+
+
+def _times(seconds: Mapping[str, float]) -> dict[str, Cell]:
+    return {name: Cell(value, 0) for name, value in seconds.items()}

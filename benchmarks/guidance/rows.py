@@ -1,0 +1,148 @@
+"""What is compared: one `Row` per training, of teacher and keeper on pairs, and of segmentations on other cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+KEEPER = "keeper"  # in `Row.keeper`: the row that the benchmark names
+Data = Literal["pairs", "source", "privileged", "both", "synthesised"]
+
+# Plans of the pairs beside the preset's: what each has in its `guidance` block instead.
+PLANS: dict[str, Mapping[str, Any]] = {
+    "": {},
+    "kernel3": {"keeper": {"kernel": 3}},
+    "width16": {"base_features": 16},
+    "onecycle": {"schedule": "one_cycle"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training, by nnU-Net's own command.
+
+    Attributes:
+        key: how it is named in options.
+        title: as printed.
+        trainer: class name without a length.
+        data: dataset that it is trained on, see `benchmark.SUFFIXES`.
+        epochs: "own": what the settings say. "baseline", "continued": the benchmark's numbers. "both": their sum.
+        plans: key of `PLANS`.
+        teacher: key of the row that teaches it, or whose features its images are compared in.
+        keeper: `KEEPER` if one guides it or synthesises its second channel.
+        from_baseline: whether it starts from the row "baseline".
+        seeded: whether it is trained for every seed; else for the first alone, and all seeds build on that.
+    """
+
+    key: str
+    title: str
+    trainer: str
+    data: Data
+    epochs: Literal["own", "baseline", "continued", "both"] = "own"
+    plans: str = ""
+    teacher: str = ""
+    keeper: str = ""
+    from_baseline: bool = False
+    seeded: bool = False
+
+    @property
+    def synthesises(self) -> bool:
+        """Whether it gives images, not segmentations."""
+        return self.data == "pairs"
+
+    @property
+    def before(self) -> list[str]:
+        """Keys of the rows that must be trained before, but for the keeper."""
+        return [key for key in ("baseline" if self.from_baseline else "", self.teacher) if key]
+
+
+def _keeper(key: str, title: str, variant: str = "", *, plans: str = "", teacher: str = "teacher") -> Row:
+    trainer = "_".join(filter(None, ["KnowledgeKeeperTrainer", variant]))
+    return Row(key=key, title=title, trainer=trainer, data="pairs", plans=plans, teacher=teacher)
+
+
+def _guided(key: str, title: str, variant: str = "", *, data: Data = "source") -> Row:
+    trainer = "_".join(filter(None, ["GuidedTrainer", variant]))
+    how: dict[str, Any] = {"keeper": KEEPER, "from_baseline": True, "seeded": True}
+    return Row(key=key, title=title, trainer=trainer, data=data, epochs="continued", **how)
+
+
+def _plain(key: str, title: str, data: Data, epochs: Literal["baseline", "both"], **how: Any) -> Row:
+    trainer = "nnUNetTrainer" if epochs == "baseline" else "SafeTrainer"  # nnU-Net has trainers of some lengths only
+    return Row(key=key, title=title, trainer=trainer, data=data, epochs=epochs, **how)
+
+
+ROWS = {
+    row.key: row
+    for row in (
+        Row(key="teacher", title="teacher", trainer="GuidanceTeacherTrainer", data="pairs"),
+        _keeper("keeper", "keeper"),
+        Row(key="l1_unet", title="plain U-Net, L1", trainer="L1UNetTrainer", data="pairs"),
+        _keeper("keeper_noAdversary", "keeper without adversary", "noAdversary"),
+        _keeper("keeper_kernel3", "keeper, kernel 3", plans="kernel3"),
+        _keeper("keeper_onecycle", "keeper, one cycle", plans="onecycle"),
+        Row(
+            key="teacher_width16",
+            title="teacher, width 16",
+            trainer="GuidanceTeacherTrainer",
+            data="pairs",
+            plans="width16",
+        ),
+        _keeper("keeper_width16", "keeper, width 16", plans="width16", teacher="teacher_width16"),
+        _plain("baseline", "nnU-Net on the scan (baseline)", "source", "baseline"),
+        Row(
+            key="continued",
+            title="baseline continued",
+            trainer="ContinuedBaselineTrainer",
+            data="source",
+            epochs="continued",
+            from_baseline=True,
+            seeded=True,
+        ),
+        _guided("guided", "guided"),
+        _guided("guided_randomKeeper", "guided by a random keeper", "randomKeeper"),
+        _guided("guided_untaughtKeeper", "guided, keeper trained along without pairs", "untaughtKeeper"),
+        _plain(
+            "synthesised",
+            "nnU-Net on the scan and the synthesised one",
+            "synthesised",
+            "both",
+            keeper=KEEPER,
+            seeded=True,
+        ),
+        _guided("true_guides", "guided by guides of the true better scan", "trueGuides", data="both"),
+        _plain("better_short", "nnU-Net on the better scan, the baseline's epochs", "privileged", "baseline"),
+        _plain("better", "nnU-Net on the better scan", "privileged", "both", seeded=True),
+    )
+}
+
+KEEPERS = tuple(key for key, row in ROWS.items() if row.trainer.startswith("KnowledgeKeeperTrainer"))
+PARTS: dict[str, tuple[str, ...]] = {
+    "pairs": tuple(key for key, row in ROWS.items() if row.synthesises),
+    "segmentation": tuple(key for key, row in ROWS.items() if not row.synthesises),
+}
+
+
+def in_order(keys: Sequence[str], *, keeper: str) -> list[Row]:
+    """The rows and all that they build on, each once, in an order in which they can be trained.
+
+    Args:
+        keys: of rows.
+        keeper: key of the row that guides.
+
+    Raises:
+        ValueError: an unknown key.
+    """
+    ordered: dict[str, Row] = {}
+
+    def add(key: str) -> None:
+        if key not in ROWS:
+            raise ValueError(f"--rows must be among {', '.join(ROWS)}, got {key}")
+        for other in [*ROWS[key].before, *([keeper] if ROWS[key].keeper else [])]:
+            add(other)
+        ordered.setdefault(key, ROWS[key])
+
+    for key in keys:
+        add(key)
+    return list(ordered.values())

@@ -1,0 +1,141 @@
+"""The table of part S: guided segmentations beside rivals, controls and what a better scan gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.guidance.image_scores import read
+from benchmarks.guidance.runs import Run
+from benchmarks.guidance.tables import Cell, Table
+from benchmarks.quality.clock import read_seconds
+from benchmarks.quality.differences import Method, compare_methods
+from rehrseg_nnunet.evaluation.summary import MEAN, method_summary, statistic
+
+TITLE = "Segmentation"
+FAIR_RIVAL, CONTROL = "continued", "guided_randomKeeper"
+ROOMS = {"true_guides": "share of what true guides give", "better": "share of what the better scan gives"}
+DIGITS = {"Dice": 3, "HD95": 2}
+COLUMNS = {
+    "seeds": "seeds",
+    "dice": "Dice",
+    "hd95_mm": "HD95 (mm)",
+    "dice_minus_continued": "Dice minus continued ± SE",
+    "p_minus_continued": "p",
+    "hd95_mm_minus_continued": "HD95 minus continued ± SE",
+    "dice_minus_random": "Dice minus random keeper ± SE",
+    "p_minus_random": "p ",
+    **{f"share_of_{key}": title for key, title in ROOMS.items()},
+    "training_cpu_s": "training, CPU (s)",
+    "training_ratio": "of continued",
+    "prediction_ratio": "prediction command, of continued",
+}
+Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def segmentation_table(runs: Sequence[Run]) -> Table:
+    """Means over the test cases and seeds of finished runs, and differences with their standard error over seeds.
+
+    What is trained once counts for every seed that builds on it. p is of a Wilcoxon test over cases with their mean
+    over seeds, corrected for the number of rows.
+    """
+    methods = _methods(runs)
+    against = {first: compare_methods(methods, first=first) for first in (FAIR_RIVAL, CONTROL)}
+    dice = {method.key: _summary(method)["Dice"]["mean"] for method in methods}
+    seconds = {method.key: _seconds(method) for method in methods}
+    number = max((len(_first(method)) for method in methods), default=0)
+    table = Table(TITLE, COLUMNS, "test", number)
+    for method in methods:
+        table.rows[f"{method.name}, {method.epochs} epochs"] = {
+            **_means(method),
+            **_differences(method, against[FAIR_RIVAL], against[CONTROL]),
+            **_shares(method.key, dice),
+            **_times(method.key, seconds),
+        }
+    return table
+
+
+def _methods(runs: Sequence[Run]) -> list[Method]:
+    """Rows with scores."""
+    seeds = sorted({run.seed for run in runs})
+    methods: dict[str, Method] = {}
+    for run in runs:
+        scores = None if run.row.synthesises else read(run.scores)
+        if scores is None:
+            continue
+        new = Method(run.row.title, run.row.key, run.all_epochs, list(scores["labels"]))
+        method = methods.setdefault(run.row.key, new)
+        for seed in [run.seed] if run.row.seeded else seeds:
+            method.runs[f"seed {seed}"], method.cases[f"seed {seed}"] = run, scores["cases"]  # pyright: ignore
+    return list(methods.values())
+
+
+def _first(method: Method) -> Sequence[Any]:
+    return next(iter(method.cases.values()))
+
+
+def _summary(method: Method) -> dict[str, dict[str, float]]:
+    summary = method_summary(
+        method.cases, dict.fromkeys(method.cases, Path()), labels=method.labels, metrics=list(DIGITS)
+    )
+    return summary["over_cases"][MEAN]
+
+
+def _means(method: Method) -> dict[str, Cell]:
+    means = _summary(method)
+    trained = len({run.seed for run in method.runs.values()})
+    return {
+        "seeds": Cell(trained, 0),
+        "dice": Cell(means["Dice"]["mean"], DIGITS["Dice"]),
+        "hd95_mm": Cell(means["HD95"]["mean"], DIGITS["HD95"]),
+    }
+
+
+def _differences(method: Method, rival: Comparisons, control: Comparisons) -> dict[str, Cell]:
+    cells = {}
+    for name, comparisons, metrics in (("continued", rival, DIGITS), ("random", control, {"Dice": 3})):
+        found = comparisons.get(method.name_and_epochs)
+        if found is None or (name == "random" and method.key != "guided"):
+            continue
+        for metric, digits in metrics.items():
+            over = found[metric]["over_runs"]
+            key = {"Dice": "dice", "HD95": "hd95_mm"}[metric]
+            cells[f"{key}_minus_{name}"] = Cell(over["mean"], digits, over["standard_error"], signed=True)
+        p = found["Dice"]["over_cases"]["p_holm"]
+        cells[f"p_minus_{name}"] = Cell(p, 4, text="<0.0001" if p < 0.0001 else "")
+    return cells
+
+
+def _shares(key: str, dice: Mapping[str, float]) -> dict[str, Cell]:
+    """How much of the way from the fair rival to each bound; nothing where the bound is not above the rival."""
+    start = dice.get(FAIR_RIVAL, math.nan)
+    rooms = {bound: dice.get(bound, math.nan) - start for bound in ROOMS}
+    return {
+        f"share_of_{bound}": Cell((dice[key] - start) / room, 2, signed=True)
+        for bound, room in rooms.items()
+        if room > 0 and key not in (FAIR_RIVAL, bound)
+    }
+
+
+def _seconds(method: Method) -> dict[str, float]:
+    """CPU seconds of its own training and prediction, mean over seeds; nan where one was not measured."""
+    clocks = [read_seconds(run.seconds) for run in method.runs.values()]
+    return {
+        step: statistic(seconds.get(step, {}).get("cpu", math.nan) for seconds in clocks)["mean"]
+        for step in ("train", "predict")
+    }
+
+
+def _times(key: str, seconds: Mapping[str, Mapping[str, float]]) -> dict[str, Cell]:
+    own, rival = seconds[key], seconds.get(FAIR_RIVAL, {"train": math.nan, "predict": math.nan})
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = {step: float(np.divide(own[step], rival[step])) for step in own}
+    return {
+        "training_cpu_s": Cell(own["train"], 0),
+        "training_ratio": Cell(ratios["train"], 2),
+        "prediction_ratio": Cell(ratios["predict"], 2),
+    }

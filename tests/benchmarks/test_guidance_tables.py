@@ -1,0 +1,123 @@
+"""Numbers of the tables by hand, and that page and csv hold the same ones."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks.guidance.image_table import image_table, paired_difference
+from benchmarks.guidance.page import new_page
+from benchmarks.guidance.segmentation_table import segmentation_table
+from benchmarks.guidance.tables import COLUMNS, Cell, Table, as_csv, into_page
+from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESISED
+
+CASES = ("a", "b", "c")
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w.])")
+
+
+def write(run, content):
+    run.scores.parent.mkdir(parents=True, exist_ok=True)
+    run.scores.write_text(json.dumps(content))
+    return run
+
+
+def image(psnr, features):
+    return {"psnr": psnr, "ssim": 0.5, "nmse": 0.25, "feature_error": features}
+
+
+def write_images(run, names, start):
+    cases = {
+        case: {name: image(start + number**2 + place, 1 / start) for place, name in enumerate(names)}
+        for number, case in enumerate(CASES)
+    }
+    return write(run, {"epochs_seconds": 7.4, "cases": cases})
+
+
+@pytest.fixture
+def image_runs(make_guided_run):
+    return [
+        write_images(make_guided_run("teacher"), (SOURCE, RECONSTRUCTED), 10),
+        write_images(make_guided_run("keeper"), (SYNTHESISED,), 20),
+        write_images(make_guided_run("l1_unet"), (SYNTHESISED,), 16),
+        make_guided_run("keeper_width16"),  # not finished
+    ]
+
+
+def test_paired_differences():
+    values, others = {"a": 3.0, "b": 5.0, "c": np.nan, "d": 1.0}, {"a": 1.0, "b": 2.0, "c": 0.0}
+    mean, error = paired_difference(values, others)
+    assert mean == pytest.approx(2.5)
+    assert error == pytest.approx(np.std([2, 3], ddof=1) / np.sqrt(2))
+    assert np.isnan(paired_difference({"a": 1.0}, {"a": 2.0})[1])
+
+
+def test_images(image_runs):
+    table = image_table(image_runs)
+    assert table.n == 3
+    assert list(table.rows) == [
+        "source, best line",
+        "reconstruction by the teacher (bound)",
+        "keeper",
+        "plain U-Net, L1",
+    ]
+    keeper = {metric: cell.markdown for metric, cell in table.rows["keeper"].items()}
+    assert keeper["psnr"] == "21.67"
+    assert keeper["psnr_minus_source"] == "+10.00 ± 0.00"
+    assert keeper["psnr_minus_l1_unet"] == "+4.00 ± 0.00"
+    assert keeper["feature_error_minus_l1_unet"] == "-0.012 ± 0.000"
+    assert keeper["wall_s"] == "7"
+    assert "psnr_minus_source" not in table.rows["source, best line"]
+
+
+def segmented(run, shift):
+    cases = [
+        {"case": case, "metrics": {"1": {"Dice": 0.5 + shift + 0.1 * number, "HD95": 2.0, "n_ref": 1, "n_pred": 1}}}
+        for number, case in enumerate(CASES)
+    ]
+    return write(run, {"labels": {"1": "a"}, "cases": cases})
+
+
+def test_segmentations(make_guided_run):
+    shifts = {"continued": (0.0, 0.02), "guided": (0.05, 0.09), "guided_randomKeeper": (0.01, 0.01)}
+    runs = [segmented(make_guided_run(key, seed=s), v[s]) for key, v in shifts.items() for s in (0, 1)]
+    runs.append(segmented(make_guided_run("baseline"), -0.1))
+    runs += [segmented(make_guided_run("better", seed=seed), 0.21) for seed in (0, 1)]
+    table = segmentation_table(runs)
+    guided = table.rows["guided, 5+3 epochs"]
+    assert guided["dice"].value == pytest.approx(0.67)
+    assert guided["dice_minus_continued"].value == pytest.approx(0.06)
+    assert guided["dice_minus_continued"].error == pytest.approx(np.std([0.05, 0.07], ddof=1) / np.sqrt(2))
+    assert guided["dice_minus_random"].value == pytest.approx(0.06)
+    assert guided["share_of_better"].value == pytest.approx(0.06 / 0.2)
+    baseline = table.rows["nnU-Net on the scan (baseline), 5 epochs"]
+    assert baseline["dice_minus_continued"].value == pytest.approx(-0.11)  # of both seeds that started from it
+    assert baseline["seeds"].main == "1"
+
+
+def test_page_and_csv_hold_the_same_numbers(image_runs, make_guidance):
+    """As tests/test_results.py demands of pages that are kept."""
+    table = image_table(image_runs)
+    page = into_page(new_page(make_guidance(), "page"), [table])
+    lines = [line for line in page.splitlines() if line.startswith("| ") and "±" in line][1:]
+    printed = NUMBER.findall(" ".join(line.split("|", 2)[2] for line in lines))
+    entries = list(csv.DictReader(io.StringIO(as_csv([table]))))
+    assert entries
+    assert {tuple(entry) for entry in entries} == {COLUMNS}
+    in_csv = [e["value"].lstrip("+-") for e in entries if e["row"] in " ".join(lines)]
+    assert sorted(in_csv) == sorted(printed)
+
+
+def test_new_numbers_leave_the_text_of_a_page():
+    def table(value):
+        return Table("Synthesised images", {"psnr": "PSNR"}, "validation", 3, {"keeper": {"psnr": Cell(value, 1)}})
+
+    other = Table("Other", {"psnr": "PSNR"}, "test", 3, {"keeper": {"psnr": Cell(9, 1)}})
+    page = into_page("# Page\n\n| | |\n|---|---|\n| data | x |\n", [table(1.0), other])
+    page = page.replace("## Other\n", "What it means.\n\n## Other\n\nMore.\n")
+    changed = into_page(page, [table(2.0), other])
+    assert changed == page.replace("| keeper | 1.0 |", "| keeper | 2.0 |")
+    assert changed.count("| keeper |") == 2
+    assert "| data | x |" in changed
