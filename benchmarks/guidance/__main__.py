@@ -37,6 +37,7 @@ from benchmarks.guidance.segmentation_table import segmentation_table
 from benchmarks.guidance.tables import Table, as_csv, as_markdown, into_page
 from benchmarks.quality.commands import execute, set_environment
 from benchmarks.quality.jobs import Job, do_jobs
+from benchmarks.quality.launch import PRECISIONS
 from rehrseg_nnunet.config.presets import preset_names
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
@@ -58,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _benchmark(args: argparse.Namespace) -> GuidanceBenchmark:
     """What the options mean, checked, and written down in the work folder unless it is only reported."""
-    for option in ("baseline_epochs", "continued_epochs", "batch_size", "jobs"):
-        if getattr(args, option) < 1:
+    for option in ("teacher_epochs", "keeper_epochs", "baseline_epochs", "continued_epochs", "batch_size", "jobs"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
             raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
     names = [field.name for field in fields(GuidanceBenchmark) if field.name not in ("work", "source", "patch")]
     benchmark = GuidanceBenchmark(
@@ -72,8 +73,9 @@ def _benchmark(args: argparse.Namespace) -> GuidanceBenchmark:
     if not hasattr(nnUNetTrainer_Xepochs, baseline):
         raise ValueError(f"--baseline-epochs must be a length of nnU-Net's own trainers, but it has no {baseline}")
     rows = in_order(_keys(args), keeper=args.keeper)
-    benchmark.check()
-    benchmark.remember(write=not args.report, segmentations=any(not row.synthesises for row in rows))
+    segmentations = any(not row.synthesises for row in rows)
+    benchmark.check(segmentations=segmentations)
+    benchmark.remember(write=not args.report, segmentations=segmentations)
     return benchmark
 
 
@@ -180,6 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--plans", default="cpu", help="name of the plans")
     add("--batch-size", type=int, default=2)
     add("--patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help="patch size (default: nnU-Net's own)")
+    add("--precision", choices=PRECISIONS, default="float32", help="bfloat16 is faster on CPUs that have it")
+    add("--teacher-epochs", type=int, help="default: what the preset says")
+    add("--keeper-epochs", type=int, help="of keepers and the plain U-Net (default: what the preset says)")
     add("--baseline-epochs", type=int, default=5, help="a length that nnU-Net has a trainer of")
     add("--continued-epochs", type=int, default=3, help="of all that goes on from the baseline")
     add("--keeper", choices=KEEPERS, default="keeper", help="row that guides (default: keeper)")

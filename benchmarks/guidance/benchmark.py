@@ -21,7 +21,9 @@ SUFFIXES = {
     "synthesised": "synthesised",
 }
 SIMULATED = {"pairs": "pairs", "source": "source", "privileged": "privileged", "both": "pairs"}
-OF_SEGMENTATIONS = ("baseline_epochs", "continued_epochs", "keeper")
+# what the results of segmentations do not have in their names, and those of pairs do not depend on
+OF_SEGMENTATIONS = ("cases", "test_cases", "baseline_epochs", "keeper", "teacher_epochs", "keeper_epochs")
+IN_NAMES = ("work", "number", "continued_epochs")
 MIN_CASES = 5  # nnU-Net makes five folds
 
 
@@ -43,6 +45,10 @@ class GuidanceBenchmark:
         plans: name of the plans.
         batch_size: of all trainings.
         patch: patch size (z, y, x); None: nnU-Net's own.
+        precision: of the networks' layers in training, see `quality.launch`; images are scored in float32, and the test
+            set is predicted as nnU-Net does.
+        teacher_epochs: of teachers; None: what the settings say.
+        keeper_epochs: of keepers and their rival; None: what the settings say.
         baseline_epochs: of the baseline.
         continued_epochs: of all that goes on from it.
         keeper: key of the row of `rows.ROWS` that guides.
@@ -61,6 +67,9 @@ class GuidanceBenchmark:
     plans: str
     batch_size: int
     patch: tuple[int, ...] | None
+    precision: str
+    teacher_epochs: int | None
+    keeper_epochs: int | None
     baseline_epochs: int
     continued_epochs: int
     keeper: str
@@ -86,8 +95,11 @@ class GuidanceBenchmark:
         tested = data != "pairs" and self.test_cases > 0
         return f"{first}:{last}", f"{last}:{last + self.test_cases}" if tested else ""
 
-    def check(self) -> None:
+    def check(self, *, segmentations: bool = True) -> None:
         """Check the source and the numbers.
+
+        Args:
+            segmentations: whether there are any, which need cases of their own.
 
         Raises:
             ValueError: too few cases, files of another ending, or numbers that leave no room for the datasets.
@@ -98,12 +110,12 @@ class GuidanceBenchmark:
         ending = read_dataset_json(self.source / "dataset.json", required=("file_ending",))["file_ending"]
         if ending != FILE_ENDING:
             raise ValueError(f"--source must have files that end in {FILE_ENDING}, got {ending}")
-        if min(self.pairs, self.cases) < MIN_CASES or self.test_cases < 1:
-            raise ValueError(
-                f"--pairs and --cases must be at least {MIN_CASES} and --test-cases at least 1, got {self.pairs}, "
-                f"{self.cases} and {self.test_cases}"
-            )
-        available, wanted = len(labelled_files(self.source)), self.pairs + self.cases + self.test_cases
+        least = {"pairs": MIN_CASES} | ({"cases": MIN_CASES, "test_cases": 1} if segmentations else {})
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be at least {number}, got {getattr(self, name)}")
+        available, wanted = len(labelled_files(self.source)), sum(getattr(self, name) for name in least)
         if wanted > available:
             raise ValueError(f"--pairs, --cases and --test-cases must be at most {available} together, got {wanted}")
 
@@ -117,7 +129,7 @@ class GuidanceBenchmark:
         Raises:
             ValueError: they are of something else, or, without `write`, of nothing.
         """
-        settings = {key: str(value) for key, value in asdict(self).items() if key not in ("work", "number")}
+        settings = {key: str(value) for key, value in asdict(self).items() if key not in IN_NAMES}
         settings["source"] = self.source.name
         own = {name: settings.pop(name) for name in OF_SEGMENTATIONS}
         self._remember(self.work / f"guidance_{self.number}.json", settings, write=write)

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.guidance.benchmark import CONFIGURATION, SIMULATED, GuidanceBenchmark
 from benchmarks.guidance.rows import PLANS
-from benchmarks.quality.benchmark import FILE_ENDING
+from benchmarks.quality.benchmark import FILE_ENDING, labelled_files
 from benchmarks.quality.commands import Execute
 from benchmarks.quality.datasets import PLANNING_THREADS, whole
 from benchmarks.quality.plans import merged, with_patch
@@ -26,11 +26,12 @@ def simulate(benchmark: GuidanceBenchmark, data: str, execute: Execute) -> None:
     """Make a simulated raw dataset, unless it is there.
 
     Raises:
-        ValueError: it is there, of another scanner.
+        ValueError: it is there, of another scanner or of other cases.
     """
     folder = benchmark.folder("raw", data)
     if folder.is_dir():
         _check_scanner(benchmark, folder)
+        _check_cases(benchmark, data, folder)
         return
     scans = benchmark.work / "nnUNet_raw" / benchmark.source.name
     if not scans.exists():
@@ -52,6 +53,16 @@ def _check_scanner(benchmark: GuidanceBenchmark, folder: Path) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise ValueError(f"{folder} was made with {name} {found[name]:g}, got {value:g}; take another --number")
+
+
+def _check_cases(benchmark: GuidanceBenchmark, data: str, folder: Path) -> None:
+    names = [file.name for file in labelled_files(benchmark.source)]
+    for part, text in zip(("Tr", "Ts"), benchmark.case_range(data), strict=True):
+        first, last = map(int, (text or "0:0").split(":"))
+        found = {file.name for file in (folder / f"labels{part}").glob(f"*{FILE_ENDING}")}
+        if found != set(names[first:last]):
+            wanted = text or "none"
+            raise ValueError(f"{folder}/labels{part} must be of cases {wanted}, got others; take another --number")
 
 
 def prepare(benchmark: GuidanceBenchmark, data: str, execute: Execute) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from benchmarks.guidance.benchmark import CONFIGURATION, FOLD
 from benchmarks.guidance.runs import Run
 from benchmarks.guidance.trainers.guidance_l1_unet_trainer import L1UNetTrainer
+from rehrseg_nnunet.config.guidance import ResolvedGuidance, load_config
 from rehrseg_nnunet.guided.image_scores import image_scores
 from rehrseg_nnunet.guided.losses import feature_error
 from rehrseg_nnunet.guided.networks import build_keeper, build_teacher, stored_channels
@@ -58,6 +59,11 @@ class ImageModel:
     def configuration(self) -> dict[str, Any]:
         """Its content."""
         return self.planned.configuration
+
+    @property
+    def settings(self) -> ResolvedGuidance:
+        """The `guidance` block, with what its trainer changed."""
+        return load_config(self.configuration)
 
     @cached_property
     def network(self) -> nn.Module:
@@ -166,7 +172,8 @@ def feature_distance(teacher: Teacher, truth: np.ndarray, image: np.ndarray, *, 
         image: the same shape.
         patch_size: of a window.
     """
-    pair, _ = pad_nd_image(
+    pad: Any = pad_nd_image  # declared without None
+    pair, _ = pad(
         torch.from_numpy(np.stack([truth, image])).float(), tuple(patch_size), "constant", {"value": 0}, True, None
     )
     with torch.no_grad():

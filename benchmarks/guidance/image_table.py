@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.guidance.image_scores import FEATURES, read, values_of
+from benchmarks.guidance.image_scores import FEATURES, ImageModel, read, values_of
 from benchmarks.guidance.runs import Run
 from benchmarks.guidance.tables import Cell, Table
 from benchmarks.quality.clock import read_seconds
@@ -28,7 +28,7 @@ def image_table(runs: Sequence[Run]) -> Table:
     for run, scores in scored.items():
         for title, image in _images(run):
             rows[title] = _values(scores, image), _seconds(run, scores) if image != SOURCE else {}
-    own = {"source": "source, best line"} | {run.row.key: run.row.title for run in scored}
+    own = {"source": "source, best line"} | {run.row.key: title_of(run) for run in scored}
     rows = {title: rows[title] for title in sorted(rows, key=lambda title: title != own["source"])}
     references = {key: rows[own[key]][0] for key in TITLES if key in own and own[key] in rows}
     n = len(next(iter(rows.values()))[0]["psnr"]) if rows else 0
@@ -42,9 +42,19 @@ def image_table(runs: Sequence[Run]) -> Table:
 def _images(run: Run) -> list[tuple[str, str]]:
     """Titles of a run's rows and what they are of."""
     if run.row.trainer != "GuidanceTeacherTrainer":
-        return [(run.row.title, SYNTHESISED)]
-    reconstruction = (f"reconstruction by the {run.row.title} (bound)", RECONSTRUCTED)
+        return [(title_of(run), SYNTHESISED)]
+    reconstruction = (f"reconstruction by the {title_of(run)} (bound)", RECONSTRUCTED)
     return [("source, best line", SOURCE), reconstruction] if run.row.key == "teacher" else [reconstruction]
+
+
+def title_of(run: Run) -> str:
+    """Title of a row with the settings that it was trained with, as its plans say."""
+    config = ImageModel(run).settings
+    parts = [run.row.title, *([] if run.row.key == "l1_unet" else [f"width {config.base_features}"])]
+    if run.row.teacher:
+        parts += [f"kernel {config.keeper.kernel}", *(["no adversary"] if not config.keeper.adversarial_weight else [])]
+    parts += ["one cycle"] if config.schedule == "one_cycle" else []
+    return ", ".join([*parts, f"{run.epochs or getattr(config, run.row.epochs).epochs} epochs"])
 
 
 def _values(scores: Mapping[str, Any], image: str) -> Values:

@@ -21,7 +21,8 @@ def new_page(benchmark: GuidanceBenchmark, stem: str) -> str:
         f"{benchmark.snr:g}, contrast {benchmark.contrast:g}, bias 0.2",
         "split": f"by name: the first {benchmark.pairs} cases are pairs (fold 0), the next {benchmark.cases} have "
         f"labels (fold 0), the next {benchmark.test_cases} are test cases, which no training saw",
-        "training": f"preset `{benchmark.preset}`, batch {benchmark.batch_size}, epochs of 250 steps",
+        "training": f"preset `{benchmark.preset}`, batch {benchmark.batch_size}, epochs of 250 steps, "
+        f"{benchmark.precision}",
         "machine": "2 CPU cores",
         "command": f"`{shlex.join(command(benchmark))}`",
         "recorded in": "",
@@ -37,5 +38,11 @@ def new_page(benchmark: GuidanceBenchmark, stem: str) -> str:
 
 def command(benchmark: GuidanceBenchmark) -> list[str]:
     """The command, its work folder under a name of no machine."""
-    words = ["python", "-m", "benchmarks.guidance", "--source", f"nnUNet_raw/{benchmark.source.name}"]
-    return [*words, "--work", "/scratch/guidance", "--number", str(benchmark.number), "--jobs", "2"]
+    options = {
+        "--source": f"nnUNet_raw/{benchmark.source.name}",
+        "--work": "/scratch/guidance",
+        "--number": str(benchmark.number),
+        "--jobs": "2",
+        "--precision": benchmark.precision,
+    }
+    return ["python", "-m", "benchmarks.guidance", *(word for pair in options.items() for word in pair)]

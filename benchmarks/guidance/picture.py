@@ -13,14 +13,12 @@ from rehrseg_nnunet.evaluation.figures import picture
 from rehrseg_nnunet.guided.report import DIFFERENCE, SOURCE, SYNTHESISED, TRUE, draw_images
 from rehrseg_nnunet.guided.synthesis import planned_spacing
 
-ROWS = ("l1_unet", "keeper")  # that are drawn
-
 
 def write_picture(runs: Sequence[Run], file: Path, *, case: str | None = None) -> None:
-    """Draw a validation case with what the finished runs of `ROWS` make of it, on the true image's grey scale.
+    """Draw a validation case with what rival and keeper make of it, on the true image's grey scale.
 
     Args:
-        runs: of the pairs, with the teacher.
+        runs: of the pairs, with the teacher; drawn are the plain U-Net and the keeper that guides, if finished.
         file: PNG.
         case: its name; None: the first by name.
 
@@ -36,7 +34,8 @@ def write_picture(runs: Sequence[Run], file: Path, *, case: str | None = None) -
         raise ValueError(f"--case must be a validation case, {', '.join(cases.identifiers)}, got {name}")
     pair = cases.load(name)
     truth = pair.privileged[0].numpy()
-    made = {models[key].run.row.title: images_of(models[key], pair)[SYNTHESISED][0] for key in ROWS if key in models}
+    drawn = [models[key] for key in ("l1_unet", runs[0].benchmark.keeper) if key in models]
+    made = {model.run.row.title: images_of(model, pair)[SYNTHESISED][0] for model in drawn}
     columns = {SOURCE: images_of(models["teacher"], pair)[SOURCE][0], **made, TRUE: truth}
     differences = {f"{DIFFERENCE}\n{title}": np.abs(image - truth) for title, image in made.items()}
     plans, configuration = models["teacher"].plans, models["teacher"].planned

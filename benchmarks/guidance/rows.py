@@ -13,8 +13,8 @@ Data = Literal["pairs", "source", "privileged", "both", "synthesised"]
 PLANS: dict[str, Mapping[str, Any]] = {
     "": {},
     "kernel3": {"keeper": {"kernel": 3}},
-    "width16": {"base_features": 16},
-    "onecycle": {"schedule": "one_cycle"},
+    "width16": {"base_features": 16, "keeper": {"kernel": 3}},
+    "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
 }
 
 
@@ -24,10 +24,10 @@ class Row:
 
     Attributes:
         key: how it is named in options.
-        title: as printed.
+        title: as printed; of teachers and keepers without their settings.
         trainer: class name without a length.
         data: dataset that it is trained on, see `benchmark.SUFFIXES`.
-        epochs: "own": what the settings say. "baseline", "continued": the benchmark's numbers. "both": their sum.
+        epochs: which of the benchmark's numbers; "both": the baseline's and the continued ones'.
         plans: key of `PLANS`.
         teacher: key of the row that teaches it, or whose features its images are compared in.
         keeper: `KEEPER` if one guides it or synthesises its second channel.
@@ -39,7 +39,7 @@ class Row:
     title: str
     trainer: str
     data: Data
-    epochs: Literal["own", "baseline", "continued", "both"] = "own"
+    epochs: Literal["teacher", "keeper", "baseline", "continued", "both"]
     plans: str = ""
     teacher: str = ""
     keeper: str = ""
@@ -57,9 +57,15 @@ class Row:
         return [key for key in ("baseline" if self.from_baseline else "", self.teacher) if key]
 
 
-def _keeper(key: str, title: str, variant: str = "", *, plans: str = "", teacher: str = "teacher") -> Row:
+def _teacher(plans: str = "") -> Row:
+    key = "_".join(filter(None, ["teacher", plans]))
+    return Row(key=key, title="teacher", trainer="GuidanceTeacherTrainer", data="pairs", epochs="teacher", plans=plans)
+
+
+def _keeper(plans: str = "", variant: str = "", *, teacher: str = "teacher") -> Row:
+    key = "_".join(filter(None, ["keeper", plans, variant]))
     trainer = "_".join(filter(None, ["KnowledgeKeeperTrainer", variant]))
-    return Row(key=key, title=title, trainer=trainer, data="pairs", plans=plans, teacher=teacher)
+    return Row(key=key, title="keeper", trainer=trainer, data="pairs", epochs="keeper", plans=plans, teacher=teacher)
 
 
 def _guided(key: str, title: str, variant: str = "", *, data: Data = "source") -> Row:
@@ -76,20 +82,15 @@ def _plain(key: str, title: str, data: Data, epochs: Literal["baseline", "both"]
 ROWS = {
     row.key: row
     for row in (
-        Row(key="teacher", title="teacher", trainer="GuidanceTeacherTrainer", data="pairs"),
-        _keeper("keeper", "keeper"),
-        Row(key="l1_unet", title="plain U-Net, L1", trainer="L1UNetTrainer", data="pairs"),
-        _keeper("keeper_noAdversary", "keeper without adversary", "noAdversary"),
-        _keeper("keeper_kernel3", "keeper, kernel 3", plans="kernel3"),
-        _keeper("keeper_onecycle", "keeper, one cycle", plans="onecycle"),
-        Row(
-            key="teacher_width16",
-            title="teacher, width 16",
-            trainer="GuidanceTeacherTrainer",
-            data="pairs",
-            plans="width16",
-        ),
-        _keeper("keeper_width16", "keeper, width 16", plans="width16", teacher="teacher_width16"),
+        _teacher(),
+        Row(key="l1_unet", title="plain U-Net, L1", trainer="L1UNetTrainer", data="pairs", epochs="keeper"),
+        _keeper(),
+        _keeper("kernel3"),
+        _keeper("kernel3", "noAdversary"),
+        _teacher("onecycle"),
+        _keeper("onecycle", teacher="teacher_onecycle"),
+        _teacher("width16"),
+        _keeper("width16", teacher="teacher_width16"),
         _plain("baseline", "nnU-Net on the scan (baseline)", "source", "baseline"),
         Row(
             key="continued",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.guidance.benchmark import CONFIGURATION, FOLD, GuidanceBenchmark
@@ -48,8 +47,9 @@ class Run:
     @property
     def epochs(self) -> int | None:
         """Epochs of its own training; None: what its settings say."""
-        first, more = self.benchmark.baseline_epochs, self.benchmark.continued_epochs
-        return {"own": None, "baseline": first, "continued": more, "both": first + more}[self.row.epochs]
+        if self.row.epochs == "both":
+            return self.benchmark.baseline_epochs + self.benchmark.continued_epochs
+        return getattr(self.benchmark, f"{self.row.epochs}_epochs")
 
     @property
     def all_epochs(self) -> str:
@@ -143,10 +143,8 @@ class Run:
 
     @property
     def teacher(self) -> Run:
-        """The run of its teacher: of its own plans if that is trained, else the row's."""
-        shared = self.other(self.row.teacher or "teacher")
-        own = replace(shared, row=replace(shared.row, plans=self.row.plans))
-        return own if (own.folder / FINAL_CHECKPOINT).is_file() else shared
+        """The run of its teacher, or the one in whose features its images are compared."""
+        return self.other(self.row.teacher or "teacher")
 
     def environment(self) -> dict[str, str]:
         """Environment variables that its commands need; those that it must not have are empty."""
@@ -176,7 +174,7 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
         plans=run.plans_name,
         folder=run.folder,
         seed=run.seed,
-        precision="float32",
+        precision=run.benchmark.precision,
         seconds=run.seconds,
     )
     execute(training_command(training, device=device), run.environment())
@@ -210,7 +208,7 @@ def predict(run: Run, *, device: str, execute: Execute = execute) -> None:
     if target.is_dir():
         target.rename(target.with_name(f"{target.name}_partial"))  # of someone else, cut off
     clock = Clock(run.seconds, "predict")
-    predict_folder(command, images, target, clock=clock, execute=partial(execute, environment=run.environment()))
+    predict_folder(command, images, target, clock=clock, execute=lambda own: execute(own, run.environment()))
 
 
 def has_every_case(run: Run) -> bool:

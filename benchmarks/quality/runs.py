@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from benchmarks.quality import commands
@@ -216,7 +215,7 @@ def _predict(
         images,
         run.predictions / name,
         clock=Clock(seconds_file(run), f"predict_{name}"),
-        execute=partial(execute, environment=run.environment()),
+        execute=lambda own: execute(own, run.environment()),
     )
 
 

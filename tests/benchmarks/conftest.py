@@ -45,7 +45,14 @@ def make_guidance(tmp_path):
     def make(**changes):
         settings = {"number": 604, "pairs": 5, "cases": 5, "test_cases": 2, "resolution": 2.0, "snr": 12.0}
         settings |= {"contrast": 0.7, "preset": "cpu", "plans": "cpu", "batch_size": 2, "patch": None}
-        settings |= {"baseline_epochs": 5, "continued_epochs": 3, "keeper": "keeper"}
+        settings["precision"] = "bfloat16"
+        settings |= {
+            "teacher_epochs": None,
+            "keeper_epochs": None,
+            "baseline_epochs": 5,
+            "continued_epochs": 3,
+            "keeper": "keeper",
+        }
         folders = {"work": tmp_path / "work", "source": tmp_path / "source" / "Dataset004_Tiny"}
         return GuidanceBenchmark(**{**folders, **settings, **changes})
 

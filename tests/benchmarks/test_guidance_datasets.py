@@ -61,13 +61,21 @@ def test_subjects_are_disjoint(make_guidance, write_source, recorder, data, case
     assert (benchmark.work / "nnUNet_raw" / args.d / "dataset.json").is_file()
 
 
-def test_what_is_there_is_taken_if_it_is_of_this_scanner(make_guidance, write_json, recorder):
-    settings = {"settings": {"resolution_mm": 2.0, "snr": 12.0, "contrast": 0.7}}
-    write_json(make_guidance().work / "nnUNet_raw" / "Dataset604_Other_pairs" / "low_field.json", settings)
-    simulate(make_guidance(), "pairs", recorder)
+def test_what_is_there_is_taken_if_it_is_the_same(make_guidance, write_source, write_json, recorder):
+    write_source(make_guidance().source, cases=12)
+    folder = make_guidance().work / "nnUNet_raw" / "Dataset605_Other_lowfield"
+    write_json(folder / "low_field.json", {"settings": {"resolution_mm": 2.0, "snr": 12.0, "contrast": 0.7}})
+    names = sorted(file.name for file in (make_guidance().source / "labelsTr").iterdir())
+    for part, some in (("Tr", names[5:10]), ("Ts", names[10:])):
+        (folder / f"labels{part}").mkdir()
+        for name in some:
+            (folder / f"labels{part}" / name).touch()
+    simulate(make_guidance(), "source", recorder)
     assert recorder.commands == []
     with pytest.raises(ValueError, match=r"was made with snr 12, got 8; take another --number"):
-        simulate(make_guidance(snr=8.0), "pairs", recorder)
+        simulate(make_guidance(snr=8.0), "source", recorder)
+    with pytest.raises(ValueError, match=r"labelsTs must be of cases 10:11, got others; take another --number"):
+        simulate(make_guidance(test_cases=1), "source", recorder)
 
 
 def test_all_datasets_have_one_batch_and_width(planned, recorder):

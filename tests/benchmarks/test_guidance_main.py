@@ -39,6 +39,10 @@ def test_pairs_need_their_dataset_alone(start):
     assert {step[0] for step in steps[1:]} == {"train", "score"}
 
 
+def test_pairs_need_no_other_cases(start):
+    assert start("--parts", "pairs", "--pairs", "12", "--cases", "0", "--test-cases", "0")[0] == "pairs"
+
+
 def test_images_are_compared_in_features_of_a_teacher_that_is_there(start):
     steps = start("--rows", "l1_unet", "teacher")
     assert steps.index(("score", "teacher", 0)) < steps.index(("train", "l1_unet", 0))
@@ -67,7 +71,7 @@ def test_seeds_share_baseline_and_keeper(start):
         (("--baseline-epochs", "4"), "--baseline-epochs must be a length of nnU-Net's own trainers"),
         (("--jobs", "0"), "--jobs must be at least 1, got 0"),
         (("--test-cases", "3"), "must be at most 12 together, got 13"),
-        (("--cases", "4"), "--pairs and --cases must be at least 5"),
+        (("--cases", "4"), "--cases must be at least 5, got 4"),
         (("--number", "999"), "--number must be from 1 to 995, got 999"),
         (("--report",), "there is nothing to report"),
     ],
@@ -79,13 +83,16 @@ def test_bad_options(start, options, message):
 
 def test_a_folder_is_of_one_comparison(start):
     start("--rows", "teacher")
-    start("--rows", "teacher", "--continued-epochs", "9")  # nothing of the pairs depends on it
+    start("--rows", "teacher", "--continued-epochs", "9", "--keeper-epochs", "2")  # in the names of what is trained
     with pytest.raises(SystemExit, match=r"was made with snr 12\.0, got 8\.0; take another --number"):
         start("--rows", "teacher", "--snr", "8")
     start("--rows", "teacher", "--snr", "8", "--number", "614")
     start("--rows", "continued", "--continued-epochs", "9")
-    with pytest.raises(SystemExit, match="was made with keeper keeper, got keeper_kernel3"):
-        start("--rows", "guided", "--continued-epochs", "9", "--keeper", "keeper_kernel3")
+    start("--rows", "continued", "--continued-epochs", "3")
+    for option, value, was in (("keeper", "keeper_kernel3", "keeper"), ("keeper-epochs", "2", "None")):
+        name = option.replace("-", "_")
+        with pytest.raises(SystemExit, match=f"was made with {name} {was}, got {value}"):
+            start("--rows", "guided", f"--{option}", value)
 
 
 def test_one_process_works_in_a_folder(start, make_guidance):

@@ -31,7 +31,7 @@ def finish(run):
 def trained(run, recorder):
     train(run, device="cpu", execute=recorder)
     (command,) = recorder.commands
-    assert command[1:6] == ["-m", "benchmarks.quality.launch", str(run.seed), "float32", str(run.seconds)]
+    assert command[1:6] == ["-m", "benchmarks.quality.launch", str(run.seed), "bfloat16", str(run.seconds)]
     return arguments(run_training_entry, command[6:])
 
 
@@ -72,15 +72,19 @@ def test_the_first_seed_lies_where_nnunets_commands_train(make_guided_run, make_
     assert environment[KEEPER_VARIABLE] == ""
 
 
-def test_a_teacher_of_the_same_plans_goes_before_the_shared_one(make_guided_run):
-    run = make_guided_run("keeper_kernel3")
-    own = run.folder.parents[1] / "GuidanceTeacherTrainer__cpu_kernel3__3d_fullres" / "fold_0"
-    own.mkdir(parents=True)
-    (own / FINAL_CHECKPOINT).touch()
-    assert run.teacher.folder == own
+def test_lengths_of_their_own(make_guided_run):
+    lengths = {"teacher_epochs": 7, "keeper_epochs": 9}
+    trainers = {key: make_guided_run(key, **lengths).trainer for key in ("teacher", "l1_unet", "keeper_onecycle")}
+    assert trainers == {
+        "teacher": "GuidanceTeacherTrainer_7epochs",
+        "l1_unet": "L1UNetTrainer_9epochs",
+        "keeper_onecycle": "KnowledgeKeeperTrainer_9epochs",
+    }
+    teacher = make_guided_run("keeper_onecycle", **lengths).environment()[TEACHER_VARIABLE]
+    assert "GuidanceTeacherTrainer_7epochs__cpu_onecycle" in teacher
 
 
-@pytest.mark.parametrize("key", ["teacher", "l1_unet", "keeper_noAdversary", "baseline", "guided"])
+@pytest.mark.parametrize("key", ["teacher", "l1_unet", "keeper_kernel3_noAdversary", "baseline", "guided"])
 def test_nothing_is_done_for_a_finished_training(make_guided_run, recorder, key):
     run = make_guided_run(key)
     finish(run)

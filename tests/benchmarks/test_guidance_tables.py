@@ -4,14 +4,18 @@ import csv
 import io
 import json
 import re
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
+from benchmarks.guidance.benchmark import CONFIGURATION
 from benchmarks.guidance.image_table import image_table, paired_difference
 from benchmarks.guidance.page import new_page
 from benchmarks.guidance.segmentation_table import segmentation_table
 from benchmarks.guidance.tables import COLUMNS, Cell, Table, as_csv, into_page
+from rehrseg_nnunet.config.guidance import BLOCK
+from rehrseg_nnunet.guided.networks import CHANNELS_KEY
 from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESISED
 
 CASES = ("a", "b", "c")
@@ -28,7 +32,15 @@ def image(psnr, features):
     return {"psnr": psnr, "ssim": 0.5, "nmse": 0.25, "feature_error": features}
 
 
-def write_images(run, names, start):
+def write_plans(run, block):
+    channels = {"source": [0], "privileged": [1]}
+    configuration = {"spacing": [1, 1, 1], "batch_size": 2, "architecture": {}, BLOCK: block, CHANNELS_KEY: channels}
+    run.model.mkdir(parents=True, exist_ok=True)
+    (run.model / "plans.json").write_text(json.dumps({"configurations": {CONFIGURATION: configuration}}))
+
+
+def write_images(run, names, start, block=MappingProxyType({})):
+    write_plans(run, dict(block))
     cases = {
         case: {name: image(start + number**2 + place, 1 / start) for place, name in enumerate(names)}
         for number, case in enumerate(CASES)
@@ -40,8 +52,8 @@ def write_images(run, names, start):
 def image_runs(make_guided_run):
     return [
         write_images(make_guided_run("teacher"), (SOURCE, RECONSTRUCTED), 10),
-        write_images(make_guided_run("keeper"), (SYNTHESISED,), 20),
-        write_images(make_guided_run("l1_unet"), (SYNTHESISED,), 16),
+        write_images(make_guided_run("keeper"), (SYNTHESISED,), 20, {"schedule": "one_cycle"}),
+        write_images(make_guided_run("l1_unet", keeper_epochs=9), (SYNTHESISED,), 16),
         make_guided_run("keeper_width16"),  # not finished
     ]
 
@@ -59,11 +71,13 @@ def test_images(image_runs):
     assert table.n == 3
     assert list(table.rows) == [
         "source, best line",
-        "reconstruction by the teacher (bound)",
-        "keeper",
-        "plain U-Net, L1",
+        "reconstruction by the teacher, width 8, 100 epochs (bound)",
+        "keeper, width 8, kernel 7, one cycle, 100 epochs",
+        "plain U-Net, L1, 9 epochs",
     ]
-    keeper = {metric: cell.markdown for metric, cell in table.rows["keeper"].items()}
+    keeper = {
+        metric: cell.markdown for metric, cell in table.rows["keeper, width 8, kernel 7, one cycle, 100 epochs"].items()
+    }
     assert keeper["psnr"] == "21.67"
     assert keeper["psnr_minus_source"] == "+10.00 ± 0.00"
     assert keeper["psnr_minus_l1_unet"] == "+4.00 ± 0.00"

@@ -1,9 +1,11 @@
 """From two folders of scans to synthesised better ones, through the commands: 3D with thick slices, and 2D."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import faults
@@ -16,6 +18,12 @@ from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
 from short_runs import EPOCHS, STEPS
 from workspace import SHORT_RUNS, environment, log_of
 
+from benchmarks.guidance import image_scores
+from benchmarks.guidance import runs as benchmark_runs
+from benchmarks.guidance.benchmark import GuidanceBenchmark
+from benchmarks.guidance.image_table import image_table
+from benchmarks.guidance.picture import write_picture
+from benchmarks.guidance.rows import ROWS
 from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.config.guidance import change_config, load_config
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
@@ -407,6 +415,53 @@ def test_plans_without_a_block_will_do(trained):
     assert trainer.num_epochs == 100
     assert trainer.config.base_features == 8
     shutil.rmtree(Path(trainer.output_folder_base))
+
+
+@pytest.fixture
+def benchmark(trained, monkeypatch):
+    """The trainings as a benchmark finds them, whose own trainers nnU-Net knows."""
+    folders = [os.environ["nnUNet_extTrainer"], *map(str, benchmark_runs.TRAINERS)]
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(folders))
+    settings = dict.fromkeys(field.name for field in fields(GuidanceBenchmark))
+    named = {"work": trained.base, "source": Path("Dataset001_Any"), "number": PAIRS, "plans": "tiny"}
+    return GuidanceBenchmark(**{**settings, **named, "keeper": "keeper"})
+
+
+def test_a_benchmark_scores_what_the_commands_have_trained(trained, benchmark, tmp_path):
+    fold = trained.train("L1UNetTrainer", PAIRS)
+    keepers = trained.fold(KEEPER, PAIRS)
+    for folder in (".", "validation"):
+        names = [{file.name for file in (own / folder).iterdir() if file.suffix != ".txt"} for own in (fold, keepers)]
+        assert names[0] == names[1]
+    images = {"teacher": RECONSTRUCTED, "keeper": SYNTHESISED, "l1_unet": SYNTHESISED}
+    runs = [benchmark_runs.Run(benchmark, ROWS[key], 0) for key in images]
+    for run, image in zip(runs, images.values(), strict=True):
+        assert run.finished
+        image_scores.score(run)
+        found = json.loads(run.scores.read_text())["cases"]
+        expected = json.loads(run.report.read_text())["cases"]
+        assert found.keys() == expected.keys()
+        for case, scored in expected.items():
+            assert found[case][image]["feature_error"] > 0
+            for metric, value in scored[image].items():
+                assert found[case][image][metric] == pytest.approx(value, rel=1e-4)
+    rows = image_table(runs).rows
+    assert len(rows) == 4
+    assert all(cell.markdown for row in rows.values() for name, cell in row.items() if name != "cpu_s")
+    write_picture(runs, tmp_path / "case.png")
+    assert (tmp_path / "case.png").stat().st_size > 10_000
+
+
+def test_true_guides_are_of_the_better_scan_which_the_network_does_not_see(trained, benchmark):
+    with environment(**{EPOCHS: "1", STEPS: "1"}):
+        fold = trained.train("GuidedTrainer_trueGuides", PAIRS)
+    weights = checkpoint_of(fold)["network_weights"]
+    teacher = checkpoint_of(trained.fold(TEACHER, PAIRS))["network_weights"]
+    guides = {name.split("keeper.")[1]: value for name, value in weights.items() if ".guidance.keeper." in name}
+    assert guides.keys() == {name for name in teacher if name.startswith("encoder.")}
+    assert all(torch.equal(value, teacher[name]) for name, value in guides.items())
+    assert weights["encoder.stages.0.0.convs.0.conv.weight"].shape[1] == len(SOURCES)
+    assert json.loads((fold / "validation" / "summary.json").read_text())["metric_per_case"]
 
 
 @pytest.fixture(scope="module")
