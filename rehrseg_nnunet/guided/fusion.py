@@ -81,14 +81,22 @@ class Refinement(nn.Module):
         super().__init__()
         self.positive, self.negative = ChannelGate(channels), ChannelGate(channels)
 
-    def forward(self, evidence: torch.Tensor) -> torch.Tensor:
-        """Q (B, C, *size) to the same."""
-        positive, negative = evidence.clamp_min(0), evidence.clamp_max(0)
-        return self._weights(self.positive, positive) * positive + self._weights(self.negative, negative) * negative
+    def forward(self, evidence: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """Q (B, C, *size) to the same, times `scale` (C,) if there is one.
 
-    def _weights(self, gate: nn.Module, part: torch.Tensor) -> torch.Tensor:
-        weights = gate(part.mean(dim=tuple(range(2, part.ndim))))
-        return weights.view(*weights.shape, *(1,) * (part.ndim - 2))
+        As v- q + (v+ - v-) q+, with the scale in the weights: half as many passes over all voxels.
+        """
+        positive, axes = evidence.relu(), tuple(range(2, evidence.ndim))
+        mean = positive.mean(axes)
+        raising, lowering = self.positive(mean), self.negative(evidence.mean(axes) - mean)
+        if scale is not None:
+            raising, lowering = scale * raising, scale * lowering
+        return _by_voxel(lowering, evidence) * evidence + _by_voxel(raising - lowering, evidence) * positive
+
+
+def _by_voxel(weights: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """(B, C) or (C,) as a factor of (B, C, *size)."""
+    return weights.to(image.dtype).view(*weights.shape, *(1,) * (image.ndim - 2))
 
 
 class AdaptiveFusion(nn.Module):
@@ -117,17 +125,17 @@ class AdaptiveFusion(nn.Module):
         width = max(len(guide_widths), int(channels * hidden))
         self.aggregation = Aggregation(guide_widths, width, kernel)
         self.assimilation = nn.Sequential(convolution(width + channels, channels, kernel), NORMS[len(kernel)](channels))
-        self.refinement = Refinement(channels) if refinement else nn.Identity()
+        self.refinement = Refinement(channels) if refinement else None
         initialise(self)
         self.gamma = nn.Parameter(torch.zeros(channels)) if identity_start else None
 
     def forward(self, own: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor:
         """E (B, C, *size) and guides (B, guide_widths[j], *any) to f (B, C, *size)."""
         aggregated = self.aggregation(guides, own.shape[2:])
-        change = self.refinement(self.assimilation(torch.cat([aggregated, own], dim=1)))
-        if self.gamma is not None:
-            change = self.gamma.to(change.dtype).view(-1, *(1,) * (own.ndim - 2)) * change
-        return own + change
+        evidence = self.assimilation(torch.cat([aggregated, own], dim=1))
+        if self.refinement is not None:
+            return own + self.refinement(evidence, self.gamma)
+        return own + (evidence if self.gamma is None else _by_voxel(self.gamma, evidence) * evidence)
 
 
 class GuideAdaptor(nn.Module):

@@ -28,7 +28,7 @@ from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.config.guidance import change_config, load_config
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
 from rehrseg_nnunet.guided.guided_network import guidance_of
-from rehrseg_nnunet.guided.keeper_run import NoKeeperError
+from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE, NoKeeperError
 from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESIS_REPORT, SYNTHESISED, TEACHER_REPORT
 from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.weights import hash_weights
@@ -661,6 +661,49 @@ def test_pretrained_weights(guided):
         assert "training starts from -pretrained_weights" in log_of(Path(trainer.output_folder))
         assert_equal(dict(guidance_of(trainer.network).keeper.state_dict()), taught)
         shutil.rmtree(trainer.output_folder_base)
+
+
+def test_a_keeper_that_knows_a_validation_case_is_refused(guided):
+    """Unless the settings say that they are other subjects; a control of random weights knows nobody."""
+    file = guided.plans(PAIRS).parent / "splits_final.json"
+    original, case = file.read_text(), usual_cases(guided)[0]
+    splits = json.loads(original)
+    splits[0]["train"].append(case)
+    file.write_text(json.dumps(splits))
+    name = f"{GUIDED}_1epoch"
+    try:
+        with pytest.raises(ValueError, match=rf"it was trained on {case} \(.*; choose REHRSEG_KEEPER=.*fold_1;"):
+            guided_trainer(guided, name, start=False).initialize()
+        guided_trainer(guided, f"{GUIDED}_randomKeeper", start=False).initialize()
+        with guided.changed_plans(USUAL) as changed:
+            changed.plans["configurations"]["3d_fullres"]["guidance"]["keeper"]["other_subjects"] = True
+            changed.write()
+            guided_trainer(guided, name, start=False).initialize()
+    finally:
+        file.write_text(original)
+        for trainer in (name, f"{GUIDED}_randomKeeper"):
+            shutil.rmtree(guided.fold(trainer, USUAL).parent)
+
+
+def test_a_fold_with_another_kind_of_keeper_is_refused(guided, monkeypatch):
+    """It would make the plans unfit for the folds that are there."""
+    keeper = guided.fold(KEEPER, PAIRS)
+    other = keeper.parents[1] / f"{KEEPER}_noRecalibration_9epochs__tiny__3d_fullres" / "fold_0"
+    other.mkdir(parents=True)
+    plans = json.loads((keeper.parent / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["guidance"]["keeper"]["recalibration"] = False
+    (other.parent / "plans.json").write_text(json.dumps(plans))
+    shutil.copy(keeper.parent / "dataset.json", other.parent)
+    checkpoint = checkpoint_of(keeper)
+    weights = checkpoint["network_weights"]
+    checkpoint["network_weights"] = {n: value for n, value in weights.items() if "recalibration" not in n}
+    torch.save(checkpoint, other / FINAL_CHECKPOINT)
+    monkeypatch.setenv(KEEPER_VARIABLE, str(other))
+    before = (guided.fold(GUIDED, USUAL).parent / "plans.json").read_text()
+    with pytest.raises(ValueError, match=r"plans.json is that of fold_1, fold_2, .* but recalibration differs"):
+        guided_trainer(guided)
+    assert (guided.fold(GUIDED, USUAL).parent / "plans.json").read_text() == before
+    shutil.rmtree(other.parent)
 
 
 def test_controls_need_no_keeper(guided):

@@ -10,11 +10,11 @@ pytestmark = pytest.mark.slow
 
 
 def test_all_steps_and_the_tables(tmp_path, monkeypatch, capsys):
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
     from short_runs import use_threads
 
     use_threads(monkeypatch.setattr)
-    monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # slow
     for name in ("STEPS_PER_EPOCH", "VALIDATION_STEPS"):
         monkeypatch.setattr(demo_folder, name, 1)
     for name, value in (
