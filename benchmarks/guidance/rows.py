@@ -31,7 +31,7 @@ class Row:
         plans: key of `PLANS`.
         teacher: key of the row that teaches it, or whose features its images are compared in.
         keeper: `KEEPER` if one guides it or synthesises its second channel.
-        from_baseline: whether it starts from the row "baseline".
+        start: key of the row of nnU-Net that it goes on from, if any.
         seeded: whether it is trained for every seed; else for the first alone, and all seeds build on that.
     """
 
@@ -43,7 +43,7 @@ class Row:
     plans: str = ""
     teacher: str = ""
     keeper: str = ""
-    from_baseline: bool = False
+    start: str = ""
     seeded: bool = False
 
     @property
@@ -54,7 +54,7 @@ class Row:
     @property
     def before(self) -> list[str]:
         """Keys of the rows that must be trained before, but for the keeper."""
-        return [key for key in ("baseline" if self.from_baseline else "", self.teacher) if key]
+        return [key for key in (self.start, self.teacher) if key]
 
 
 def _teacher(plans: str = "") -> Row:
@@ -70,13 +70,18 @@ def _keeper(plans: str = "", variant: str = "", *, teacher: str = "teacher") -> 
 
 def _guided(key: str, title: str, variant: str = "", *, data: Data = "source") -> Row:
     trainer = "_".join(filter(None, ["GuidedTrainer", variant]))
-    how: dict[str, Any] = {"keeper": KEEPER, "from_baseline": True, "seeded": True}
+    how: dict[str, Any] = {"keeper": KEEPER, "start": "baseline", "seeded": True}
     return Row(key=key, title=title, trainer=trainer, data=data, epochs="continued", **how)
 
 
 def _plain(key: str, title: str, data: Data, epochs: Literal["baseline", "both"], **how: Any) -> Row:
     trainer = "nnUNetTrainer" if epochs == "baseline" else "SafeTrainer"  # nnU-Net has trainers of some lengths only
     return Row(key=key, title=title, trainer=trainer, data=data, epochs=epochs, **how)
+
+
+def _continued(key: str, title: str, data: Data, *, start: str) -> Row:
+    trainer = "ContinuedBaselineTrainer"
+    return Row(key=key, title=title, trainer=trainer, data=data, epochs="continued", start=start, seeded=True)
 
 
 ROWS = {
@@ -92,15 +97,7 @@ ROWS = {
         _teacher("width16"),
         _keeper("width16", teacher="teacher_width16"),
         _plain("baseline", "nnU-Net on the scan (baseline)", "source", "baseline"),
-        Row(
-            key="continued",
-            title="baseline continued",
-            trainer="ContinuedBaselineTrainer",
-            data="source",
-            epochs="continued",
-            from_baseline=True,
-            seeded=True,
-        ),
+        _continued("continued", "baseline continued", "source", start="baseline"),
         _guided("guided", "guided"),
         _guided("guided_randomKeeper", "guided by a random keeper", "randomKeeper"),
         _guided("guided_untaughtKeeper", "guided, keeper trained along without pairs", "untaughtKeeper"),
@@ -113,8 +110,8 @@ ROWS = {
             seeded=True,
         ),
         _guided("true_guides", "guided by guides of the true better scan", "trueGuides", data="both"),
-        _plain("better_short", "nnU-Net on the better scan, the baseline's epochs", "privileged", "baseline"),
-        _plain("better", "nnU-Net on the better scan", "privileged", "both", seeded=True),
+        _plain("better_baseline", "nnU-Net on the better scan, not continued", "privileged", "baseline"),
+        _continued("better", "nnU-Net on the better scan, continued", "privileged", start="better_baseline"),
     )
 }
 

@@ -54,7 +54,7 @@ class Run:
     @property
     def all_epochs(self) -> str:
         """What its network has been trained for, with what it started from."""
-        before = f"{self.benchmark.baseline_epochs}+" if self.row.from_baseline else ""
+        before = f"{self.benchmark.baseline_epochs}+" if self.row.start else ""
         return f"{before}{self.epochs or ''}"
 
     @property
@@ -164,7 +164,7 @@ def train(run: Run, *, device: str, execute: Execute = execute) -> None:
     if run.finished:
         return
     forget_results(run)
-    if run.row.from_baseline:
+    if run.row.start:
         show_baseline(run)
     training = Training(
         dataset=run.dataset,
@@ -189,8 +189,8 @@ def forget_results(run: Run) -> None:
 
 
 def show_baseline(run: Run) -> None:
-    """Let a training of another length, or of another seed, find the one baseline, under a name without length."""
-    baseline = run.other("baseline").model
+    """Let a training of another length, or of another seed, find the one that it starts from, named without length."""
+    baseline = run.other(run.row.start).model
     link = run.model.with_name(f"nnUNetTrainer__{run.plans_name}__{CONFIGURATION}")
     link.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
