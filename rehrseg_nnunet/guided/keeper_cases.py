@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
 
 NOT_CHECKED = "whether the keeper was trained on validation cases is not known: {}"
+FILE_ENDING = re.compile(r"(\.nii)?\.[^.]+$")
 OTHERS = "if they are other subjects of the same name, set guidance.keeper.other_subjects"
 
 
@@ -82,8 +84,8 @@ def _seen_of(validation: Sequence[str], run: FoldRun, splits: Sequence[Mapping[s
     """Validation cases that another training may have drawn, by the folds of its dataset."""
     if run.fold != "all" and run.fold < len(splits):
         seen = splits[run.fold]["train"]
-    else:  # any case may have been drawn
-        seen = [case for part in splits[0].values() for case in part]
+    else:  # any case may have been drawn, those too that the folds leave out
+        seen = [*(case for part in splits[0].values() for case in part), *_all_cases(preprocessed_folder(run))]
     return sorted(set(validation) & set(seen))
 
 
@@ -105,12 +107,17 @@ def _splits(folder: Path | None) -> list[dict[str, list[str]]] | None:
     """nnU-Net's folds of a dataset, None if they are not at hand; one of all cases where there are no folds."""
     if folder is None:
         return None
-    file, truth = folder / "splits_final.json", folder / "gt_segmentations"
+    file = folder / "splits_final.json"
     if file.is_file():
         return json.loads(file.read_text())
-    if truth.is_dir():
-        return [{"train": sorted(path.name.split(".")[0] for path in truth.iterdir()), "val": []}]
-    return None
+    cases = _all_cases(folder)
+    return [{"train": cases, "val": []}] if cases else None
+
+
+def _all_cases(folder: Path | None) -> list[str]:
+    """Of a preprocessed dataset; none if they are not at hand."""
+    files = [] if folder is None else sorted((folder / "gt_segmentations").glob("*.*"))
+    return [FILE_ENDING.sub("", file.name) for file in files]
 
 
 def preprocessed_folder(run: FoldRun) -> Path | None:

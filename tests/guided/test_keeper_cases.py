@@ -59,6 +59,16 @@ def test_a_keeper_of_all_cases(tmp_path, pairs, fold):
         check_leak(keeper_of(tmp_path, fold), ["c"])
 
 
+@pytest.mark.parametrize("fold", ["all", 7])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+def test_a_keeper_of_all_cases_has_seen_those_that_the_folds_leave_out(tmp_path, pairs, fold, ending):
+    (pairs / "gt_segmentations").mkdir()
+    (pairs / "gt_segmentations" / f"d.v1{ending}").touch()
+    with pytest.raises(ValueError, match=r"trained on d\.v1 \("):
+        check_leak(keeper_of(tmp_path, fold), ["d.v1"])
+    assert check_leak(keeper_of(tmp_path / "other"), ["d.v1", "d"]) == []
+
+
 def test_without_folds_all_cases_were_seen(tmp_path, pairs):
     (pairs / "splits_final.json").unlink()
     (pairs / "gt_segmentations").mkdir()
