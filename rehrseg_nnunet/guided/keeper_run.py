@@ -88,7 +88,7 @@ def find_keeper(own: FoldRun, dataset: str | int | None, *, dimension: int) -> K
     named = os.environ.get(KEEPER_VARIABLE) or None
     if named is not None and (len(Path(named).parts) > 1 or FOLD_FOLDER.fullmatch(named)):
         return _chosen(dimension)
-    wanted = dataset if named is None else named
+    wanted = dataset if named is None else Path(named).name  # a shell may have ended it by /
     found = [keeper for keeper in finished_keepers(own.results) if _is_of(keeper.run.dataset, wanted)]
     fitting = [keeper for keeper in found if keeper.dimension == dimension]
     if not fitting:

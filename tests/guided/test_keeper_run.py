@@ -47,7 +47,7 @@ def test_settings_and_before_them_the_variable_name_a_dataset(tmp_path, monkeypa
     own = training(tmp_path)
     for name in (610, "610", "Dataset610_Pairs"):
         assert found(own, name).dataset == "Dataset610_Pairs"
-    for name in ("61", "061", "Dataset061_Others"):
+    for name in ("61", "061", "Dataset061_Others", "Dataset061_Others/"):
         monkeypatch.setenv(KEEPER_VARIABLE, name)
         assert found(own, 610).dataset == "Dataset061_Others"
 
