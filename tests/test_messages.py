@@ -1088,6 +1088,11 @@ def unknown_channel(dataset):
     return raised(view_of, planned(), KeeperRun(write_keeper(dataset.folder)), names={"T3": "T1"})
 
 
+@provoke("Channels have one name and are not as many as the keeper's")
+def channels_of_one_name(dataset):
+    return guide(dataset, {}, names=("T1", "T1"))
+
+
 @provoke("The dataset has the better scan")
 def better_scan(dataset):
     return guide(dataset, {}, names=("T1", "T1_7T"))

@@ -6,7 +6,7 @@ Channels are matched by name. Patches come in the keeper's order of axes, at its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rehrseg_nnunet.guided.keeper_run import KeeperRun
 from rehrseg_nnunet.guided.networks import planned_shape
@@ -51,10 +51,13 @@ def matched_channels(own: PlannedDataset, keeper: KeeperRun, names: Mapping[str,
     """For each source channel of the keeper, the dataset's.
 
     Raises:
-        ValueError: one is missing, or the dataset has the better scan, which new cases will not have.
+        ValueError: one is missing, names do not tell channels apart, or the dataset has the better scan, which new
+            cases will not have.
     """
     source, privileged = (keeper.names(numbers) for numbers in (keeper.channels.source, keeper.channels.privileged))
-    there = {name: int(number) for number, name in own.dataset_json["channel_names"].items()}
+    there: dict[str, list[int]] = {}
+    for number, name in own.dataset_json["channel_names"].items():
+        there.setdefault(name, []).append(int(number))
     unknown = sorted(set(names) - set(source))
     if unknown:
         raise ValueError(f"guidance.channels must be of the keeper's source channels {source}, got {unknown}")
@@ -71,7 +74,20 @@ def matched_channels(own: PlannedDataset, keeper: KeeperRun, names: Mapping[str,
             f"the dataset must have the channel {missing[0]}, which the keeper of {keeper.run.dataset} sees, got "
             f"{', '.join(there)}; say by guidance.channels which of them it is"
         )
-    return tuple(there[name] for name in wanted)
+    return _in_order(wanted, there, keeper)
+
+
+def _in_order(wanted: Sequence[str], there: Mapping[str, list[int]], keeper: KeeperRun) -> tuple[int, ...]:
+    """Channels by name; those of one name in their order, if both sides have as many."""
+    for name in wanted:
+        if len(there[name]) != wanted.count(name):
+            raise ValueError(
+                f"channel_names must tell channels apart, but {name} is the name of {len(there[name])} channels of the "
+                f"dataset and stands for {wanted.count(name)} that the keeper of {keeper.run.dataset} sees; give each "
+                "its own name in dataset.json, in nnUNet_preprocessed too"
+            )
+    left = {name: sorted(numbers) for name, numbers in there.items()}
+    return tuple(left[name].pop(0) for name in wanted)
 
 
 def matched_axes(own: PlannedDataset, keeper: KeeperRun) -> tuple[int, ...]:

@@ -47,6 +47,16 @@ def test_one_name_for_both_scans_is_no_better_scan(keeper):
     assert view_of(planned(("MRI",)), keeper(names=("MRI", "MRI"))).channels == (0,)
 
 
+def test_channels_of_one_name(keeper):
+    """As nnU-Net's users call them all MRI: in their order if they are as many, else nobody knows which."""
+    two = keeper(names=("MRI", "MRI", "7T"))
+    assert view_of(planned(("FLAIR", "MRI", "MRI")), two).channels == (1, 2)
+    with pytest.raises(ValueError, match="MRI is the name of 1 channels of the dataset and stands for 2 that the keep"):
+        view_of(planned(("MRI",)), two)
+    with pytest.raises(ValueError, match=r"MRI is the name of 2 channels .* stands for 1 .*; give each its own name"):
+        view_of(planned(("MRI", "MRI")), keeper(names=("MRI", "7T")))
+
+
 @pytest.mark.parametrize("transposes", [((0, 1, 2), (2, 0, 1)), ((1, 2, 0), (2, 1, 0)), ((2, 1, 0), (0, 2, 1))])
 def test_axes_as_both_plans_turn_them(keeper, transposes):
     """The keeper gets what it would get of its own preprocessing."""
