@@ -30,7 +30,7 @@ from rehrseg_nnunet.guided.adversary import OptimizerPair
 from rehrseg_nnunet.guided.frozen import FrozenTeacher, open_teacher
 from rehrseg_nnunet.guided.frozen_keeper import open_keeper, resolve
 from rehrseg_nnunet.guided.guided_network import add_guidance
-from rehrseg_nnunet.guided.keeper_cases import check_leak, orientation_doubts
+from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
 from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
 from rehrseg_nnunet.guided.networks import build_keeper, build_teacher
@@ -39,6 +39,7 @@ from rehrseg_nnunet.guided.resolved_keeper import check_other_folds
 from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.prediction.image_checks import check_image
 from rehrseg_nnunet.self_sr.frozen import check_version
 from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
@@ -1052,6 +1053,24 @@ def warned(doubts):
 @provoke("The keeper was trained on validation cases")
 def known_cases(dataset):
     return raised(leak, dataset, [{"train": ["a"], "val": ["b"]}])
+
+
+@provoke("The keeper's teacher, of another fold, was trained on validation cases")
+def known_to_the_teacher(dataset):
+    preprocessed, results = dataset.folder / "preprocessed" / "Dataset610_Pairs", dataset.folder / "results"
+    preprocessed.mkdir(parents=True)
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": ["b"]}, {"train": ["a"]}]))
+    keeper = KeeperRun(write_keeper(results))
+    teacher = replace(keeper.run, trainer="GuidanceTeacherTrainer", fold=1)
+    teacher.folder.mkdir(parents=True)
+    torch.save({"network_weights": {}}, teacher.final_checkpoint)
+    with environment(nnUNet_preprocessed=str(preprocessed.parent)):
+        return raised(check_teachers_leak, keeper, hash_weights({}), ["a"])
+
+
+@provoke("The teacher that taught the keeper is gone")
+def unknown_teacher(dataset):
+    return warned(check_teachers_leak(KeeperRun(write_keeper(dataset.folder)), "0" * 64, ["a"]))
 
 
 @provoke("The folds of the pairs are not at hand")

@@ -14,7 +14,7 @@ from torch import nn
 from rehrseg_nnunet.config.guidance import BLOCK, change_config, load_config
 from rehrseg_nnunet.guided.frozen_keeper import FrozenKeeper, open_keeper
 from rehrseg_nnunet.guided.guided_network import guidance_of
-from rehrseg_nnunet.guided.keeper_cases import check_leak, orientation_doubts
+from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
 from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
 from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds, guide_by_plans
@@ -83,11 +83,12 @@ class GuidedTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     def choose_keeper(self) -> ResolvedKeeper:
         """Find the keeper, check that it fits, and load it."""
         run = find_keeper(FoldRun.of_trainer(self), self.config.keeper.dataset, dimension=self.dimension)
-        view = self.seen_by(run)
+        self.keeper = open_keeper(run, self.seen_by(run), checkpoint=self.config.checkpoint)
         if not (self.config.keeper.other_subjects or self.fold == "all"):
-            self.warn(check_leak(run, self.do_split()[1]))
+            validation = self.do_split()[1]
+            self.warn(check_leak(run, validation))
+            self.warn(check_teachers_leak(run, self.keeper.teacher_sha256, validation))
         self.warn(orientation_doubts(Path(self.preprocessed_dataset_folder), run))
-        self.keeper = open_keeper(run, view, checkpoint=self.config.checkpoint)
         self.print_to_log_file(f"keeper: {self.keeper.checkpoint} (weights {self.keeper.resolved.sha256[:12]})")
         return self.keeper.resolved
 

@@ -43,6 +43,11 @@ class Product:
     trainer: str
     is_segmentation: bool
 
+    @property
+    def kind(self) -> str | None:
+        """Of the models that make it, see `Wanted`."""
+        return None if self.is_segmentation else self.trainer
+
 
 def run_model(args: argparse.Namespace, build: Callable[[argparse.Namespace], HRPredictor], product: Product) -> None:
     """Predict one scan, or every case of a folder or csv file.
@@ -247,11 +252,11 @@ def _load(
 
     folds = None if args.f is None else parse_folds(args.f)
     if args.m is None:
-        model = trained_model(_model_folder(args, product.trainer), folds=folds or range(5), checkpoint=args.chk)
+        model = trained_model(_model_folder(args, product), folds=folds or range(5), checkpoint=args.chk)
         predictor = build(args)
         model.load_into(predictor)
         return predictor, model
-    wanted = Wanted(args.tr, args.p, args.c)
+    wanted = Wanted(args.tr, args.p, args.c, kind=product.kind)
     with open_model(Path(args.m), wanted, checkpoint=args.chk) as folder:
         model = trained_model(folder, folds=folds, checkpoint=args.chk, source=args.m, wanted=wanted)
         predictor = build(args)
@@ -259,16 +264,17 @@ def _load(
         return predictor, model
 
 
-def _model_folder(args: argparse.Namespace, trainer: str) -> Path:
+def _model_folder(args: argparse.Namespace, product: Product) -> Path:
     from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
 
-    from rehrseg_nnunet.prediction.model_folder import segments
+    from rehrseg_nnunet.prediction.model_folder import Wanted
 
     results = find_dataset(nnunet_folder("nnUNet_results"), args.d)
-    model = results / convert_trainer_plans_config_to_identifier(args.tr or trainer, args.p or "nnUNetPlans", args.c)
+    trainer = args.tr or product.trainer
+    model = results / convert_trainer_plans_config_to_identifier(trainer, args.p or "nnUNetPlans", args.c)
     if not model.is_dir():
-        names = (folder.name for folder in results.iterdir())
-        found = sorted(name for name in names if name.count("__") == 2 and segments(name))
+        names, wanted = (folder.name for folder in results.iterdir()), Wanted(kind=product.kind)
+        found = sorted(name for name in names if name.count("__") == 2 and wanted.can_use(name))
         raise FileNotFoundError(
             f"no training {model.name} in {results}; found: {', '.join(found) or 'none'}; check -tr, -p and -c"
         )

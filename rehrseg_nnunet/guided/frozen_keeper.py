@@ -25,11 +25,13 @@ class FrozenKeeper:
         checkpoint: its file.
         network: K alone, in evaluation mode, without gradients, on the CPU.
         resolved: how it is built again.
+        teacher_sha256: hash of the teacher that taught it; empty if none did.
     """
 
     checkpoint: Path
     network: Keeper
     resolved: ResolvedKeeper
+    teacher_sha256: str = ""
 
 
 def open_keeper(keeper: KeeperRun, view: SourceView, *, checkpoint: str) -> FrozenKeeper:
@@ -52,7 +54,8 @@ def open_keeper(keeper: KeeperRun, view: SourceView, *, checkpoint: str) -> Froz
         remedy=f"train the keeper again: {run.command}",
     )
     sha256 = hash_weights(trained.keeper.state_dict())
-    return FrozenKeeper(file, trained.keeper, resolve(keeper, view, sha256=sha256))
+    teacher_sha256 = bytes(trained.get_buffer("teacher_sha256").tolist()).hex()
+    return FrozenKeeper(file, trained.keeper, resolve(keeper, view, sha256=sha256), teacher_sha256)
 
 
 def resolve(keeper: KeeperRun, view: SourceView, *, sha256: str = "") -> ResolvedKeeper:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nibabel.orientations import aff2axcodes
 
+from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE, teacher_of
 from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE, KeeperRun
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
 
-NOT_CHECKED = "whether the keeper was trained on validation cases is not known: {} is not there"
+NOT_CHECKED = "whether the keeper was trained on validation cases is not known: {}"
+OTHERS = "if they are other subjects of the same name, set guidance.keeper.other_subjects"
 
 
 def check_leak(keeper: KeeperRun, validation: Sequence[str]) -> list[str]:
@@ -30,34 +33,72 @@ def check_leak(keeper: KeeperRun, validation: Sequence[str]) -> list[str]:
     Raises:
         ValueError: names cases, and a fold of the keeper that fits.
     """
-    folder = preprocessed_folder(keeper)
-    splits = _splits(folder)
-    if folder is None or splits is None:
-        return [NOT_CHECKED.format(f"splits_final.json of {keeper.run.dataset}")]
-    fold = keeper.run.fold
-    if fold != "all" and fold < len(splits):
-        seen = splits[fold]["train"]
-    else:  # any case may have been drawn
-        seen = [case for part in splits[0].values() for case in part]
-    both = sorted(set(validation) & set(seen))
+    splits = _splits(preprocessed_folder(keeper.run))
+    if splits is None:
+        return [NOT_CHECKED.format(f"splits_final.json of {keeper.run.dataset} is not there")]
+    both = _seen_of(validation, keeper.run, splits)
     if not both:
         return []
     fitting = [number for number, split in enumerate(splits) if not set(validation) & set(split["train"])]
     raise ValueError(
-        f"validation cases must be new to the keeper, but it was trained on {both[0]}"
-        f"{f' and {len(both) - 1} more' if len(both) > 1 else ''} ({keeper.run.folder}); {_remedy(keeper, fitting)}"
+        f"validation cases must be new to the keeper, but it was trained on {_first_of(both)} ({keeper.run.folder}); "
+        f"{_remedy(keeper, fitting)}"
     )
+
+
+def check_teachers_leak(keeper: KeeperRun, teacher_sha256: str, validation: Sequence[str]) -> list[str]:
+    """Refuse validation cases that the keeper's teacher was trained on, which may be of another fold than the keeper.
+
+    Args:
+        keeper: that is to guide a training.
+        teacher_sha256: hash of the teacher that taught it.
+        validation: names of the training's validation cases.
+
+    Returns:
+        What could not be checked, a sentence or none.
+
+    Raises:
+        ValueError: names cases, and the trainings to repeat.
+    """
+    teacher = teacher_of(keeper.run, teacher_sha256)
+    if teacher is None:
+        return [NOT_CHECKED.format(f"its teacher is no longer in {keeper.run.results}")]
+    if (teacher.dataset, teacher.fold) == (keeper.run.dataset, keeper.run.fold):
+        return []  # the keeper's own cases
+    splits = _splits(preprocessed_folder(teacher))
+    if splits is None:
+        return [NOT_CHECKED.format(f"splits_final.json of {teacher.dataset} is not there")]
+    both = _seen_of(validation, teacher, splits)
+    if not both:
+        return []
+    raise ValueError(
+        f"validation cases must be new to the keeper's teacher, but it was trained on {_first_of(both)} "
+        f"({teacher.folder}); train the keeper by the teacher of its own fold, without {TEACHER_VARIABLE}: "
+        f"{keeper.run.command}; {OTHERS}"
+    )
+
+
+def _seen_of(validation: Sequence[str], run: FoldRun, splits: Sequence[Mapping[str, list[str]]]) -> list[str]:
+    """Validation cases that another training may have drawn, by the folds of its dataset."""
+    if run.fold != "all" and run.fold < len(splits):
+        seen = splits[run.fold]["train"]
+    else:  # any case may have been drawn
+        seen = [case for part in splits[0].values() for case in part]
+    return sorted(set(validation) & set(seen))
+
+
+def _first_of(cases: Sequence[str]) -> str:
+    return f"{cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''}"
 
 
 def _remedy(keeper: KeeperRun, fitting: Sequence[int]) -> str:
     runs = [replace(keeper.run, fold=fold) for fold in fitting]
     finished = next((run for run in runs if run.is_finished), None)
-    other = "if they are other subjects of the same name, set guidance.keeper.other_subjects"
     if finished is not None:
-        return f"choose {KEEPER_VARIABLE}={finished.folder}; {other}"
+        return f"choose {KEEPER_VARIABLE}={finished.folder}; {OTHERS}"
     if runs:
-        return f"run: {runs[0].command}, and choose {KEEPER_VARIABLE}={runs[0].folder}; {other}"
-    return f"give both datasets one splits_final.json; {other}"
+        return f"run: {runs[0].command}, and choose {KEEPER_VARIABLE}={runs[0].folder}; {OTHERS}"
+    return f"give both datasets one splits_final.json; {OTHERS}"
 
 
 def _splits(folder: Path | None) -> list[dict[str, list[str]]] | None:
@@ -72,10 +113,10 @@ def _splits(folder: Path | None) -> list[dict[str, list[str]]] | None:
     return None
 
 
-def preprocessed_folder(keeper: KeeperRun) -> Path | None:
-    """Of the dataset of pairs, None if it is not at hand."""
+def preprocessed_folder(run: FoldRun) -> Path | None:
+    """Of a training's dataset, None if it is not at hand."""
     base = os.environ.get("nnUNet_preprocessed")
-    folder = Path(base, keeper.run.dataset) if base else None
+    folder = Path(base, run.dataset) if base else None
     return folder if folder is not None and folder.is_dir() else None
 
 
@@ -86,7 +127,7 @@ def orientation_doubts(own: Path, keeper: KeeperRun) -> list[str]:
         own: folder of the preprocessed cases of the dataset to be segmented.
         keeper: that is to guide it.
     """
-    folder = preprocessed_folder(keeper)
+    folder = preprocessed_folder(keeper.run)
     theirs = None if folder is None else _axis_codes(folder / keeper.planned.configuration_manager.data_identifier)
     ours = _axis_codes(own)
     if ours is None or theirs is None or ours == theirs:

@@ -23,7 +23,9 @@ class SourceView:
         offsets: what is added then; all 0 if empty.
         axes: for each axis of the keeper the segmentation network's; the same order if empty.
         spacing_ratio: for each axis of the keeper the segmentation's spacing over the keeper's. The patch is resized to
-            the keeper's grid, its sizes rounded up to the keeper's strides. Empty: the grids are (nearly) the same.
+            the keeper's grid. Empty: the grids are (nearly) the same. In either case sizes are rounded up to the
+            keeper's strides, and the patch is resized to that: an edge that they do not divide would be lost to the
+            coarse levels, whose guides would then be out of place.
 
     Raises:
         ValueError: lengths that do not fit together, or a ratio that is not positive.
@@ -54,9 +56,8 @@ class SourceView:
             total_strides: of the keeper's coarsest level, by its axes.
         """
         own = tuple(size[axis] for axis in self.axes) if self.axes else tuple(size)
-        if not self.spacing_ratio:
-            return own
-        lengths = zip(own, self.spacing_ratio, total_strides, strict=True)
+        ratios = self.spacing_ratio or (1.0,) * len(own)
+        lengths = zip(own, ratios, total_strides, strict=True)
         return tuple(math.ceil(round(voxels * ratio, 3) / stride) * stride for voxels, ratio, stride in lengths)
 
     def source(self, image: torch.Tensor, total_strides: Sequence[int]) -> torch.Tensor:

@@ -28,7 +28,8 @@ from rehrseg_nnunet.nnunet.weights import first_not_finite, read_checkpoint
 FINAL = "checkpoint_final.pth"
 _NEEDED = ("dataset.json", "plans.json")
 _FOLD = re.compile(r"fold_(\d+|all)")
-_FOR_TRAINING = ("SelfSRTrainer", "SMORETrainer")  # they make thin slices to train with
+# their images and features are for other trainings
+_FOR_TRAINING = ("SelfSRTrainer", "SMORETrainer", "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer")
 _CHOOSE = "choose other folds with -f, or another checkpoint with -chk"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # the last: encrypted
 
@@ -41,11 +42,19 @@ class Wanted:
         trainer: class name.
         plans: plans name.
         configuration: such as 3d_fullres.
+        kind: how the names of the trainers begin whose models are of use; None: models that segment scans are.
     """
 
     trainer: str | None = None
     plans: str | None = None
     configuration: str | None = None
+    kind: str | None = None
+
+    def can_use(self, name: str) -> bool:
+        """Whether a model's folder name, unless it has been renamed, is that of a model of the kind."""
+        if self.kind is None:
+            return not name.startswith(_FOR_TRAINING)
+        return name.startswith(self.kind) or "__" not in name
 
     def fits(self, name: str) -> bool:
         """Whether a model's folder name is one of those that are meant."""
@@ -147,23 +156,19 @@ def _is_model(folder: Path) -> bool:
 def _choose(path: Path, models: Sequence[str], wanted: Wanted) -> str:
     """The one model that is meant among those that a folder or zip file holds."""
     names = {model: PurePosixPath(model.replace("\\", "/")).name for model in models}
-    models = [model for model in models if segments(names[model])]
+    models = [model for model in models if wanted.can_use(names[model])]
     fitting = [model for model in models if wanted.fits(names[model])]
     if len(fitting) == 1:
         return fitting[0]
     if not models:
+        lacking = "which cannot segment" if wanted.kind is None else f"none of {wanted.kind}"
         raise FileNotFoundError(
             f"{path} must hold a trained nnU-Net model ({', '.join(_NEEDED)} and fold_0/{FINAL}), got "
-            f"{'only ' + ', '.join(names) + ', which cannot segment' if names else 'none'}"
+            f"{'only ' + ', '.join(names) + ', ' + lacking if names else 'none'}"
         )
     if not fitting:
         raise FileNotFoundError(f"{path} has no such model, only: {', '.join(models)}; choose with -tr, -p and -c")
     raise ValueError(f"{path} must hold one model, got {', '.join(fitting)}; choose with -tr, -p and -c")
-
-
-def segments(name: str) -> bool:
-    """Whether a model's folder name is that of a model that can segment scans."""
-    return not name.startswith(_FOR_TRAINING)
 
 
 def _unpack(file: Path, wanted: Wanted, scratch: Path, checkpoint: str) -> Path:

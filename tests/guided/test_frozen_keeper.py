@@ -23,6 +23,7 @@ def keeper(tmp_path):
 def save(keeper, file, seed):
     torch.manual_seed(seed)
     network = build_keeper(keeper.configuration)
+    network.get_buffer("teacher_sha256").fill_(255)
     torch.save({"network_weights": network.state_dict()}, file)
     return hash_weights(network.keeper.state_dict())
 
@@ -31,6 +32,7 @@ def test_its_weights_and_how_to_build_it_again(keeper):
     sha256 = save(keeper, keeper.run.final_checkpoint, seed=0)
     frozen = open_keeper(keeper, VIEW, checkpoint="final")
     assert hash_weights(frozen.network.state_dict()) == sha256 == frozen.resolved.sha256
+    assert frozen.teacher_sha256 == 32 * "ff"
     assert not any(parameter.requires_grad for parameter in frozen.network.parameters())
     assert frozen.resolved.run == "Dataset610_Pairs/KnowledgeKeeperTrainer__p__3d_fullres/fold_0"
     assert (frozen.resolved.kernel, frozen.resolved.shape.widths) == (3, (4, 8, 16))

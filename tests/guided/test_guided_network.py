@@ -333,3 +333,32 @@ def test_a_refused_network_is_as_it_was():
     assert list(network.state_dict()) == list(stock().state_dict())
     assert not is_guided(network)
     assert len(FEATURES) == len(network.encoder(images()))
+
+
+class Means(nn.Module):
+    """In a keeper's place: means over each level's voxels, which say what the level has seen."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, source):
+        guides = [source]
+        for strides in self.shape.strides[1:]:
+            guides.append(nn.functional.avg_pool3d(guides[-1], strides))
+        return guides
+
+
+@pytest.mark.parametrize("size", [(4, 16, 24), (5, 14, 25), (3, 5, 7), (1, 3, 9)])
+def test_the_coarsest_guide_has_seen_the_whole_patch(size):
+    """Whatever the keeper's strides do not divide, of patches smaller than they are too."""
+    network = guided(stock())
+    guidance = guidance_of(network)
+    guidance.keeper = Means(keeper_for(levels=4).shape)  # strides 4, 8, 8
+    ramp = torch.arange(float(size[2])).expand(2, 2, *size)
+    for guide in guidance.guides(ramp):
+        torch.testing.assert_close(guide.mean(), ramp.mean(), atol=1e-4, rtol=0)
+    image = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    for axis in (2, 3, 4):
+        for guide, expected in zip(guidance.guides(image.flip(axis)), guidance.guides(image), strict=True):
+            torch.testing.assert_close(guide.flip(axis), expected)

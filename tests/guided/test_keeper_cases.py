@@ -2,13 +2,17 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from keeper_runs import write_keeper
 
-from rehrseg_nnunet.guided.keeper_cases import check_leak, orientation_doubts
+from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
 from rehrseg_nnunet.guided.keeper_run import KeeperRun
+from rehrseg_nnunet.guided.networks import build_teacher
+from rehrseg_nnunet.nnunet.weights import hash_weights
 
 SPLITS = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
 
@@ -67,6 +71,60 @@ def test_what_is_not_at_hand_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     (said,) = check_leak(keeper_of(tmp_path), ["a"])
     assert "is not known: splits_final.json of Dataset610_Pairs is not there" in said
+
+
+def teacher_of_fold(keeper, fold, *, dataset="Dataset610_Pairs"):
+    """A finished teacher with weights of its own, and the hash that a keeper has of it."""
+    run = replace(keeper.run, dataset=dataset, trainer="GuidanceTeacherTrainer", fold=fold)
+    run.folder.mkdir(parents=True)
+    torch.manual_seed(sum(map(ord, f"{dataset} {fold}")))
+    teacher = build_teacher(keeper.configuration)
+    torch.save({"network_weights": teacher.state_dict()}, run.final_checkpoint)
+    teacher.reconstruction = None
+    return hash_weights(teacher.state_dict())
+
+
+def test_the_teacher_of_its_own_fold_has_seen_no_more(tmp_path, pairs):
+    keeper = keeper_of(tmp_path)
+    own, _ = (teacher_of_fold(keeper, fold) for fold in (0, 1))
+    assert check_teachers_leak(keeper, own, ["c"]) == []
+
+
+def test_a_teacher_of_another_fold_has(tmp_path, pairs):
+    """What it saw of a case is in the keeper's features."""
+    keeper = keeper_of(tmp_path)
+    _, other = (teacher_of_fold(keeper, fold) for fold in (0, 1))
+    assert check_leak(keeper, ["c"]) == []
+    assert check_teachers_leak(keeper, other, ["b"]) == []
+    message = (
+        r"new to the keeper's teacher, .* trained on c \(.*TeacherTrainer.*fold_1\); .* 0 -tr KnowledgeKeeperTrainer"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_teachers_leak(keeper, other, ["c", "d"])
+
+
+def test_a_teacher_of_another_dataset_by_that_ones_folds(tmp_path, pairs):
+    keeper = keeper_of(tmp_path)
+    elsewhere = teacher_of_fold(keeper, "all", dataset="Dataset611_Others")
+    (said,) = check_teachers_leak(keeper, elsewhere, ["c"])
+    assert said.endswith("splits_final.json of Dataset611_Others is not there")
+    folder = pairs.parent / "Dataset611_Others"
+    folder.mkdir()
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["x"], "val": ["d"]}]))
+    assert check_teachers_leak(keeper, elsewhere, ["c"]) == []
+    with pytest.raises(ValueError, match="trained on d"):
+        check_teachers_leak(keeper, elsewhere, ["c", "d"])
+
+
+def test_a_teacher_that_is_gone_is_said(tmp_path, pairs):
+    keeper = keeper_of(tmp_path)
+    teacher_of_fold(keeper, 0)
+    (pairs.parents[1] / "results" / "Dataset610_Pairs" / "GuidanceTeacherTrainer__p__3d_fullres" / "fold_x").mkdir()
+    broken = replace(keeper.run, trainer="GuidanceTeacherTrainer", fold=2)
+    broken.folder.mkdir()
+    broken.final_checkpoint.touch()
+    (said,) = check_teachers_leak(keeper, "0" * 64, ["c"])
+    assert said.startswith("whether the keeper was trained on validation cases is not known: its teacher is no longer")
 
 
 def properties(direction):

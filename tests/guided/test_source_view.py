@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,8 +62,35 @@ def test_ratios_are_in_the_keeper_s_axes():
     assert view.patch_size((4, 8, 12), (1, 1, 1)) == (6, 4, 8)
 
 
-def test_without_a_ratio_sizes_stay_whatever_the_strides():
-    assert SourceView(channels=(0,)).patch_size((5, 7, 9), STRIDES) == (5, 7, 9)
+@pytest.mark.parametrize("size", [(4, 8, 12), (5, 7, 9), (1, 3, 5)])
+def test_without_a_ratio_too(size):
+    expected = tuple(-(-voxels // stride) * stride for voxels, stride in zip(size, STRIDES, strict=True))
+    assert SourceView(channels=(0,)).patch_size(size, STRIDES) == expected
+
+
+def between_centres(line, length):
+    """Numbers along one axis, drawn to a length: linear between the voxels' centres, constant beyond the outer ones."""
+    centres = (np.arange(length) + 0.5) * len(line) / length - 0.5
+    return np.interp(centres, np.arange(len(line)), line)
+
+
+@pytest.mark.parametrize("ratio", [(), (1.0, 1.3, 0.7)])
+def test_rounded_up_patches_are_drawn_to_their_size_axis_by_axis(ratio):
+    view = SourceView(channels=(0,), spacing_ratio=ratio)
+    image = torch.randn(1, 1, 3, 10, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = image[0, 0].numpy()
+    for axis, length in enumerate(view.patch_size((3, 10, 13), STRIDES)):
+        expected = np.apply_along_axis(between_centres, axis, expected, length)
+    np.testing.assert_allclose(view.source(image, STRIDES)[0, 0].numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [(), (1.0, 1.3, 0.7)])
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_flips_commute(ratio, axis):
+    view = SourceView(channels=(0,), axes=(2, 0, 1), spacing_ratio=ratio)
+    image = torch.randn(1, 1, 3, 10, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flipped = view.back(view.source(image.flip(axis), STRIDES)).flip(axis)
+    torch.testing.assert_close(flipped, view.back(view.source(image, STRIDES)))
 
 
 def test_it_comes_back_from_json():

@@ -41,6 +41,35 @@ def test_a_model_is_found_in_its_folder_its_datasets_and_the_results(results, pl
     assert found(results / place) == results / "Dataset001_A" / NAME
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("trainer", ["SelfSRTrainer", "GuidanceTeacherTrainer_5epochs", "KnowledgeKeeperTrainer"])
+def test_models_that_cannot_segment_are_passed_over(results, tmp_path, kind, trainer):
+    other = write_model(results / "Dataset001_A" / f"{trainer}__nnUNetPlans__3d_fullres")
+    path = results if kind == "folder" else packed(results, tmp_path / "model.zip")
+    with open_model(path, ANY) as folder:
+        assert json.loads((folder / "plans.json").read_text())["of"] == NAME
+    shutil.rmtree(results / "Dataset001_A" / NAME)
+    path = results if kind == "folder" else packed(results, tmp_path / "model.zip")
+    with pytest.raises(FileNotFoundError, match=f"got only .*{other.name}, which cannot segment"):
+        found(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_keepers_are_found_where_images_are_wanted(results, tmp_path, kind):
+    """Beside their teacher, and a network that segments."""
+    images = Wanted(kind="KnowledgeKeeperTrainer")
+    names = [f"{trainer}__nnUNetPlans__3d_fullres" for trainer in ("GuidanceTeacherTrainer", "KnowledgeKeeperTrainer")]
+    path = results if kind == "folder" else packed(results, tmp_path / "model.zip")
+    with pytest.raises(FileNotFoundError, match=f"got only .*{NAME}, none of KnowledgeKeeperTrainer"):
+        found(path, images)
+    for name in names:
+        write_model(results / "Dataset001_A" / name)
+    path = results if kind == "folder" else packed(results, tmp_path / "model.zip")
+    with open_model(path, images) as folder:
+        assert json.loads((folder / "plans.json").read_text())["of"] == names[1]
+    assert found(write_model(tmp_path / "renamed" / "keeper").parent, images).name == "keeper"
+
+
 def test_a_renamed_folder_is_a_model(tmp_path):
     assert found(write_model(tmp_path / "mine")) == tmp_path / "mine"
 
