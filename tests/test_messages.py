@@ -1119,6 +1119,12 @@ def small_patches(dataset):
     return guide(dataset, {}, patch_size=[2, 4, 4])
 
 
+@provoke("Patches far from sizes that the keeper's strides divide")
+def stretched_patches(dataset):
+    own, keeper = planned(patch_size=[16, 24, 21]), KeeperRun(write_keeper(dataset.folder))
+    return warned(doubts_of(own, keeper, view_of(own, keeper)))
+
+
 @provoke("Patches of another size in mm than the keeper's")
 def other_patches(dataset):
     own, keeper = planned(patch_size=[16, 64, 64]), KeeperRun(write_keeper(dataset.folder))

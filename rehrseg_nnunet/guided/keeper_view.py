@@ -149,6 +149,10 @@ def _ct(planned: PlannedDataset, channel: int) -> tuple[float, float]:
 
 def doubts_of(own: PlannedDataset, keeper: KeeperRun, view: SourceView) -> list[str]:
     """What may make guidance worse, one sentence each."""
+    return [*_other_patches(own, keeper, view), *_stretched_patches(own, keeper, view)]
+
+
+def _other_patches(own: PlannedDataset, keeper: KeeperRun, view: SourceView) -> list[str]:
     axes = view.axes or tuple(range(keeper.dimension))
     ours = [own.configuration_manager.patch_size[axis] * own.spacing_mm[axis] for axis in axes]
     theirs = [
@@ -163,4 +167,17 @@ def doubts_of(own: PlannedDataset, keeper: KeeperRun, view: SourceView) -> list[
     return [
         f"patches of {sizes[0]} mm are guided by a keeper of {sizes[1]} mm, whose features depend on the patch: plan "
         "both datasets with patches of similar size"
+    ]
+
+
+def _stretched_patches(own: PlannedDataset, keeper: KeeperRun, view: SourceView) -> list[str]:
+    size, strides = own.configuration_manager.patch_size, planned_shape(keeper.configuration).total_strides
+    exact = view.patch_size(size, (1,) * len(strides))
+    drawn = view.patch_size(size, strides)
+    if all(math.log(b / a) <= SAME_SPACING for a, b in zip(exact, drawn, strict=True)):
+        return []
+    sizes = [" x ".join(map(str, numbers)) for numbers in (exact, drawn, strides)]
+    return [
+        f"patches of {sizes[0]} voxels of the keeper are drawn to {sizes[1]}, as its strides {sizes[2]} must divide "
+        "them: it sees finer voxels than it has learnt; plan with patches that these strides divide"
     ]

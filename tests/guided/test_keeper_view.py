@@ -117,3 +117,13 @@ def test_patches_of_another_size_are_doubted(keeper, edge, doubts):
     assert len(said) == doubts
     if doubts:
         assert said[0].startswith(f"patches of 48 x {edge} x 24 mm are guided by a keeper of 48 x 24 x 24 mm")
+
+
+@pytest.mark.parametrize(("edge", "doubts"), [(24, 0), (23, 0), (22, 0), (21, 1)])
+def test_patches_far_from_the_keepers_strides_are_doubted(keeper, edge, doubts):
+    """Its strides are 2, 4, 4; 22 are drawn to 24, within 10 %."""
+    own, pairs = planned(patch_size=[16, 24, edge]), keeper()
+    said = doubts_of(own, pairs, view_of(own, pairs))
+    assert len(said) == doubts
+    if doubts:
+        assert said[0].startswith("patches of 16 x 24 x 21 voxels of the keeper are drawn to 16 x 24 x 24, as its stri")
