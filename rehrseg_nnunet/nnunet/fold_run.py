@@ -44,7 +44,7 @@ class FoldRun:
         Raises:
             ValueError: the folder's name does not say what it is of.
         """
-        path = Path(folder).absolute()
+        path = Path(os.path.abspath(folder))  # without .., which is no name
         fold = FOLD_FOLDER.fullmatch(path.name)
         trainer, _, rest = path.parent.name.partition("__")
         plans, _, configuration = rest.rpartition("__")  # names of plans may have double underscores

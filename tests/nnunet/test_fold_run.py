@@ -43,6 +43,13 @@ def test_a_relative_folder_is_parsed(own, monkeypatch):
     assert FoldRun.parse("fold_0") == own
 
 
+def test_a_folder_beside_this_one_is_parsed(own, monkeypatch):
+    own.folder.mkdir(parents=True)
+    monkeypatch.chdir(own.folder)
+    for folder in ("../fold_0", "."):
+        assert FoldRun.parse(folder) == own
+
+
 @pytest.mark.parametrize("name", ["copied/fold_0", "A__p__3d_fullres/best", "A__b/fold_0", "A__b__c/fold_x"])
 def test_a_folder_whose_name_says_nothing_is_refused(tmp_path, name):
     with pytest.raises(
