@@ -21,8 +21,9 @@ from scipy.stats import wilcoxon
 
 from benchmarks.grids.models import MODELS, Study, prepare
 from benchmarks.grids.scores import METHODS, METRICS, OWN, Score, predict, score
+from benchmarks.quality.commands import DEFAULTS
 from benchmarks.quality.launch import PRECISIONS
-from benchmarks.quality.runs import DEFAULTS, OWN_TRAINERS
+from benchmarks.quality.runs import OWN_TRAINERS
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.evaluation.tables import format_table
 

@@ -57,7 +57,7 @@ def test_tasks_of_a_part_share_its_room():
 def test_every_trainer_is_compared_with_the_cpu_and_timed():
     stepped = {task.arguments["trainer"] for task in tasks() if task.function.endswith("correctness:steps")}
     timed = {task.arguments["trainer"] for task in tasks() if task.function.endswith("cost:steps")}
-    paired = {"GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"}  # of data that do not travel
+    paired = {"GuidanceTeacherTrainer", "KnowledgeKeeperTrainer", "GuidedTrainer"}  # of data that do not travel
     own = {name for name in TRAINERS if "_" not in name} - paired | {"nnUNetTrainer"}
     assert own == timed == {*BASE, *OURS}
     assert stepped == own | {f"REHRSegTrainer_{variant}" for variant in VARIANTS}
