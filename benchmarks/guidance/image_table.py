@@ -12,6 +12,7 @@ from benchmarks.guidance.image_scores import FEATURES, GUIDES, ImageModel, read,
 from benchmarks.guidance.runs import Run
 from benchmarks.guidance.tables import Cell, Table
 from benchmarks.quality.clock import read_seconds
+from rehrseg_nnunet.guided.image_scores import mean_of_defined
 from rehrseg_nnunet.guided.report import RECONSTRUCTED, SOURCE, SYNTHESISED
 
 TITLE = "Synthesised images"
@@ -80,12 +81,8 @@ def _columns() -> dict[str, str]:
 
 
 def _means(values: Values) -> dict[str, Cell]:
-    return {metric: Cell(_mean(values[metric].values()), digits) for metric, (_, digits) in METRICS.items()}
-
-
-def _mean(values: Any) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
+    means = {metric: mean_of_defined([*values[metric].values()]) for metric in METRICS}
+    return {metric: Cell(means[metric], digits) for metric, (_, digits) in METRICS.items()}
 
 
 def _differences(values: Values, references: Mapping[str, Values]) -> dict[str, Cell]:
@@ -102,7 +99,7 @@ def paired_difference(values: Mapping[str, float], others: Mapping[str, float]) 
     pairs = np.array([[values[case], others[case]] for case in sorted(values.keys() & others.keys())]).reshape(-1, 2)
     differences = np.diff(pairs[np.isfinite(pairs).all(axis=1)][:, ::-1], axis=1)[:, 0]
     if len(differences) < 2:
-        return _mean(differences), math.nan
+        return mean_of_defined(differences), math.nan
     return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 

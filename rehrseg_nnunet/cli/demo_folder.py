@@ -21,7 +21,6 @@ STEPS_PER_EPOCH, VALIDATION_STEPS = 25, 5
 WORKERS = "nnUNet_n_proc_DA"
 # several trainings in one process would be one run of Weights & Biases, which refuses that
 ENVIRONMENT = {"nnUNet_def_n_proc": "1", WORKERS: "1", "nnUNet_wandb_enabled": "0"}
-OTHER_RUNS = ("REHRSEG_SELF_SR", "REHRSEG_TEACHER", "REHRSEG_KEEPER")  # those would be of other data
 
 
 def set_environment(folder: Path) -> None:
@@ -31,8 +30,12 @@ def set_environment(folder: Path) -> None:
         os.environ[name] = str(folder / name)
     os.environ.update(ENVIRONMENT)
     ensure_trainer_path()
-    for variable in OTHER_RUNS:
-        os.environ.pop(variable, None)
+    from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
+    from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
+    from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
+
+    for variable in (SELF_SR_VARIABLE, TEACHER_VARIABLE, KEEPER_VARIABLE):
+        os.environ.pop(variable, None)  # those are of other data
 
 
 class DemoFolder:

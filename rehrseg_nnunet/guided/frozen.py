@@ -46,7 +46,7 @@ def open_teacher(own: FoldRun, configuration: Mapping[str, Any], *, checkpoint: 
         ValueError: it does not fit or is damaged; likewise.
     """
     run = TEACHER.require(own)
-    file = run.best_checkpoint if checkpoint == "best" and run.best_checkpoint.is_file() else run.final_checkpoint
+    file = run.chosen_checkpoint(checkpoint)
     shape = planned_shape(configuration)
     teacher = build_teacher(configuration)
     teacher.reconstruction = None  # of its training alone

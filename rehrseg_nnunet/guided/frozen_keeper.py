@@ -46,7 +46,7 @@ def open_keeper(keeper: KeeperRun, view: SourceView, *, checkpoint: str) -> Froz
         ValueError: the checkpoint is damaged or is not of the plans beside it.
     """
     run, shape = keeper.run, planned_shape(keeper.configuration)
-    file = run.best_checkpoint if checkpoint == "best" and run.best_checkpoint.is_file() else run.final_checkpoint
+    file = run.chosen_checkpoint(checkpoint)
     trained = load_frozen(
         build_keeper(keeper.configuration),
         file,

@@ -82,6 +82,10 @@ class FoldRun:
         """Of the epoch with the best pseudo Dice."""
         return self.folder / BEST_CHECKPOINT
 
+    def chosen_checkpoint(self, which: str) -> Path:
+        """The "final" checkpoint, or the "best" if it is there."""
+        return self.best_checkpoint if which == "best" and self.best_checkpoint.is_file() else self.final_checkpoint
+
     @property
     def is_finished(self) -> bool:
         """Whether the final checkpoint is there."""
