@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.gpu.data import SMALL
 from benchmarks.gpu.scheduler import Context
-from benchmarks.gpu.trainings import build, next_epoch, show_baseline, start, without_companions
+from benchmarks.gpu.trainings import build, next_epoch, show_companions, start, without_companions
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.weights import hash_weights
 
@@ -32,9 +32,10 @@ LOSS_TOLERANCE, LEAST_COSINE = 0.02, 0.95
 def steps(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     """Compare every step with one on the CPU in float32 from the same weights on the same batch."""
     settings, per_epoch = context.settings, -(-context.settings.lengths.steps // EPOCHS)
-    show_baseline(settings.data, context.results)
+    show_companions(trainer, settings.data, context.results)
     torch.set_num_threads(REFERENCE_THREADS)
-    pair = [build(trainer, settings.data.thick, SMALL, device=on, steps=per_epoch) for on in (settings.device, "cpu")]
+    dataset, devices = settings.data.dataset_of(trainer), (settings.device, "cpu")
+    pair = [build(trainer, dataset, SMALL, device=on, steps=per_epoch) for on in devices]
     tested, reference = pair
     comparison = Comparison()
     for epoch in range(EPOCHS):
@@ -64,13 +65,14 @@ class Comparison:
 
     def add(self, trainer: Any, reference: Any, batch: dict[str, Any]) -> None:
         """One step of both."""
-        own = unwrap(trainer.network)
-        unwrap(reference.network).load_state_dict({key: value.cpu() for key, value in own.state_dict().items()})
+        pairs = list(zip(_networks(trainer), _networks(reference), strict=True))
+        for own, other in pairs:
+            other.load_state_dict({key: value.cpu() for key, value in own.state_dict().items()})
         losses = [float(one.train_step(batch)["loss"]) for one in (trainer, reference)]
         self.losses.append((losses[0], losses[1]))
-        mine, theirs = _gradient(own), _gradient(unwrap(reference.network))
-        if torch.isfinite(mine).all():
-            self.cosines.append(float(torch.nn.functional.cosine_similarity(mine, theirs, dim=0)))
+        gradients = [(_gradient(own), _gradient(other)) for own, other in pairs]
+        if all(bool(torch.isfinite(mine).all()) for mine, _ in gradients):
+            self.cosines += [float(torch.nn.functional.cosine_similarity(*both, dim=0)) for both in gradients]
         else:
             self.overflows += 1  # the scaler leaves such a step out and halves its factor
 
@@ -90,6 +92,22 @@ class Comparison:
         }
 
 
+def _adversary(trainer: Any) -> Any:
+    """Of a keeper's training, None for others."""
+    return getattr(getattr(trainer, "optimizer", None), "adversary", None)
+
+
+def _networks(trainer: Any) -> list[nn.Module]:
+    """All that learn: a keeper's discriminator learns beside its network."""
+    adversary = _adversary(trainer)
+    return [unwrap(trainer.network), *([] if adversary is None else [unwrap(adversary.discriminator)])]
+
+
+def _optimizers(trainer: Any) -> list[Any]:
+    adversary = _adversary(trainer)
+    return [trainer.optimizer] if adversary is None else [trainer.optimizer.own, adversary.optimizer]
+
+
 def _gradient(network: nn.Module) -> torch.Tensor:
     """All gradients as one float64 vector on the CPU; a parameter that got none has zeros."""
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
@@ -99,8 +117,8 @@ def _gradient(network: nn.Module) -> torch.Tensor:
 def finite(context: Context, *, trainer: str, plans: str) -> Iterator[dict[str, Any]]:
     """Train two epochs, which are stage 1's two phases, and look for nan and inf in losses and weights."""
     settings, length = context.settings, context.settings.lengths.long_steps
-    show_baseline(settings.data, context.results)
-    training = build(trainer, settings.data.thick, plans, device=settings.device, steps=length)
+    show_companions(trainer, settings.data, context.results)
+    training = build(trainer, settings.data.dataset_of(trainer), plans, device=settings.device, steps=length)
     if plans != SMALL:
         without_companions(training)
     batches: list[dict[str, Any]] = []
@@ -108,7 +126,7 @@ def finite(context: Context, *, trainer: str, plans: str) -> Iterator[dict[str, 
         next_epoch(training) if epoch else start(training)
         batches += [next(training.dataloader_train) for _ in range(min(length, LOADED_BATCHES))]
         losses = _losses(training, batches, length, seconds=_share(context, epoch))
-        weights = all(bool(torch.isfinite(p).all()) for p in training.network.parameters())
+        weights = all(bool(torch.isfinite(p).all()) for net in _networks(training) for p in net.parameters())
         good = len(losses) > 0 and all(map(math.isfinite, losses)) and weights
         scaler = training.grad_scaler
         yield {
@@ -140,8 +158,8 @@ class _KilledError(Exception):
 def resume(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     """Stop after the first of two epochs, go on as `nnUNetv2_train --c` does."""
     settings, length = context.settings, context.settings.lengths.steps
-    show_baseline(settings.data, context.results)
-    before = build(trainer, settings.data.thick, SMALL, device=settings.device, steps=length)
+    show_companions(trainer, settings.data, context.results)
+    before = build(trainer, settings.data.dataset_of(trainer), SMALL, device=settings.device, steps=length)
     finish_epoch = before.on_epoch_end
 
     def stop() -> None:
@@ -152,7 +170,7 @@ def resume(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     with suppress(_KilledError):
         before.run_training()
     saved = _state(before)
-    after = build(trainer, settings.data.thick, SMALL, device=settings.device, steps=length)
+    after = build(trainer, settings.data.dataset_of(trainer), SMALL, device=settings.device, steps=length)
     maybe_load_checkpoint(after, continue_training=True, validation_only=False)
     loaded = _state(after)
     after.run_training()
@@ -165,25 +183,26 @@ def _state(trainer: Any) -> tuple[Any, ...]:
     """What a checkpoint must bring back."""
     moments = [
         float(value.double().norm())
-        for state in trainer.optimizer.state.values()
+        for optimizer in _optimizers(trainer)
+        for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
     ]
     scale = None if trainer.grad_scaler is None else trainer.grad_scaler.get_scale()
-    return hash_weights(unwrap(trainer.network).state_dict()), moments, scale, trainer.current_epoch
+    return [hash_weights(net.state_dict()) for net in _networks(trainer)], moments, scale, trainer.current_epoch
 
 
 def distributed(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     """A few steps under DDP of one process: NCCL, set up as nnU-Net does; gloo on the CPU."""
     settings, length = context.settings, context.settings.lengths.steps
-    show_baseline(settings.data, context.results)
+    show_companions(trainer, settings.data, context.results)
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(find_free_network_port()))
     if settings.device == "cuda":
         setup_ddp(0, 1)
         torch.cuda.set_device(torch.device("cuda", 0))
-        training = build(trainer, settings.data.thick, SMALL, device="cuda", steps=length)
+        training = build(trainer, settings.data.dataset_of(trainer), SMALL, device="cuda", steps=length)
     else:
-        training = build(trainer, settings.data.thick, SMALL, device="cpu", steps=length)
+        training = build(trainer, settings.data.dataset_of(trainer), SMALL, device="cpu", steps=length)
         training.initialize()
         dist.init_process_group("gloo", rank=0, world_size=1)
         _join(training)
@@ -200,3 +219,5 @@ def _join(trainer: Any) -> None:
     trainer.is_ddp, trainer.local_rank = True, dist.get_rank()
     trainer.network = DistributedDataParallel(trainer.network)
     trainer.loss = trainer._build_loss()
+    if (adversary := _adversary(trainer)) is not None:
+        adversary.distribute()

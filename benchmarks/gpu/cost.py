@@ -16,7 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from benchmarks.gpu.data import DEFAULT, SMALL
 from benchmarks.gpu.scheduler import Context
-from benchmarks.gpu.trainings import build, peak_gib, start, stop_workers, wait_for, without_companions
+from benchmarks.gpu.trainings import build, peak_gib, show_companions, start, stop_workers, wait_for, without_companions
 from rehrseg_nnunet.cases.interpolated import interpolated_folder
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.prediction.fold_validation import use_network_of
@@ -27,6 +27,7 @@ from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 def _started(context: Context, trainer: str, plans: str, data: str) -> Any:
     settings = context.settings
+    show_companions(trainer, settings.data, context.results)
     training = build(trainer, getattr(settings.data, data), plans, device=settings.device, steps=1)
     without_companions(training)
     start(training)

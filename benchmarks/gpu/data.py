@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.cases.interpolated import write_interpolated_cases
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
+from rehrseg_nnunet.config.guidance import load_config as load_guidance
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT, FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
@@ -26,6 +27,7 @@ from rehrseg_nnunet.self_sr.network import build_self_sr_network
 
 CONFIGURATION, FOLD = "3d_fullres", 0
 SMALL, DEFAULT, PAPER = "small", "default", "paper"  # plans of every dataset
+PAIRED = ("GuidanceTeacherTrainer", "KnowledgeKeeperTrainer")
 DESCRIPTION, PREPROCESSED, STAGE_1, TRUTH = "gpu.json", "nnUNet_preprocessed", "stage_1", "truth"
 
 
@@ -41,6 +43,8 @@ class GPUData:
         factor: r.
         validation: cases of `thick` that no training sees, but for choosing checkpoints.
         test: cases that no training sees at all.
+        pairs: dataset of pairs, with `SMALL` and `DEFAULT` plans; empty in a folder that has none yet.
+        scans: dataset of labelled scans of other cases, as the pairs' source; likewise.
     """
 
     folder: Path
@@ -50,6 +54,8 @@ class GPUData:
     factor: int
     validation: tuple[str, ...]
     test: tuple[str, ...]
+    pairs: str = ""
+    scans: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> GPUData:
@@ -86,10 +92,10 @@ class GPUData:
         return self._run("SelfSRTrainer", self.folder / STAGE_1).folder
 
     def check(self) -> None:
-        """Check that stage 1 is of this version of the package.
+        """Check that stage 1 and the pairs' plans are of this version of the package.
 
         Raises:
-            ValueError: its weights are of another network.
+            ValueError: its weights are of another network, there are no pairs, or their plans have other settings.
         """
         planned = self.planned(self.thick)
         config = load_config(planned.configuration_manager.configuration)
@@ -97,6 +103,19 @@ class GPUData:
         network = build_self_sr_network(config, channels, planned.label_manager.num_segmentation_heads)
         remedy = "the version changed: run `python -m benchmarks.gpu.prepare` again"
         load_frozen(network, self.stage_1 / FINAL_CHECKPOINT, sizes=f"of {SMALL}.json", remedy=remedy)
+        for dataset in (self.pairs, self.scans):
+            self._check_guidance(dataset)
+
+    def _check_guidance(self, dataset: str) -> None:
+        for plans in (SMALL, DEFAULT):
+            file = self.preprocessed(dataset) / f"{plans}.json"
+            remedy = f"run `python -m benchmarks.gpu.prepare --add-pairs --source RAW --out {self.folder}`"
+            if not dataset or not file.is_file():
+                raise ValueError(f"{self.folder} must have pairs and scans for guidance, got none; {remedy}")
+            try:
+                load_guidance(PlansManager(str(file)).get_configuration(CONFIGURATION).configuration)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}; the version changed: {remedy}") from error
 
     def results(self, name: str) -> Path:
         """A folder for nnUNet_results."""
@@ -105,6 +124,15 @@ class GPUData:
     def baseline(self, results: Path) -> Path:
         """The baseline's fold folder in nnUNet_results, of the `SMALL` plans."""
         return self._run("nnUNetTrainer", results).folder
+
+    def teacher(self, plans: str, results: Path) -> Path:
+        """The guidance teacher's fold folder in nnUNet_results."""
+        return FoldRun(self.pairs, "GuidanceTeacherTrainer", plans, CONFIGURATION, FOLD, results).folder
+
+    def dataset_of(self, trainer: str) -> str:
+        """The dataset that shows what a trainer does."""
+        kind = trainer.split("_")[0]
+        return {**dict.fromkeys(PAIRED, self.pairs), "GuidedTrainer": self.scans}.get(kind, self.thick)
 
     def _run(self, trainer: str, results: Path) -> FoldRun:
         return FoldRun(self.thick, trainer, SMALL, CONFIGURATION, FOLD, results)

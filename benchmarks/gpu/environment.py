@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.data import SMALL
+from benchmarks.gpu.data import DEFAULT, SMALL
 from benchmarks.gpu.scheduler import Context
 from benchmarks.gpu.trainings import build
 
@@ -34,12 +34,13 @@ def describe(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def make_workspace(context: Context) -> Iterator[dict[str, Any]]:
-    """Interpolated cases, and a baseline of no step for what starts from one."""
+    """Interpolated cases, and what others start from, of no step: a baseline, and teachers of both plans."""
     data = context.settings.data
     for dataset, cases in data.interpolate():
         yield {"interpolated": dataset, "cases": cases}
-    results = data.results("baseline")
-    os.environ["nnUNet_results"] = str(results)
-    trainer = build("nnUNetTrainer", data.thick, SMALL, device="cpu")
-    trainer.initialize()
-    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    os.environ["nnUNet_results"] = str(data.results("baseline"))
+    teachers = [("GuidanceTeacherTrainer", data.pairs, plans) for plans in (SMALL, DEFAULT)]
+    for name, dataset, plans in [("nnUNetTrainer", data.thick, SMALL), *teachers]:
+        trainer = build(name, dataset, plans, device="cpu")
+        trainer.initialize()
+        trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")

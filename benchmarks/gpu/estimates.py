@@ -26,6 +26,9 @@ STEP_TFLOP = {
     "SMORETrainer": (0.95, 0.95),
     "SelfSRTrainer": (7.3, 7.3),
     "REHRSegTrainer": (0.7, 12.5),  # most of it the teacher's forward pass
+    "GuidanceTeacherTrainer": (0.2, 0.2),
+    "KnowledgeKeeperTrainer": (1.0, 1.0),
+    "GuidedTrainer": (0.5, 0.5),
 }
 # s of CPU: a step of the small plans, and a batch of the default plans
 REFERENCE_STEP_S = {
@@ -34,13 +37,16 @@ REFERENCE_STEP_S = {
     "SMORETrainer": 0.1,
     "SelfSRTrainer": 0.4,
     "REHRSegTrainer": 0.5,
+    "GuidanceTeacherTrainer": 0.5,
+    "KnowledgeKeeperTrainer": 1.0,
+    "GuidedTrainer": 0.5,
 }
 BATCH_S = {"nnUNetTrainer": 0.05, "REHRSegTrainer": 0.1, "SelfSRTrainer": 0.4, "SMORETrainer": 0.1}
 
 
 def step_seconds(trainer: str, data: str = "thick") -> float:
     """A training step on the GPU."""
-    return LAUNCH_S + STEP_TFLOP[trainer][data == "large"] / TFLOP_S
+    return LAUNCH_S + STEP_TFLOP[trainer.split("_")[0]][data == "large"] / TFLOP_S
 
 
 def compared_seconds(trainer: str) -> float:

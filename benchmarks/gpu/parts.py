@@ -25,6 +25,9 @@ from benchmarks.gpu.estimates import (
 
 BASE = ("nnUNetTrainer", "ContinuedBaselineTrainer")
 OURS = ("SMORETrainer", "SelfSRTrainer", "REHRSegTrainer")
+GUIDED = ("GuidanceTeacherTrainer", "KnowledgeKeeperTrainer", "GuidedTrainer_randomKeeper")
+# Each device draws noise of its own, so steps are compared without the teacher's: by the variant that has none.
+NOISELESS_TEACHER = "GuidanceTeacherTrainer_noNoise"
 # The other variants differ in a number alone, or take their data from SMORE.
 VARIANTS = ("pseudoDataOnly", "withUncertainty", "withDistillation", "MIMIC", "IFVD", "correlationOnly", "spatialOnly")
 COMPILED_ON_GPU = "nnU-Net compiles networks on CUDA only"
@@ -50,9 +53,9 @@ class Part:
 # In this order. A run of 9 minutes has 20 s more, for the imports and for what is killed late.
 PARTS = (
     Part("environment", 18, 1, essential=True),
-    Part("correctness", 97, 8),
-    Part("cost", 250, 1),
-    Part("quality", 155, 5),
+    Part("correctness", 107, 8),
+    Part("cost", 280, 1),
+    Part("quality", 115, 5),
 )
 FULL_SECONDS = sum(part.seconds for part in PARTS)
 
@@ -177,10 +180,13 @@ def _correctness() -> list[Task]:
         # these two leave their kernels in the cache of the compiled timings
         *(finite(name, DEFAULT, compiled=True) for name in ("REHRSegTrainer", "nnUNetTrainer")),
         finite("REHRSegTrainer", SMALL),
+        *(finite(name, DEFAULT) for name in GUIDED[1:]),
+        *(steps(name, compiled=True) for name in GUIDED[1:]),
         task("memory/super_resolution", "memory_faults:super_resolution", 10),
         task("memory/prediction", "memory_faults:prediction", 10),
-        *(task("ddp", "correctness:distributed", 3, trainer=name) for name in OURS[1:]),
-        *(task("resume", "correctness:resume", 10, trainer=name) for name in OURS[1:]),
+        *(task("ddp", "correctness:distributed", 3, trainer=name) for name in (*OURS[1:], GUIDED[1])),
+        *(task("resume", "correctness:resume", 10, trainer=name) for name in (*OURS[1:], *GUIDED[1:])),
+        *(steps(name) for name in (*GUIDED[1:], NOISELESS_TEACHER)),
         *(steps(name) for name in (*OURS[::-1], *BASE)),
         *(steps(name, compiled=True) for name in (BASE[0], OURS[0])),
         *(steps(f"REHRSegTrainer_{variant}") for variant in VARIANTS),
@@ -205,11 +211,13 @@ def _cost() -> list[Task]:
         return Task(f"loader/{name}", "cost", "benchmarks.gpu.cost:loader", {"trainer": name, "data": data}, seconds)
 
     thick, large, paper = (DEFAULT, "thick"), (DEFAULT, "large"), ((PAPER, "thick"), (PAPER, "large"))
+    pairs, scans = (DEFAULT, "pairs"), (DEFAULT, "scans")
     return [
-        step("nnUNetTrainer", thick, large),
+        step("nnUNetTrainer", thick, large, scans),
         step("REHRSegTrainer", thick, large, *paper),
         case("thick", 8),
         step("SelfSRTrainer", thick, paper[0]),
+        *(step(name, scans if name == GUIDED[2] else pairs) for name in GUIDED[::-1]),
         case("large", 30),
         loader("REHRSegTrainer", "thick", "large"),
         loader("nnUNetTrainer", "thick", "large"),

@@ -4,8 +4,13 @@ r"""Prepare what the GPU run needs: `python -m benchmarks.gpu.prepare`.
         --out .gpu/data
 
 simulates thick slices, plans and preprocesses both datasets, trains a short stage 1 on the first and keeps its
-pseudo-HR cases, and keeps the true thin slices of the validation and test cases. It ends with an error if what travels
-(the repository's files, the wheels and these data) is larger than `--limit-mib`.
+pseudo-HR cases, and keeps the true thin slices of the validation and test cases. Then it makes a few pairs and scans of
+the same source for guidance, which are all that
+
+    python -m benchmarks.gpu.prepare --add-pairs --source RAW/Dataset004_Hippocampus --out .gpu/data
+
+adds to a folder that has the rest. Both end with an error if what travels (the repository's files, the wheels and these
+data) is larger than `--limit-mib`.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +41,7 @@ from benchmarks.gpu.data import (
     GPUData,
     set_environment,
 )
+from benchmarks.gpu.prepare_pairs import READER, PairsWanted, add_pairs
 from benchmarks.quality.datasets import copy_cases, interpolate_dataset, whole
 from benchmarks.quality.plans import merged
 from rehrseg_nnunet.cli.simulate import AXES, simulate
@@ -44,7 +51,6 @@ from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.restoration.report import true_hr_case
 
 SOURCE, LARGE, THICK, THICK_LARGE, INTERPOLATED = 1, 2, 501, 502, 601
-READER = "NibabelIO"  # the GPU machine has no SimpleITK
 LARGE_PATCH, TINY_LARGE_PATCH = (32, 128, 128), (8, 32, 32)  # z, y, x
 TINY_WIDTH = 0.125
 TINY: dict[str, Any] = {
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prepare the folder and say what travels."""
     args = _parser().parse_args(argv)
     try:
-        prepare(args)
+        complete(args) if args.add_pairs else prepare(args)
         check_size(travelling(args.out, args.wheels), limit_mib=args.limit_mib)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -71,8 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         "python -m benchmarks.gpu.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", type=Path, required=True, help="isotropic nnU-Net raw dataset folder (.nii.gz)")
-    parser.add_argument("--large", type=Path, required=True, help="another one, of larger volumes")
-    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--large", type=Path, help="another one, of larger volumes; --add-pairs needs none")
+    parser.add_argument("--out", type=Path, required=True, help="new folder, with --add-pairs a prepared one")
+    parser.add_argument("--add-pairs", action="store_true", help="only make the pairs and scans of guidance anew")
+    parser.add_argument("--pairs", type=int, default=5, help="first cases of --source, for pairs")
+    parser.add_argument("--scans", type=int, default=3, help="cases after these, for guided segmentation")
     parser.add_argument("--cases", type=int, default=40, help="first cases of --source, in nnU-Net's five folds")
     parser.add_argument("--test-cases", type=int, default=24, help="cases after these, for testing alone")
     parser.add_argument("--large-cases", type=int, default=6, help="first cases of --large")
@@ -91,17 +100,13 @@ def prepare(args: argparse.Namespace) -> None:
 
     Raises:
         FileExistsError: it is there.
-        ValueError: a source that cannot be used.
+        ValueError: a source that cannot be used, or no --large.
     """
     if args.out.exists():
         raise FileExistsError(f"--out must name a new folder, got {args.out}")
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
-        for name in ("nnUNet_raw", PREPROCESSED, "nnUNet_results"):
-            (work / name).mkdir()
-        # nnU-Net's planner takes the number of workers for one of threads; the trainings here want none
-        names = {name: str(work / name) for name in ("nnUNet_raw", PREPROCESSED, "nnUNet_results")}
-        set_environment({**names, "nnUNet_n_proc_DA": "1"})
+    if args.large is None:
+        raise ValueError("--large must be given, unless --add-pairs completes a prepared folder")
+    with _workspace() as work:
         thick = _thick_dataset(args.source, (SOURCE, THICK), args.cases + args.test_cases, args)
         large = _thick_dataset(args.large, (LARGE, THICK_LARGE), args.large_cases, args)
         interpolated = _interpolated_dataset(work, thick, args)
@@ -110,12 +115,41 @@ def prepare(args: argparse.Namespace) -> None:
         _write_interpolated_plans(work / PREPROCESSED, thick, interpolated, args)
         validation, test = _write_splits(work / PREPROCESSED, (thick, interpolated), args)
         _write_large_split(work / PREPROCESSED / large)
-        set_environment({"nnUNet_n_proc_DA": "0"})
+        set_environment({"nnUNet_n_proc_DA": "0"})  # the training here wants no workers
         _train_stage_1(thick, args.stage_1_steps)
         with whole(args.out.resolve()) as target:
             data = GPUData(target, thick, interpolated, large, args.factor, validation, test)
             _gather(work, data)
-            data.write()
+            set_environment({"nnUNet_n_proc_DA": "1"})
+            add_pairs(work, data, _pairs_wanted(args)).write()
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Make the datasets of guidance in a prepared folder.
+
+    Raises:
+        FileNotFoundError: it is none.
+        ValueError: a source that cannot be used.
+    """
+    data = GPUData.read(args.out)
+    with _workspace() as work:
+        add_pairs(work, data, _pairs_wanted(args)).write()
+
+
+def _pairs_wanted(args: argparse.Namespace) -> PairsWanted:
+    return PairsWanted(args.source, args.pairs, args.scans, args.preset, args.tiny)
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    """nnU-Net's folders, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        names = {name: str(Path(scratch, name)) for name in ("nnUNet_raw", PREPROCESSED, "nnUNet_results")}
+        for folder in names.values():
+            Path(folder).mkdir()
+        # nnU-Net's planner takes the number of workers for one of threads
+        set_environment({**names, "nnUNet_n_proc_DA": "1"})
+        yield Path(scratch)
 
 
 def _thick_dataset(source: Path, numbers: tuple[int, int], cases: int, args: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from benchmarks.gpu.data import CONFIGURATION, FOLD, GPUData
+from benchmarks.gpu.data import CONFIGURATION, DEFAULT, FOLD, SMALL, GPUData
 from rehrseg_nnunet.cases.interpolated import interpolated_folder
 from rehrseg_nnunet.segmentation.certain_cases import CertainCases
 from rehrseg_nnunet.segmentation.distillation import Distillation
@@ -28,12 +28,21 @@ def build(name: str, dataset: str, plans: str, *, device: str, steps: int | None
     return trainer
 
 
-def show_baseline(data: GPUData, results: Path) -> None:
-    """Let trainings in `results` find the untrained baseline that `make_workspace` saved."""
-    target = data.baseline(results).parent
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        target.symlink_to(data.baseline(data.results("baseline")).parent, target_is_directory=True)
+def show_companions(trainer: str, data: GPUData, results: Path) -> None:
+    """Let a training in `results` find what `make_workspace` saved: keepers the teachers, others the baseline.
+
+    A teacher's training must not find them: it would write there.
+    """
+
+    def found(folder: Path) -> list[Path]:
+        if trainer.startswith("KnowledgeKeeperTrainer"):
+            return [data.teacher(plans, folder).parent for plans in (SMALL, DEFAULT)]
+        return [data.baseline(folder).parent]
+
+    for target, source in zip(found(results), found(data.results("baseline")), strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.symlink_to(source, target_is_directory=True)
 
 
 def start(trainer: Any) -> None:
