@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,17 @@ class GPUData:
         network = build_self_sr_network(config, channels, planned.label_manager.num_segmentation_heads)
         remedy = "the version changed: run `python -m benchmarks.gpu.prepare` again"
         load_frozen(network, self.stage_1 / FINAL_CHECKPOINT, sizes=f"of {SMALL}.json", remedy=remedy)
-        for dataset in (self.pairs, self.scans):
-            self._check_guidance(dataset)
+        self.check_guidance()
 
-    def _check_guidance(self, dataset: str) -> None:
-        for plans in (SMALL, DEFAULT):
+    def check_guidance(self) -> None:
+        """Check that there are datasets for guidance, whose plans' settings are of this version.
+
+        Raises:
+            ValueError: they are missing or have other settings.
+        """
+        remedy = f"run `python -m benchmarks.gpu.prepare --add-pairs --source RAW --out {self.folder}`"
+        for dataset, plans in product((self.pairs, self.scans), (SMALL, DEFAULT)):
             file = self.preprocessed(dataset) / f"{plans}.json"
-            remedy = f"run `python -m benchmarks.gpu.prepare --add-pairs --source RAW --out {self.folder}`"
             if not dataset or not file.is_file():
                 raise ValueError(f"{self.folder} must have pairs and scans for guidance, got none; {remedy}")
             try:

@@ -26,9 +26,9 @@ STEP_TFLOP = {
     "SMORETrainer": (0.95, 0.95),
     "SelfSRTrainer": (7.3, 7.3),
     "REHRSegTrainer": (0.7, 12.5),  # most of it the teacher's forward pass
-    "GuidanceTeacherTrainer": (0.2, 0.2),
-    "KnowledgeKeeperTrainer": (1.0, 1.0),
-    "GuidedTrainer": (0.5, 0.5),
+    "GuidanceTeacherTrainer": (0.02, 0.02),  # these have data of their own, small patches and batches of two
+    "KnowledgeKeeperTrainer": (0.1, 0.1),
+    "GuidedTrainer": (0.4, 0.4),
 }
 # s of CPU: a step of the small plans, and a batch of the default plans
 REFERENCE_STEP_S = {
@@ -37,8 +37,8 @@ REFERENCE_STEP_S = {
     "SMORETrainer": 0.1,
     "SelfSRTrainer": 0.4,
     "REHRSegTrainer": 0.5,
-    "GuidanceTeacherTrainer": 0.5,
-    "KnowledgeKeeperTrainer": 1.0,
+    "GuidanceTeacherTrainer": 0.2,
+    "KnowledgeKeeperTrainer": 0.6,
     "GuidedTrainer": 0.5,
 }
 BATCH_S = {"nnUNetTrainer": 0.05, "REHRSegTrainer": 0.1, "SelfSRTrainer": 0.4, "SMORETrainer": 0.1}

@@ -97,7 +97,9 @@ def _write_plans(folder: Path, wanted: PairsWanted) -> None:
         configuration = plans["configurations"][CONFIGURATION]
         configuration["batch_size"] = BATCH_SIZE
         if name == SMALL:
-            configuration["patch_size"] = [min(sizes) for sizes in zip(configuration["patch_size"], SMALL_PATCH, strict=True)]
+            configuration["patch_size"] = [
+                min(sizes) for sizes in zip(configuration["patch_size"], SMALL_PATCH, strict=True)
+            ]
         if wanted.tiny:
             scale_width(configuration["architecture"]["arch_kwargs"], TINY_WIDTH)
             configuration[BLOCK] = merged(configuration[BLOCK], TINY)

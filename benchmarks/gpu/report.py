@@ -36,6 +36,10 @@ with `setup.cfg`, and adds its wheel to what travels:
 - on the machine: {present}
 - wheels that travel with the code: {travelling}
 
+The trainers with guidance have small data of their own, pairs and scans that are simulated from the first dataset:
+`prepare --add-pairs` makes these alone anew. Keepers have an untrained teacher, and GuidedTrainer has an untrained
+keeper. The teacher is compared with the CPU without its noise, which each device draws for itself.
+
 How much memory the defaults take, by formula, is in [GPU memory](../reference/gpu-memory.md).
 """
 # What the GPU machine has, what travels there, and what a stub stands for: every requirement of this package and, of

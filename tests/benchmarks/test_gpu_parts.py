@@ -1,10 +1,12 @@
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,19 @@ from benchmarks.gpu.__main__ import _chosen
 from benchmarks.gpu.budgets import done_after, part_tasks
 from benchmarks.gpu.correctness import Comparison
 from benchmarks.gpu.data import GPUData
-from benchmarks.gpu.parts import BASE, FULL_SECONDS, OURS, PARTS, VARIANTS, Lengths, Part, Task, tasks
+from benchmarks.gpu.parts import (
+    BASE,
+    FULL_SECONDS,
+    GUIDED,
+    NOISELESS_TEACHER,
+    OURS,
+    PARTS,
+    VARIANTS,
+    Lengths,
+    Part,
+    Task,
+    tasks,
+)
 from benchmarks.gpu.prepare import check_size
 from benchmarks.gpu.records import RESULTS, read_records
 from benchmarks.gpu.scheduler import Scheduler, Settings
@@ -57,10 +71,11 @@ def test_tasks_of_a_part_share_its_room():
 def test_every_trainer_is_compared_with_the_cpu_and_timed():
     stepped = {task.arguments["trainer"] for task in tasks() if task.function.endswith("correctness:steps")}
     timed = {task.arguments["trainer"] for task in tasks() if task.function.endswith("cost:steps")}
-    paired = {"GuidanceTeacherTrainer", "KnowledgeKeeperTrainer", "GuidedTrainer"}  # of data that do not travel
-    own = {name for name in TRAINERS if "_" not in name} - paired | {"nnUNetTrainer"}
-    assert own == timed == {*BASE, *OURS}
-    assert stepped == own | {f"REHRSegTrainer_{variant}" for variant in VARIANTS}
+    own = {name for name in TRAINERS if "_" not in name} | {"nnUNetTrainer"}
+    assert own == {name.split("_")[0] for name in timed}
+    assert timed == {*BASE, *OURS, *GUIDED}
+    variants = {NOISELESS_TEACHER, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS)}
+    assert stepped == timed - {"GuidanceTeacherTrainer"} | variants
 
 
 class Tiny:
@@ -89,6 +104,57 @@ def compared(factor, steps=3):
 
 def test_equal_steps_pass():
     assert compared(1.0) == {**compared(1.0), "worst_loss_difference": 0.0, "passed": True}
+
+
+class Judged(Tiny):
+    """With an adversary whose gradient has a direction that depends on its own weights."""
+
+    def __init__(self, factor=1.0, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        discriminator = nn.Linear(8, 1)
+        self.optimizer = SimpleNamespace(adversary=SimpleNamespace(discriminator=discriminator))
+        self.direction = torch.tensor([factor, *[1.0] * 7])
+
+    def train_step(self, batch):
+        discriminator = self.optimizer.adversary.discriminator
+        discriminator.zero_grad()
+        discriminator(batch["data"] * self.direction).square().mean().backward()
+        with torch.no_grad():
+            batch = {"data": batch["data"] * (1 + discriminator.weight.mean())}
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (100.0, False)])
+def test_a_discriminator_is_compared_from_the_same_weights(factor, passed):
+    comparison, trainer, reference = Comparison(), Judged(factor, seed=1), Judged(seed=2)
+    comparison.add(trainer, reference, {"data": torch.randn(4, 8, generator=torch.Generator().manual_seed(0))})
+    result = comparison.result()
+    assert result["worst_loss_difference"] == 0
+    assert result["passed"] is passed
+
+
+def test_a_folder_without_pairs_is_refused(tmp_path):
+    data = GPUData(tmp_path, "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), ())
+    with pytest.raises(ValueError, match=r"must have pairs and scans for guidance, got none; run .* --add-pairs"):
+        data.check_guidance()
+
+
+def test_plans_of_pairs_with_unknown_settings_are_refused(tmp_path):
+    data = GPUData(tmp_path, "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), (), "Dataset503_P", "Dataset504_S")
+    data.preprocessed(data.pairs).mkdir(parents=True)
+    configuration = {"spacing": [1, 1, 1], "batch_size": 2, "architecture": {}, "guidance": {"kernels": 3}}
+    plans = {"configurations": {"3d_fullres": configuration}}
+    for name in ("small", "default"):
+        (data.preprocessed(data.pairs) / f"{name}.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"small.json: guidance.kernels: unknown key; the version changed: run "):
+        data.check_guidance()
+
+
+def test_trainers_with_guidance_have_data_of_their_own(tmp_path):
+    data = GPUData(tmp_path, "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), (), "Dataset503_P", "Dataset504_S")
+    found = [data.dataset_of(name) for name in (NOISELESS_TEACHER, *GUIDED, *OURS)]
+    assert found == [data.pairs] * 3 + [data.scans] + [data.thick] * 3
 
 
 @pytest.mark.parametrize("factor", [1.1, float("nan")])

@@ -38,7 +38,23 @@ def run(nnunet, tmp_path_factory):
     for name, cases, shape in (("Dataset001_Phantom", 7, (16, 24, 24)), ("Dataset002_Large", 2, (16, 32, 32))):
         write_phantom_dataset(base / name, cases=cases, shape=shape, seed=1)
     arguments = ["--source", base / "Dataset001_Phantom", "--large", base / "Dataset002_Large", "--out", base / "data"]
-    counts = ["--cases", 5, "--test-cases", 2, "--large-cases", 2, "--stage-1-steps", 4, "--preset", "demo", "--tiny"]
+    counts = [
+        "--cases",
+        5,
+        "--test-cases",
+        2,
+        "--large-cases",
+        2,
+        "--pairs",
+        3,
+        "--scans",
+        2,
+        "--stage-1-steps",
+        4,
+        "--preset",
+        "demo",
+        "--tiny",
+    ]
     with environment(nnUNet_raw="", nnUNet_preprocessed="", nnUNet_results="", REHRSEG_SELF_SR=""):
         prepare.main([str(argument) for argument in (*arguments, *counts, "--wheels", base / "none")])
     (base / "stub").mkdir()
