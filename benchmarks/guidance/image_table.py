@@ -59,7 +59,8 @@ def title_of(run: Run) -> str:
     config = ImageModel(run).settings
     parts = [run.row.title, *([] if run.row.key == "l1_unet" else [f"width {config.base_features}"])]
     if run.row.teacher:
-        parts += [f"kernel {config.keeper.kernel}", *(["no adversary"] if not config.keeper.adversarial_weight else [])]
+        parts += [f"kernel {config.keeper.kernel}", f"distillation {config.keeper.distillation_weight:g}"]
+        parts += ["no adversary"] if not config.keeper.adversarial_weight else []
     parts += ["one cycle"] if config.schedule == "one_cycle" else []
     return ", ".join([*parts, f"{run.epochs or getattr(config, run.row.epochs).epochs} epochs"])
 

@@ -14,6 +14,8 @@ PLANS: dict[str, Mapping[str, Any]] = {
     "": {},
     "kernel3": {"keeper": {"kernel": 3}},
     "width16": {"base_features": 16, "keeper": {"kernel": 3}},
+    "distill1": {"keeper": {"kernel": 3, "distillation_weight": 1.0}},
+    "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
     "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
 }
 
@@ -92,6 +94,8 @@ ROWS = {
         _keeper(),
         _keeper("kernel3"),
         _keeper("kernel3", "noAdversary"),
+        _keeper("distill1"),
+        _keeper("distill30"),
         _teacher("onecycle"),
         _keeper("onecycle", teacher="teacher_onecycle"),
         _teacher("width16"),
