@@ -159,7 +159,9 @@ def resume(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     """Stop after the first of two epochs, go on as `nnUNetv2_train --c` does."""
     settings, length = context.settings, context.settings.lengths.steps
     show_companions(trainer, settings.data, context.results)
-    before = build(trainer, settings.data.dataset_of(trainer), SMALL, device=settings.device, steps=length)
+    dataset, device = settings.data.dataset_of(trainer), settings.device
+    # both before a training has threads: what these import can disturb nnU-Net's search for a trainer
+    before, after = (build(trainer, dataset, SMALL, device=device, steps=length) for _ in range(2))
     finish_epoch = before.on_epoch_end
 
     def stop() -> None:
@@ -170,7 +172,6 @@ def resume(context: Context, *, trainer: str) -> Iterator[dict[str, Any]]:
     with suppress(_KilledError):
         before.run_training()
     saved = _state(before)
-    after = build(trainer, settings.data.dataset_of(trainer), SMALL, device=settings.device, steps=length)
     maybe_load_checkpoint(after, continue_training=True, validation_only=False)
     loaded = _state(after)
     after.run_training()

@@ -70,17 +70,17 @@ def set_environment(work: Path, *, trainers: Sequence[Path], jobs: int = 1) -> N
     os.environ["nnUNet_results"] = str(work)
     for name, value in (DEFAULTS | (SIDE_BY_SIDE if jobs > 1 else {})).items():
         os.environ.setdefault(name, value)
-    _put_first("PYTHONPATH", REPOSITORY)
+    _put_last("PYTHONPATH", REPOSITORY)
     ensure_trainer_path()
     folders = os.environ["nnUNet_extTrainer"].split(os.pathsep)
     new = [str(folder) for folder in trainers if str(folder) not in folders]
     os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, *new])
 
 
-def _put_first(variable: str, folder: Path) -> None:
-    """Put a folder in front of those that an environment variable lists, once."""
+def _put_last(variable: str, folder: Path) -> None:
+    """Put a folder behind those that an environment variable lists, once: an installed package goes before it."""
     others = [entry for entry in os.environ.get(variable, "").split(os.pathsep) if entry not in ("", str(folder))]
-    os.environ[variable] = os.pathsep.join([str(folder), *others])
+    os.environ[variable] = os.pathsep.join([*others, str(folder)])
 
 
 def execute(command: list[str], environment: dict[str, str] | None = None) -> float:

@@ -45,6 +45,7 @@ def environment(make_benchmark, monkeypatch):
     ):
         monkeypatch.setenv(name, "")  # remembers what it was
     monkeypatch.setenv("nnUNet_def_n_proc", "7")
+    monkeypatch.setenv("PYTHONPATH", "/installed")
     set_environment(make_benchmark())
 
 
@@ -131,7 +132,8 @@ def test_the_environment(environment, make_benchmark):
     assert os.environ[VARIABLE].split(os.pathsep) == [str(trainers_folder()), str(OWN_TRAINERS)]
     assert os.environ["nnUNet_def_n_proc"] == "7"  # the user's own
     assert (work / "nnUNet_preprocessed").is_dir()
-    assert (Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "benchmarks" / "quality").is_dir()
+    assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == "/installed"
+    assert (Path(os.environ["PYTHONPATH"].split(os.pathsep)[-1]) / "benchmarks" / "quality").is_dir()
 
 
 def test_trainings_side_by_side_have_one_thread_each(environment, make_benchmark, monkeypatch):
