@@ -9,7 +9,7 @@ from benchmarks.gpu.estimates import LAUNCH_S, START_S, TFLOP_S
 from benchmarks.gpu.parts import FULL_SECONDS, PARTS, Part, Task, tasks
 
 EXPLANATION = f"""\
-Estimates, which no GPU has confirmed yet: a task takes {START_S:g} s to start, and what its steps take:
+Estimates, made before the first run: a task takes {START_S:g} s to start, and what its steps take:
 {LAUNCH_S:g} s for a step's kernels and three times the forward pass's operations at {TFLOP_S:g} TFLOP/s, a fiftieth
 of what an H100 can do in float16; on the CPU what was measured on one core. A task that should take longer than
 what is left of its part is skipped, which is recorded, and the next one gets its turn; the most valuable ones come

@@ -2,7 +2,7 @@
 
 A step has three times the forward pass's floating-point operations, which PyTorch counts, at 20 TFLOP/s: a fiftieth of
 what the card can do in float16. What the CPU does, steps for comparison and batches of the loaders, is measured on one
-core and rounded up. The rest, from starting a task to compiling a network, is a guess that the first run will replace.
+core and rounded up. The rest, from starting a task to compiling a network, is a guess.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -199,7 +199,7 @@ def _quality(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _failures(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        {"task": r["task"], "": r["status"], "why": (r.get("error") or r.get("reason") or "").strip().split("\n")[-1]}
+        {"task": r["task"], "": r["status"], "why": _end(r.get("error") or r.get("reason") or "")}
         for r in records
         if "task" in r and r["status"] not in ("ok", "result")
     ]
@@ -222,6 +222,16 @@ def _yes(passed: bool) -> str:
     return "yes" if passed else "**no**"
 
 
+def _shortened(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Without a traceback, which names the machine's folders."""
+    return {**record, "error": _end(record["error"])} if "error" in record else dict(record)
+
+
+def _end(text: str) -> str:
+    """First sentence of the last line."""
+    return text.strip().split("\n")[-1].split(". ")[0]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Keep a run's results beside the page, and write the page."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu.report", description=__doc__)
@@ -229,9 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out is not None:
         file = args.out / RESULTS
-        if not read_records(file):
+        if not (records := read_records(file)):
             sys.exit(f"error: OUT must be the folder of a run, but {file} has no results")
-        shutil.copy(file, DATA)
+        write_atomically(DATA, "".join(f"{json.dumps(_shortened(record))}\n" for record in records))
     write_atomically(PAGE, page(read_records(DATA)))
     print(f"wrote {PAGE}")
 

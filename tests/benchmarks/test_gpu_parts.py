@@ -216,7 +216,7 @@ def test_the_minutes_count_from_the_start_of_the_process():
 
 def test_chosen_tasks_bring_what_they_need():
     names = [task.name for task in _chosen(["train/rehrseg", "case/*"])]
-    assert names == ["workspace", "case/thick", "case/large", "train/baseline", "train/rehrseg"]
+    assert names == ["environment", "workspace", "case/thick", "case/large", "train/baseline", "train/rehrseg"]
     assert _chosen(["*"]) == tasks()
     with pytest.raises(ValueError, match=r"--only must name tasks such as .*, got train/all"):
         _chosen(["*", "train/all"])
