@@ -6,7 +6,7 @@ from guidance_counts import counted
 from torch.nn import functional
 
 from rehrseg_nnunet.config.guidance import FusionConfig
-from rehrseg_nnunet.guided.fusion import Aggregation, GuideAdaptor, ScalarFusion, build_fusion
+from rehrseg_nnunet.guided.fusion import GAMMA_SCALE, Aggregation, GuideAdaptor, ScalarFusion, build_fusion
 
 WIDTHS = (4, 8, 16)
 C = 20
@@ -68,7 +68,7 @@ def test_adaptive_fusion_is_what_its_equations_say(hidden, start):
     gamma = torch.ones(C, dtype=torch.float64)
     if start == "identity":
         torch.nn.init.normal_(module.gamma)
-        gamma = module.gamma.detach()
+        gamma = GAMMA_SCALE * module.gamma.detach()
     own, given = features(), guides()
     torch.testing.assert_close(module(own, given), by_equations(module, own, given, gamma))
 
@@ -136,6 +136,34 @@ def test_gamma_is_taught_first_and_all_else_after_it():
         module.gamma -= 0.01 * module.gamma.grad.sign()
     module(own, given).square().sum().backward()
     assert all((parameter.grad != 0).any() for parameter in module.parameters())
+
+
+def test_guides_are_heard_within_a_fine_tuning():
+    """What must be added to the features is seen in a guide alone."""
+    module = fusion(hidden=1.0).float()
+    own, given = features().float(), [guide.float() for guide in guides()]
+    missing = functional.interpolate(given[0][:, :1], own.shape[2:], mode="bilinear")
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.99, nesterov=True)  # as in nnU-Net
+    losses = []
+    for _ in range(100):
+        optimiser.zero_grad()
+        loss = (module(own, given) - own - missing).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]  # 0.1; without gamma's factor 0.65
+
+
+def test_no_channel_begins_with_dead_gates():
+    torch.manual_seed(1)
+    means = torch.rand(4, 64) * 0.8  # of instance-normalised evidence's positive part: about 0.4
+    shares = []
+    for start in ("identity", "paper"):
+        module = build_fusion(FusionConfig(start=start), 64, WIDTHS, (3, 3)).refinement
+        gates = torch.cat([module.positive(means), module.negative(-means)])
+        shares.append(float((gates > 0).any(dim=0).float().mean()))
+    assert shares[0] > 0.95
+    assert shares[1] < 0.95
 
 
 def test_closed_gates_would_be_dead():
