@@ -14,6 +14,7 @@ the time of what is kept: the epochs that a resumed training repeats count once.
 from __future__ import annotations
 
 import atexit
+import os
 import random
 import resource
 import sys
@@ -45,6 +46,7 @@ def main() -> None:
     torch.manual_seed(seed)
     if precision == "bfloat16":
         run_networks_in_bfloat16()
+    keep_threads()
     run_training_entry()
 
 
@@ -56,6 +58,14 @@ def alone(file: Path) -> bool:
     except Timeout:
         return False
     return True
+
+
+def keep_threads() -> None:
+    """Let PyTorch have as many threads as OMP_NUM_THREADS says, if it does: on a CPU nnU-Net would take all cores."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+        torch.set_num_threads = lambda _: None
 
 
 def measure(clock: Clock) -> None:

@@ -37,6 +37,7 @@ def start(monkeypatch, tmp_path):
     monkeypatch.setattr(nnUNetTrainer, "initialize", nnUNetTrainer.initialize)  # undone after the test
     monkeypatch.setattr(nnUNetTrainer, "save_checkpoint", nnUNetTrainer.save_checkpoint)
     monkeypatch.setattr(atexit, "register", lambda function: None)
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     yield run
     random.setstate(states[0])
@@ -49,6 +50,17 @@ def test_a_seed_draws_the_same_again_and_another_one_something_else(start):
     assert first == again
     assert first[0] == ARGUMENTS
     assert all(one != another for one, another in zip(first[1:], other[1:], strict=True))
+
+
+@pytest.mark.parametrize(("variable", "counts"), [("1", [1]), ("", [8])])
+def test_threads_are_as_many_as_the_variable_says(start, monkeypatch, variable, counts):
+    """On a CPU nnU-Net's command asks for all cores."""
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    start("0")
+    torch.set_num_threads(8)
+    assert asked == counts
 
 
 def test_only_bfloat16_changes_the_trainer(start):
