@@ -10,7 +10,7 @@ With e the stage's own features (C channels), g_1..g_L the guides, h = max(L, sh
 The guides raise or lower the contrast of e channel by channel: v are one number a channel, never negative. gamma is one
 number a channel, too, 0 at first. It is not in the paper, whose f differs from a trained network's e from the first
 step on. Zeroing the gates instead would be for ever: a ReLU at 0 passes no gradient. So gates begin near 1 where gamma
-begins at 0, else half of the channels would begin with a dead gate. The factor 10 makes gamma's steps a hundred times as
+begins at 0: half of the channels would begin with a dead gate. The factor 10 makes gamma's steps a hundred times as
 long: nnU-Net's SGD alone took it to 0.005 in 200 steps, and guides of the true better scan were not heard.
 
 Convention:
@@ -74,7 +74,9 @@ class ChannelGate(nn.Sequential):
 
     def open(self) -> None:
         """Begin near 1, where gradients pass."""
-        nn.init.ones_(self[2].bias)
+        last = self[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.ones_(last.bias)
 
 
 class Refinement(nn.Module):
