@@ -41,8 +41,8 @@ from benchmarks.gpu.data import (
     GPUData,
     set_environment,
 )
-from benchmarks.gpu.prepare_pairs import READER, PairsWanted, add_pairs
-from benchmarks.quality.datasets import copy_cases, interpolate_dataset, whole
+from benchmarks.gpu.prepare_pairs import PairsWanted, add_pairs, copy_source, write_one_fold
+from benchmarks.quality.datasets import interpolate_dataset, whole
 from benchmarks.quality.plans import merged
 from rehrseg_nnunet.cli.simulate import AXES, simulate
 from rehrseg_nnunet.config.presets import DEFAULTS, Preset, apply_preset, load_preset, scale_width
@@ -114,7 +114,7 @@ def prepare(args: argparse.Namespace) -> None:
         _write_plans(work / PREPROCESSED / large, args, patch=TINY_LARGE_PATCH if args.tiny else LARGE_PATCH)
         _write_interpolated_plans(work / PREPROCESSED, thick, interpolated, args)
         validation, test = _write_splits(work / PREPROCESSED, (thick, interpolated), args)
-        _write_large_split(work / PREPROCESSED / large)
+        write_one_fold(work / PREPROCESSED / large)
         set_environment({"nnUNet_n_proc_DA": "0"})  # the training here wants no workers
         _train_stage_1(thick, args.stage_1_steps)
         with whole(args.out.resolve()) as target:
@@ -158,9 +158,7 @@ def _thick_dataset(source: Path, numbers: tuple[int, int], cases: int, args: arg
 
     original, number = numbers
     raw = Path(os.environ["nnUNet_raw"], f"Dataset{original:03d}_{source.name.split('_', 1)[1]}")
-    copy_cases(source, raw, cases=cases, test_cases=0)
-    file = raw / "dataset.json"
-    write_atomically(file, json.dumps({**json.loads(file.read_text()), "overwrite_image_reader_writer": READER}))
+    copy_source(source, raw, cases=cases)
     thick = simulate(str(original), number, factor=args.factor, axis=args.axis)
     _plan(number)
     preprocess([number], configurations=[CONFIGURATION], num_processes=[2])
@@ -224,13 +222,6 @@ def _write_splits(
     for dataset in datasets:
         _write_json(preprocessed / dataset / "splits_final.json", [split])
     return tuple(validation), tuple(test)
-
-
-def _write_large_split(folder: Path) -> None:
-    """The first case validates: so few cases have no five folds."""
-    raw = Path(os.environ["nnUNet_raw"], folder.name, "labelsTr")
-    first, *others = sorted(file.name.removesuffix(".nii.gz") for file in raw.glob("*.nii.gz"))
-    _write_json(folder / "splits_final.json", [{"train": others, "val": [first]}])
 
 
 def _train_stage_1(thick: str, steps: int) -> None:

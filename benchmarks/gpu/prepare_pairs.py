@@ -59,9 +59,7 @@ def add_pairs(work: Path, data: GPUData, wanted: PairsWanted) -> GPUData:
         The folder with the names of both datasets.
     """
     source = work / "nnUNet_raw" / f"Dataset{SOURCE:03d}_{wanted.source.name.split('_', 1)[1]}"
-    copy_cases(wanted.source, source, cases=wanted.pairs + wanted.scans, test_cases=0)
-    file = source / "dataset.json"
-    write_atomically(file, json.dumps({**json.loads(file.read_text()), "overwrite_image_reader_writer": READER}))
+    copy_source(wanted.source, source, cases=wanted.pairs + wanted.scans)
     pairs = _dataset(source, PAIRS, "pairs", f"0:{wanted.pairs}", wanted)
     scans = _dataset(source, SCANS, "source", f"{wanted.pairs}:{wanted.pairs + wanted.scans}", wanted)
     for dataset in (pairs, scans):
@@ -86,7 +84,7 @@ def _dataset(source: Path, number: int, channels: str, cases: str, wanted: Pairs
     preprocess([number], configurations=[CONFIGURATION], num_processes=[2])
     folder = find_dataset(Path(os.environ[PREPROCESSED]), str(number))
     _write_plans(folder, wanted)
-    _write_split(folder)
+    write_one_fold(folder)
     return folder.name
 
 
@@ -106,7 +104,14 @@ def _write_plans(folder: Path, wanted: PairsWanted) -> None:
         write_atomically(folder / f"{name}.json", json.dumps(plans, indent=2))
 
 
-def _write_split(folder: Path) -> None:
+def copy_source(source: Path, target: Path, *, cases: int) -> None:
+    """Copy the first cases of a raw dataset, to be read by what the GPU machine has."""
+    copy_cases(source, target, cases=cases, test_cases=0)
+    file = target / "dataset.json"
+    write_atomically(file, json.dumps({**json.loads(file.read_text()), "overwrite_image_reader_writer": READER}))
+
+
+def write_one_fold(folder: Path) -> None:
     """The first case validates: so few cases have no five folds."""
     raw = Path(os.environ["nnUNet_raw"], folder.name, "labelsTr")
     first, *others = sorted(file.name.removesuffix(".nii.gz") for file in raw.glob("*.nii.gz"))

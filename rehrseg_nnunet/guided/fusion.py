@@ -11,7 +11,7 @@ The guides raise or lower the contrast of e channel by channel: v are one number
 number a channel, too, 0 at first. It is not in the paper, whose f differs from a trained network's e from the first
 step on. Zeroing the gates instead would be for ever: a ReLU at 0 passes no gradient. So gates begin near 1 where gamma
 begins at 0: half of the channels would begin with a dead gate. The factor 10 makes gamma's steps a hundred times as
-long: nnU-Net's SGD alone took it to 0.005 in 200 steps, and guides of the true better scan were not heard.
+long: nnU-Net's SGD alone took it to 0.004 in 200 steps, and guides of the true better scan were not heard.
 
 Convention:
     Stages and levels go from fine to coarse. Guides may have any size: they are resized to the stage's. Convolutions
