@@ -100,7 +100,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         )
         sizes = {"factor": config.factor, "teacher_channels": config.self_sr.base_features}
         if config.segmentation.input == "thin":
-            return add_thin_input(network, **sizes)
+            return add_thin_input(network, **sizes, interpolation=config.segmentation.interpolation)
         return add_hr_head(network, **sizes, config=config.segmentation.hr_head)
 
     def _build_loss(self) -> nn.Module:

@@ -16,6 +16,7 @@ PLANS: dict[str, Mapping[str, Any]] = {
     "width16": {"base_features": 16, "keeper": {"kernel": 3}},
     "distill1": {"keeper": {"kernel": 3, "distillation_weight": 1.0}},
     "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
+    "polynomial": {"schedule": "polynomial", "keeper": {"kernel": 3}},
     "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
 }
 
@@ -96,6 +97,8 @@ ROWS = {
         _keeper("kernel3", "noAdversary"),
         _keeper("distill1"),
         _keeper("distill30"),
+        _keeper("polynomial"),
+        _keeper("polynomial", "noAdversary"),
         _teacher("onecycle"),
         _keeper("onecycle", teacher="teacher_onecycle"),
         _teacher("width16"),

@@ -199,9 +199,10 @@ class GuidanceConfig(StrictModel):
         description="Adam's for teacher, keeper and adversary",
         json_schema_extra=RELEASE,
     )
-    schedule: Literal["constant", "one_cycle"] = Field(
+    schedule: Literal["constant", "polynomial", "one_cycle"] = Field(
         default="constant",
-        description="how that learning rate changes; in `one_cycle` it is the peak",
+        description="how that learning rate changes: `polynomial` falls to 0 as nnU-Net's does; in `one_cycle` it is "
+        "the peak",
         json_schema_extra=RELEASE,
     )
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="first training")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rehrseg_nnunet.config.models import OURS, PAPER, RELEASE, StrictModel
+from rehrseg_nnunet.slices.geometry import InterpolationKind
 
 DistillationKind = Literal["correlation+spatial", "correlation", "spatial", "mimic", "ifvd"]
 HRSource = Literal["head", "lr", "mean"]
@@ -84,6 +85,12 @@ class SegmentationConfig(StrictModel):
     thin: ThinNetworkConfig = Field(
         default=ThinNetworkConfig(),
         description="the network of `input: thin`",
+    )
+    interpolation: InterpolationKind = Field(
+        default="spline",
+        description="how `input: thin` interpolates the thick slices: a cubic `spline` through them, or `smooth`, the "
+        "B-spline without prefilter, which hardly shows where they were",
+        json_schema_extra=OURS,
     )
 
     distillation: DistillationKind = Field(

@@ -22,7 +22,7 @@ from rehrseg_nnunet.guided.pair_transforms import training_transforms, validatio
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.extended_network import unwrap
-from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, RatePerStep
+from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, PolynomialRate, RatePerStep
 from rehrseg_nnunet.restoration.image_training import ImageTraining
 
 
@@ -92,10 +92,12 @@ class PairedTraining(ImageTraining):
 
     def schedule(self, optimizer: Any) -> RatePerStep:
         """The settings' schedule."""
+        peak, epochs, steps = self.initial_lr, self.num_epochs, self.num_iterations_per_epoch
         if self.config.schedule == "constant":
-            return ConstantRate(optimizer, learning_rate=self.initial_lr)
-        steps = self.num_iterations_per_epoch
-        return PhasedOneCycle(optimizer, peak=self.initial_lr, phase_epochs=[self.num_epochs], steps_per_epoch=steps)
+            return ConstantRate(optimizer, learning_rate=peak)
+        if self.config.schedule == "polynomial":
+            return PolynomialRate(optimizer, peak=peak, epochs=epochs, steps_per_epoch=steps)
+        return PhasedOneCycle(optimizer, peak=peak, phase_epochs=[epochs], steps_per_epoch=steps)
 
     @property
     def image_range(self) -> torch.Tensor:

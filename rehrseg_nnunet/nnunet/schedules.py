@@ -10,6 +10,7 @@ import torch
 WARM_UP = 0.3
 START_OVER_PEAK = 1 / 25
 END_OVER_PEAK = 1e-3
+EXPONENT = 0.9  # of nnU-Net's PolyLRScheduler
 
 
 def one_cycle(progress: float, peak: float) -> float:
@@ -65,6 +66,26 @@ class ConstantRate(RatePerStep):
     def rate(self, epoch: int, step: int = 0) -> float:
         """The one."""
         return self.learning_rate
+
+
+class PolynomialRate(RatePerStep):
+    """nnU-Net's own schedule, step by step: peak * (1 - progress)^0.9.
+
+    Args:
+        optimizer: see `RatePerStep`.
+        peak: learning rate of the first step.
+        epochs: of the training.
+        steps_per_epoch: steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, peak: float, epochs: int, steps_per_epoch: int):
+        super().__init__(optimizer)
+        self.peak, self.steps = peak, epochs * steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
+
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """Learning rate of a step; 0 after the last."""
+        return self.peak * max(0.0, 1 - (epoch * self.steps_per_epoch + step) / self.steps) ** EXPONENT
 
 
 class PhasedOneCycle(RatePerStep):

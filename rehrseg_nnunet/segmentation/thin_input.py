@@ -1,8 +1,8 @@
 """Quality mode: nnU-Net's network of thin slices, which takes thick ones, interpolates them and says what is on both.
 
-Convolutions share their weights along z: what labels teach at the acquired slices holds between them too if the input
-does not show where they are, hence the kind of interpolation (`SmoothInterpolation`). Every thin slice sees full
-context, at the price of r times as many voxels as the network of thick slices with an HR head has.
+Convolutions share their weights along z: what labels teach at the acquired slices holds between them too, the more so
+the less the input shows where they are (`ImageInterpolation`). Every thin slice sees full context, at the price of r
+times as many voxels as the network of thick slices with an HR head has.
 
 Convention:
     (B, C, D, H, W) with the slice axis z first. Thin slices are at `rehrseg_nnunet.slices.geometry.hr_slice_positions`.
@@ -23,7 +23,8 @@ from torch.nn import functional
 from rehrseg_nnunet.nnunet.extended_network import extend, unwrap
 from rehrseg_nnunet.segmentation.hr_head import as_unet, student_stage
 from rehrseg_nnunet.segmentation.hr_network import HRNetwork, OutputMode, TrainingOutputs, gives_hr_logits
-from rehrseg_nnunet.slices.slice_upsampling import SmoothInterpolation, centre_slices, repeat_last_slice
+from rehrseg_nnunet.slices.geometry import InterpolationKind
+from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, centre_slices, repeat_last_slice
 
 
 class ThinInput(HRNetwork):
@@ -44,7 +45,7 @@ class ThinInput(HRNetwork):
     decoder: Any
     factor: int
     output_mode: OutputMode
-    interpolation: SmoothInterpolation
+    interpolation: ImageInterpolation
     student_stage: int
     stride: int
 
@@ -92,7 +93,9 @@ def thin_slices_seen(network: nn.Module, slices: int) -> int:
     return padded_slices(slices, cast("ThinInput", unwrap(network)).stride)
 
 
-def add_thin_input(network: nn.Module, *, factor: int, teacher_channels: int) -> nn.Module:
+def add_thin_input(
+    network: nn.Module, *, factor: int, teacher_channels: int, interpolation: InterpolationKind
+) -> nn.Module:
     """Make a U-Net that nnU-Net planned for thin slices take thick ones, and give it a distillation adaptor.
 
     The network's weights keep their names. The adaptor's have `.seg_layers.` in theirs, as an HR head's have.
@@ -101,6 +104,7 @@ def add_thin_input(network: nn.Module, *, factor: int, teacher_channels: int) ->
         network: see `rehrseg_nnunet.segmentation.hr_head.add_hr_head`; it is changed in place.
         factor: r.
         teacher_channels: Ct, channels of the teacher's features.
+        interpolation: kind, see `ImageInterpolation`.
 
     Returns:
         The same object, in output mode "lr": thick slices in, logits of thick slices out.
@@ -125,7 +129,7 @@ def add_thin_input(network: nn.Module, *, factor: int, teacher_channels: int) ->
         ThinInput,
         factor=factor,
         output_mode="lr",
-        interpolation=SmoothInterpolation(factor).to(layer.weight.device),
+        interpolation=ImageInterpolation(factor, interpolation).to(layer.weight.device),
         student_stage=stage,
         stride=math.prod(stride[0] for stride in unet.encoder.strides),
     )

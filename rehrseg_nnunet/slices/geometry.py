@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+InterpolationKind = Literal["spline", "smooth"]  # of images along z
 MIN_ANISOTROPY = 1.5
 MAX_IN_PLANE_RATIO = 1.5
 

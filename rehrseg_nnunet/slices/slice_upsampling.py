@@ -13,10 +13,10 @@ from scipy.interpolate import BSpline
 from torch import nn
 from torch.nn import functional
 
-from rehrseg_nnunet.slices.geometry import hr_slice_positions
+from rehrseg_nnunet.slices.geometry import InterpolationKind, hr_slice_positions
 from rehrseg_nnunet.slices.slice_profile import interpolation_matrix
 
-REACH = 2  # LR slices on either side that LogitInterpolation and SmoothInterpolation look at
+REACH = 2  # LR slices on either side that LogitInterpolation and ImageInterpolation look at
 
 
 def upsample_slices(features: torch.Tensor, factor: int) -> torch.Tensor:
@@ -58,43 +58,51 @@ class LogitInterpolation(nn.Module):
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        taps = 2 * REACH + 1
-        spline = interpolation_matrix(taps, factor, 3)[REACH * factor : (REACH + 1) * factor]
+        spline = spline_taps(factor)
         self.register_buffer("spline", spline.float(), persistent=False)
-        self.change = nn.Parameter(torch.zeros(factor, taps))
+        self.change = nn.Parameter(torch.zeros(spline.shape))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, K, D, H, W) to (B, K, r*D, H, W)."""
         return _by_taps(logits, self.spline + self.change - self.change.mean(dim=1, keepdim=True))
 
 
-class SmoothInterpolation(nn.Module):
-    """Interpolate images along z by the cubic B-spline without prefilter: it hardly shows where the slices were.
+class ImageInterpolation(nn.Module):
+    """Interpolate images along z to thin slices, each a weighted mean of the thick ones around it. Constants are kept.
 
-    A spline through the slices is sharper at their centres than between them, in a pattern of one slice's period, which
-    a network that shares its weights along z would have to unlearn. Here every thin slice is a weighted mean of four
-    thick ones, by weights whose spectrum has zeros of fourth order at the slices' sampling frequency and its multiples.
-    Of the energy of the response to a point, 1.7 % then changes with the point's place in its slice, against 4.7 % with
-    a spline through the slices. The image is smoother for it along z; constants and ramps are kept.
+    *Convention*: ramps are kept where there are `REACH` slices on either side.
 
     Args:
         factor: r.
+        kind: `spline`, a cubic spline through the slices: what a slice shows is there at its centre, so sharper than
+            between centres, in a pattern of one slice's period. `smooth`, the cubic B-spline without prefilter: weights
+            whose spectrum has zeros of fourth order at the slices' sampling frequency and its multiples. It hardly
+            shows where the slices were (of the energy of the response to a point 1.7 % changes with the point's place
+            in its slice, against 4.7 %), and the image is smoother for it along z, at the slices' centres too.
     """
 
     taps: torch.Tensor
 
-    def __init__(self, factor: int) -> None:
+    def __init__(self, factor: int, kind: InterpolationKind) -> None:
         super().__init__()
-        self.factor = factor
-        self.register_buffer("taps", smooth_taps(factor).float(), persistent=False)
+        taps = spline_taps(factor) if kind == "spline" else smooth_taps(factor)
+        self.register_buffer("taps", taps.float(), persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, D, H, W) to (B, C, r*D, H, W)."""
         return _by_taps(image, self.taps)
 
 
+def spline_taps(factor: int) -> torch.Tensor:
+    """Weights (r, 2 * REACH + 1), float64, of the slices k - REACH .. k + REACH in the r thin slices of slice k.
+
+    Of the natural cubic spline through these slices.
+    """
+    return interpolation_matrix(2 * REACH + 1, factor, 3)[REACH * factor : (REACH + 1) * factor]
+
+
 def smooth_taps(factor: int) -> torch.Tensor:
-    """Weights (r, 2 * REACH + 1), float64, of the slices k - REACH .. k + REACH in the r thin slices of slice k."""
+    """Likewise of the cubic B-spline whose coefficients are the slices."""
     places = hr_slice_positions(1, factor)[:, None] - np.arange(-REACH, REACH + 1)
     cubic = BSpline.basis_element(np.arange(-2.0, 3.0), extrapolate=False)
     return torch.from_numpy(np.nan_to_num(cubic(places)))

@@ -254,12 +254,12 @@ def test_it_composes_with_the_hr_head(kind, guided_first, deep_supervision):
 @pytest.mark.parametrize("guided_first", [True, False])
 def test_it_composes_with_thin_input(guided_first):
     """Keeper and fusion see the interpolated slices, as the encoder does."""
-    plain = add_thin_input(stock(), factor=2, teacher_channels=5)
+    plain = add_thin_input(stock(), factor=2, teacher_channels=5, interpolation="spline")
     network = stock()
     network = (
-        add_thin_input(guided(network), factor=2, teacher_channels=5)
+        add_thin_input(guided(network), factor=2, teacher_channels=5, interpolation="spline")
         if guided_first
-        else guided(add_thin_input(network, factor=2, teacher_channels=5))
+        else guided(add_thin_input(network, factor=2, teacher_channels=5, interpolation="spline"))
     )
     assert equal(network(images()), plain(images()))
     seen = []

@@ -18,7 +18,7 @@ from rehrseg_nnunet.segmentation.hr_network import (
     set_output_mode,
 )
 from rehrseg_nnunet.segmentation.thin_input import add_thin_input, padded_slices
-from rehrseg_nnunet.slices.slice_upsampling import SmoothInterpolation, centre_slices, repeat_last_slice
+from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, centre_slices, repeat_last_slice
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 
@@ -48,7 +48,7 @@ def image(slices=4, seed=1):
 
 
 def thin(network, factor=4):
-    return add_thin_input(network, factor=factor, teacher_channels=5).eval()
+    return add_thin_input(network, factor=factor, teacher_channels=5, interpolation="spline").eval()
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 5])
@@ -58,7 +58,7 @@ def test_it_is_the_networks_own_logits_of_the_interpolated_image(kind, factor):
     stock = copy.deepcopy(network)
     extended = thin(network, factor)
     slices = 4 * factor
-    seen = repeat_last_slice(SmoothInterpolation(factor)(image()), padded_slices(slices, 4))
+    seen = repeat_last_slice(ImageInterpolation(factor, "spline")(image()), padded_slices(slices, 4))
     expected = stock(seen)[:, :, :slices]
     with output_mode(extended, "hr"):
         thick_logits, thin_logits = extended(image())

@@ -12,14 +12,15 @@ from rehrseg_nnunet.slices.geometry import hr_slice_positions
 from rehrseg_nnunet.slices.slice_profile import FWHM_PER_SIGMA, degrade, interpolate
 from rehrseg_nnunet.slices.slice_upsampling import (
     REACH,
+    ImageInterpolation,
     LogitInterpolation,
-    SmoothInterpolation,
     centre_slices,
     interleave_slices,
     upsample_slices,
 )
 
 FACTOR = 3
+kinds = pytest.mark.parametrize("kind", ["spline", "smooth"])
 factors = pytest.mark.parametrize("factor", [2, 3, 4, 7])
 
 
@@ -112,14 +113,15 @@ def test_gradients_reach_the_taps_and_keep_their_sum():
 
 
 @factors
-def test_smooth_interpolation_keeps_constants_everywhere_and_ramps_inside(factor):
-    smooth = SmoothInterpolation(factor)
+@kinds
+def test_image_interpolation_keeps_constants_everywhere_and_ramps_inside(factor, kind):
+    interpolation = ImageInterpolation(factor, kind)
     ones = torch.ones(1, 2, 4, 3, 3)
-    torch.testing.assert_close(smooth(ones), torch.ones(1, 2, 4 * factor, 3, 3))
+    torch.testing.assert_close(interpolation(ones), torch.ones(1, 2, 4 * factor, 3, 3))
     ramp = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 1, 9, 2, 3)
     inside = slice(2 * factor, -2 * factor)
     expected = torch.from_numpy(hr_slice_positions(9, factor)).float()
-    torch.testing.assert_close(smooth(ramp)[0, 0, inside, 1, 2], expected[inside])
+    torch.testing.assert_close(interpolation(ramp)[0, 0, inside, 1, 2], expected[inside])
 
 
 @factors
@@ -130,15 +132,30 @@ def test_smooth_interpolation_is_the_b_spline_of_the_slices_as_coefficients(fact
     knots = np.arange(-5.0, slices + 5)  # one coefficient for each slice from -3 on, centred on it
     spline = BSpline(knots, padded, 3, axis=2)
     expected = spline(hr_slice_positions(slices, factor))
-    np.testing.assert_allclose(SmoothInterpolation(factor).double()(image).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(ImageInterpolation(factor, "smooth").double()(image).numpy(), expected, atol=1e-6)
 
 
 @factors
-def test_smooth_interpolation_commutes_with_flips_and_with_moving_by_a_slice(factor):
-    smooth, image = SmoothInterpolation(factor), maps(1, 1, 8, 2, 2)
-    torch.testing.assert_close(smooth(image.flip(2)), smooth(image).flip(2))
+@kinds
+def test_image_interpolation_commutes_with_flips_and_with_moving_by_a_slice(factor, kind):
+    thin, image = ImageInterpolation(factor, kind), maps(1, 1, 8, 2, 2)
+    torch.testing.assert_close(thin(image.flip(2)), thin(image).flip(2))
     inside = slice(2 * factor, -2 * factor)
-    torch.testing.assert_close(smooth(image[:, :, 1:])[:, :, inside], smooth(image)[:, :, factor:][:, :, inside])
+    torch.testing.assert_close(thin(image[:, :, 1:])[:, :, inside], thin(image)[:, :, factor:][:, :, inside])
+
+
+@pytest.mark.parametrize("factor", [3, 5])  # a thin slice lies at each thick one's centre
+def test_the_spline_goes_through_the_slices(factor):
+    image = maps(1, 2, 6, 3, 3)
+    torch.testing.assert_close(ImageInterpolation(factor, "spline")(image)[:, :, factor // 2 :: factor], image)
+
+
+@factors
+def test_the_spline_is_that_of_all_slices_but_for_what_is_far_away(factor):
+    image = maps(1, 1, 9, 2, 2)
+    inside = slice(2 * factor, -2 * factor)
+    near, all_slices = ImageInterpolation(factor, "spline")(image), interpolate(image, factor, 2)
+    assert (near - all_slices)[:, :, inside].abs().max() < 0.1 * image.abs().max()
 
 
 def responses(interpolate, factor, slices=12):
@@ -168,7 +185,7 @@ def test_the_response_to_a_point_depends_on_its_place_in_a_slice_as_little_as_th
     def varying(lines):  # share of the responses' energy
         return (lines - lines.mean(0)).square().sum() / lines.square().sum()
 
-    smooth = responses(SmoothInterpolation(factor), factor)
+    smooth = responses(ImageInterpolation(factor, "smooth"), factor)
     assert (smooth - smooth.mean(0)).abs().max() < aliases_bound(factor) * 1.05  # sampled, almost the Gaussian
     assert varying(smooth) < 0.02
     assert varying(smooth) < 0.4 * varying(responses(lambda lr: interpolate(lr, factor, 2), factor))
