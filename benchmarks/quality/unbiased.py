@@ -1,8 +1,7 @@
 """One logit offset a class, chosen so that thin-slice volumes are what the thick-slice labels say (Cavalieri).
 
-The thick labels are samples of the structure at every r-th thin slice, so r times their voxels are an unbiased estimate
-of the thin labels' voxels. No thin-slice truth is needed. The offsets are chosen on validation cases, over all of them
-together, and then applied to any.
+As `rehrseg_nnunet.restoration.label_volumes` does for pseudo labels, for what a trained network predicts. The offsets
+are chosen on validation cases, over all of them together, and then applied to any.
 """
 
 from __future__ import annotations
@@ -12,19 +11,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.quality.datasets import FILES, read_folder, whole
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
+from rehrseg_nnunet.restoration.label_volumes import offsets_for
 
 SMALLEST = 1e-7  # probability whose logarithm stands for 0
-SWEEPS = 30
 
 
 def choose_offsets(probabilities: Sequence[np.ndarray], voxels: Sequence[int]) -> np.ndarray:
-    """Offsets of the log-probabilities with which each class has the wanted number of voxels.
-
-    Class by class: a voxel is of class k when its offset exceeds the lead of the best other class, so the offset lies
-    behind the wanted number of smallest leads. Repeated until no class moves.
+    """Offsets of the log-probabilities with which each class has the wanted number of voxels, see `offsets_for`.
 
     Args:
         probabilities: (K, ...) of each case, class 0 the background.
@@ -34,18 +31,7 @@ def choose_offsets(probabilities: Sequence[np.ndarray], voxels: Sequence[int]) -
         (K,) offsets, 0 for the background.
     """
     logits = np.concatenate([_logits(case).reshape(len(case), -1) for case in probabilities], axis=1)
-    offsets = np.zeros(len(logits), dtype=np.float32)
-    for _ in range(SWEEPS):
-        before = offsets.copy()
-        for label, wanted in enumerate(voxels, start=1):
-            shifted = logits + offsets[:, None]
-            shifted[label] = -np.inf
-            leads = np.sort(shifted.max(axis=0) - logits[label])
-            last = min(max(int(wanted), 1), len(leads) - 1)
-            offsets[label] = (leads[last - 1] + leads[last]) / 2
-        if np.allclose(offsets, before, atol=1e-3):
-            break
-    return offsets
+    return offsets_for(torch.from_numpy(logits), voxels).numpy()
 
 
 def decide(probabilities: np.ndarray, offsets: np.ndarray) -> np.ndarray:

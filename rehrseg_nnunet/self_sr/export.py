@@ -19,6 +19,7 @@ from rehrseg_nnunet.evaluation.metrics import dice
 from rehrseg_nnunet.nnunet.label_channels import LabelGroup, head_labels, to_channels
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.restoration.label_maps import to_label_map
+from rehrseg_nnunet.restoration.label_volumes import volume_offsets
 from rehrseg_nnunet.self_sr.calibration import Calibration
 from rehrseg_nnunet.self_sr.network import SelfSRNetwork
 from rehrseg_nnunet.self_sr.super_resolve import super_resolve
@@ -38,7 +39,7 @@ class PseudoHRVolumes:
         uncertainty: (1, r*D, H, W), what tells wrong labels by `ExportConfig.uncertainty`: the labels' entropy or U.
         network_uncertainty: (1, r*D, H, W), U of Eq. 5.
         labels: (1, r*D, H, W) int16 label map with nnU-Net's -1 and the ignore label.
-        logits: (K, r*D, H, W), of the labels.
+        logits: (K, r*D, H, W), of the labels, their offsets among them.
     """
 
     image: np.ndarray
@@ -103,14 +104,18 @@ def super_resolve_case(
     use_smore = config.image == "smore" and smore_image is not None
     fine = torch.from_numpy(smore_image).float() if use_smore else unit.undo(output.image)
     sharp = back_project(fine, acquired, network.factor, 1, steps=config.back_projection_steps)
-    by_network, logits = output.uncertainty.numpy(), output.labels.numpy()
+    logits = output.labels
+    if config.volume_offsets:
+        offsets = volume_offsets(logits, torch.from_numpy(labels[0]), network.factor, label_manager)
+        logits = logits + offsets.view(-1, 1, 1, 1)
+    by_network = output.uncertainty.numpy()
     by_labels = config.uncertainty == "entropy"
     return PseudoHRVolumes(
         image=sharp.numpy(),
-        uncertainty=label_entropy(logits, label_manager)[None] if by_labels else by_network,
+        uncertainty=label_entropy(logits.numpy(), label_manager)[None] if by_labels else by_network,
         network_uncertainty=by_network,
-        labels=to_label_map(output.labels, labels, network.factor, label_manager),
-        logits=logits,
+        labels=to_label_map(logits, labels, network.factor, label_manager),
+        logits=logits.numpy(),
     )
 
 

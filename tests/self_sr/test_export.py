@@ -14,6 +14,7 @@ from torch import nn
 from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.config.self_sr import ExportConfig
+from rehrseg_nnunet.nnunet.label_channels import head_labels
 from rehrseg_nnunet.self_sr.calibration import Calibration
 from rehrseg_nnunet.self_sr.export import (
     STORE_NAME,
@@ -28,7 +29,7 @@ from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
 from rehrseg_nnunet.slices.slice_profile import degrade
 
 FACTOR = 3
-NETWORK_ALONE = ExportConfig(back_projection_steps=0)
+NETWORK_ALONE = ExportConfig(back_projection_steps=0, volume_offsets=False)
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = LabelManager({"background": 0, "whole": (1, 2), "core": 2}, [1, 2])
@@ -91,6 +92,31 @@ def test_without_an_ignore_label_only_minus_one_is_stamped():
     hr = restore(Interpolating(), image, labels, PLAIN)
     np.testing.assert_array_equal(hr.labels == -1, labels.repeat(FACTOR, axis=1) == -1)
     assert set(np.unique(hr.labels)) == {-1, 0, 1, 2}
+
+
+@pytest.mark.parametrize("manager", [PLAIN, IGNORE, REGIONS, REGIONS_IGNORE])
+def test_volumes_are_those_of_the_thick_labels(manager):
+    """Of a network that sees structures too large."""
+    image, labels = lr_case(highest=3 if manager.has_ignore_label else 2, slices=8, plane=(24, 24))
+    network = Interpolating()
+    network.forward = lambda window, stock=network.forward: _too_large(stock(window), manager)
+    config = NETWORK_ALONE.model_copy(update={"volume_offsets": True})
+    volumes = [restore(network, image, labels, manager, config=c).labels for c in (NETWORK_ALONE, config)]
+    for group in head_labels(manager):
+        wanted = FACTOR * np.isin(labels, group).sum()
+        before, after = (np.isin(volume, group).sum() / wanted for volume in volumes)
+        assert after == pytest.approx(1, abs=0.01)
+        assert abs(before - 1) > 0.1
+
+
+def _too_large(output, manager):
+    noise = torch.randn(output.labels.shape, generator=torch.Generator().manual_seed(0))
+    if manager.has_regions:
+        noise[:, 1:] = noise[:, :1]  # so that one region stays inside the other
+    larger = torch.full((output.labels.shape[1], 1, 1, 1), 0.3)
+    if not manager.has_regions:
+        larger[0] = 0
+    return output._replace(labels=output.labels + 0.5 * noise + larger)
 
 
 def test_the_image_can_be_smores_and_labels_stay_the_networks():
