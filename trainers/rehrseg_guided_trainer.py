@@ -59,6 +59,8 @@ class GuidedTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
     def configure(self) -> None:
         """Take the settings' learning rate."""
         self.learning_rate_from_trained = self.config.learning_rate_from_trained
+        if not self.config.from_baseline:
+            self.without_baseline = "guidance.from_baseline is false: training starts from scratch"
 
     @staticmethod
     def build_network_architecture(
@@ -141,8 +143,8 @@ class GuidedTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def baseline_checkpoint(self) -> Path | None:
-        """The fold's finished nnUNetTrainer run, of the same length if there is one."""
-        run = BASELINE.find(FoldRun.of_trainer(self))
+        """The fold's finished nnUNetTrainer run, of the same length if there is one; None from scratch."""
+        run = BASELINE.find(FoldRun.of_trainer(self)) if self.config.from_baseline else None
         return None if run is None else run.final_checkpoint
 
     def on_train_start(self) -> None:

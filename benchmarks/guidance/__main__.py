@@ -132,7 +132,7 @@ def _make(benchmark: GuidanceBenchmark, data: str, runs: Sequence[Run]) -> None:
     prepare(benchmark, data, execute)
     for run in runs:
         if run.row.data == data:
-            write_variant(benchmark, run.row.plans)
+            write_variant(benchmark, data, run.row.plans)
 
 
 def _work(run: Run, device: str) -> None:

@@ -95,15 +95,15 @@ def _plans(benchmark: GuidanceBenchmark, data: str) -> dict[str, Any]:
     return plans
 
 
-def write_variant(benchmark: GuidanceBenchmark, key: str) -> None:
-    """Plans of the pairs with the changes of a key of `PLANS`; those that are there are taken if they have them.
+def write_variant(benchmark: GuidanceBenchmark, data: str, key: str) -> None:
+    """A dataset's plans with the changes of a key of `PLANS`; those that are there are taken if they have them.
 
     Raises:
         ValueError: they have other settings.
     """
     if not key:
         return
-    folder = benchmark.folder("preprocessed", "pairs")
+    folder = benchmark.folder("preprocessed", data)
     name = benchmark.plans_name(key)
     file = folder / f"{name}.json"
     if not file.is_file():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 KEEPER = "keeper"  # in `Row.keeper`: the row that the benchmark names
 Data = Literal["pairs", "source", "privileged", "both", "synthesised"]
 
-# Plans of the pairs beside the preset's: what each has in its `guidance` block instead.
+# Plans beside the preset's: what each has in its `guidance` block instead.
 PLANS: dict[str, Mapping[str, Any]] = {
     "": {},
     "kernel3": {"keeper": {"kernel": 3}},
@@ -17,6 +17,8 @@ PLANS: dict[str, Mapping[str, Any]] = {
     "distill1": {"keeper": {"kernel": 3, "distillation_weight": 1.0}},
     "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
     "polynomial": {"schedule": "polynomial", "keeper": {"kernel": 3}},
+    "scratch": {"from_baseline": False},
+    "scratchPaperFusion": {"from_baseline": False, "fusion": {"hidden": 1.0, "start": "paper"}},
     "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
 }
 
@@ -77,6 +79,13 @@ def _guided(key: str, title: str, variant: str = "", *, data: Data = "source") -
     return Row(key=key, title=title, trainer=trainer, data=data, epochs="continued", **how)
 
 
+def _from_scratch(key: str, title: str, variant: str = "", *, data: Data = "source", plans: str = "scratch") -> Row:
+    """Guided from the first step, for as many epochs as baseline and continued together."""
+    trainer = "_".join(filter(None, ["GuidedTrainer", variant]))
+    how: dict[str, Any] = {"keeper": KEEPER, "plans": plans, "seeded": True}
+    return Row(key=key, title=title, trainer=trainer, data=data, epochs="both", **how)
+
+
 def _plain(key: str, title: str, data: Data, epochs: Literal["baseline", "both"], **how: Any) -> Row:
     trainer = "nnUNetTrainer" if epochs == "baseline" else "SafeTrainer"  # nnU-Net has trainers of some lengths only
     return Row(key=key, title=title, trainer=trainer, data=data, epochs=epochs, **how)
@@ -108,6 +117,19 @@ ROWS = {
         _guided("guided", "guided"),
         _guided("guided_randomKeeper", "guided by a random keeper", "randomKeeper"),
         _guided("guided_untaughtKeeper", "guided, keeper trained along without pairs", "untaughtKeeper"),
+        _plain("in_one_go", "nnU-Net on the scan, in one go", "source", "both", seeded=True),
+        _from_scratch("guided_scratch", "guided from scratch"),
+        _from_scratch("guided_scratch_randomKeeper", "guided from scratch by a random keeper", "randomKeeper"),
+        _from_scratch(
+            "true_guides_scratch", "guided from scratch by guides of the true better scan", "trueGuides", data="both"
+        ),
+        _from_scratch(
+            "true_guides_scratch_paperFusion",
+            "guided from scratch by guides of the true better scan, fusion as in the paper",
+            "trueGuides",
+            data="both",
+            plans="scratchPaperFusion",
+        ),
         _plain(
             "synthesised",
             "nnU-Net on the scan and the synthesised one",

@@ -219,6 +219,12 @@ class GuidanceConfig(StrictModel):
         json_schema_extra=OURS,
     )
     fusion: FusionConfig = Field(default=FusionConfig(), description="what guides a segmentation")
+    from_baseline: bool = Field(
+        default=True,
+        description="whether GuidedTrainer goes on from the fold's finished baseline, if there is one; false trains "
+        "from scratch, guided from the first step",
+        json_schema_extra=RELEASE,
+    )
     learning_rate_from_trained: PositiveFloat = Field(
         default=1e-3,
         description="SGD's initial learning rate, in ContinuedBaselineTrainer too, when the segmentation starts from a "

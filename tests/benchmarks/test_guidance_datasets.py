@@ -100,18 +100,18 @@ def test_two_channels_have_the_network_of_one(planned, data):
 @pytest.mark.parametrize("key", [key for key in PLANS if key])
 def test_variants_differ_in_what_they_name(planned, make_guidance, key):
     own = planned("pairs", stock(2))
-    write_variant(make_guidance(), key)
+    write_variant(make_guidance(), "pairs", key)
     file = make_guidance().folder("preprocessed", "pairs") / f"cpu_{key}.json"
     plans = json.loads(file.read_text())
     assert plans["plans_name"] == f"cpu_{key}"
     blocks = [load_config(c).model_dump() for c in (own, plans["configurations"][CONFIGURATION])]
     assert {name for name in blocks[0] if blocks[0][name] != blocks[1][name]} == set(PLANS[key])
-    write_variant(make_guidance(), key)  # what is there is taken
+    write_variant(make_guidance(), "pairs", key)  # what is there is taken
 
     plans["configurations"][CONFIGURATION][BLOCK] = own[BLOCK]
     file.write_text(json.dumps(plans))
     with pytest.raises(ValueError, match=f"cpu_{key}.json must have"):
-        write_variant(make_guidance(), key)
+        write_variant(make_guidance(), "pairs", key)
 
 
 def test_a_synthesised_channel_stands_beside_the_scan(make_guidance, write_volume, write_json, recorder, tmp_path):

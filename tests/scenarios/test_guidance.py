@@ -626,6 +626,16 @@ def test_it_starts_as_the_baseline_and_the_keeper_stays(guided_only):
     assert [n for n in sorted(still) if "seg_layers.0." not in n and ".refinement." not in n] == []
 
 
+def test_it_starts_from_scratch_if_the_settings_say_so(guided_only):
+    trainer = guided_trainer(guided_only, start=False)
+    assert trainer.baseline_checkpoint() is not None
+    trainer.config = trainer.config.model_copy(update={"from_baseline": False})
+    trainer.configure()
+    trainer.start_from_trained()
+    assert trainer.initial_lr == 1e-2
+    assert "from_baseline is false: training starts from scratch" in Path(trainer.log_file).read_text()
+
+
 @pytest.mark.parametrize("variant", sorted(VARIANTS_OF_GUIDED))
 def test_variants_of_guided_train_with_what_they_name(guided, variant):
     trainer = guided_trainer(guided, f"{GUIDED}_{variant}")
