@@ -312,6 +312,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             thin=self._thin_scales,
             sparse_labels=self.config.segmentation.exact_pair_probability > 0,
             hr_uncertainty=self._weights_hr,
+            sees_thin_slices=self.sees_thin_slices,
         )
 
     def on_train_epoch_start(self) -> None:

@@ -21,7 +21,7 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import Dow
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
-from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut
+from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut, as_on_thin_slices
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
 from rehrseg_nnunet.slices.slice_upsampling import repeat_last_slice
@@ -274,6 +274,7 @@ def build_training_transforms(
     thin: ThinScales | None = None,
     sparse_labels: bool = False,
     hr_uncertainty: bool = False,
+    sees_thin_slices: bool = False,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
@@ -293,6 +294,7 @@ def build_training_transforms(
         thin: scales of the HR labels, or None.
         sparse_labels: some samples have labels on planes of single voxels only, `ignore_label` elsewhere.
         hr_uncertainty: give U at HR too.
+        sees_thin_slices: the network is one of thin slices, so intensities change as nnU-Net changes these.
 
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
@@ -321,7 +323,7 @@ def build_training_transforms(
             *spatial,
             *parts.mirrors,
             SetTargetsAside(factor, hr_uncertainty=hr_uncertainty, sparse_label=sparse_label),
-            *parts.intensity,
+            *(as_on_thin_slices(t, factor) if sees_thin_slices else t for t in parts.intensity),
             LRLabelTransform(factor),
             *parts.labels,
             pack,

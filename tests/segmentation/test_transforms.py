@@ -484,10 +484,23 @@ def test_labels_above_127_are_not_wrapped():
     assert torch.equal(hr, torch.from_numpy(labels[:, 2:8]).clamp(min=0))
 
 
+def test_a_network_of_thin_slices_gets_augmentation_of_thin_slices():
+    def lowers_resolution(**options):
+        built = build_training_transforms(stock_transforms((4, 8, 8)), factor=4, highest_label=3, **options)
+        inner = [getattr(t, "transform", None) for t in built.transforms]
+        (found,) = [t for t in inner if type(t).__name__ == "SimulateLowResolutionTransform"]
+        return found.ignore_axes
+
+    assert lowers_resolution(sees_thin_slices=True) == (0,)
+    assert lowers_resolution() is None
+
+
 def test_stock_list_is_not_changed_and_everything_pickles():
     stock = stock_transforms((4, 8, 8), dummy_2d=False)
     before = list(stock.transforms)
-    built = build_training_transforms(stock, factor=4, highest_label=3, deep_supervision_scales=SCALES)
+    built = build_training_transforms(
+        stock, factor=4, highest_label=3, deep_supervision_scales=SCALES, sees_thin_slices=True
+    )
     assert stock.transforms == before
     assert stock.transforms[0].patch_size == (4, 8, 8)
     assert isinstance(pickle.loads(pickle.dumps(built)).transforms[0], TakeUncertaintyOut)
