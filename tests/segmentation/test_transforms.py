@@ -486,7 +486,8 @@ def test_labels_above_127_are_not_wrapped():
 
 def test_a_network_of_thin_slices_gets_augmentation_of_thin_slices():
     def lowers_resolution(**options):
-        built = build_training_transforms(stock_transforms((4, 8, 8)), factor=4, highest_label=3, **options)
+        stock = stock_transforms((4, 8, 8), dummy_2d=False)
+        built = build_training_transforms(stock, factor=4, highest_label=3, **options)
         inner = [getattr(t, "transform", None) for t in built.transforms]
         (found,) = [t for t in inner if type(t).__name__ == "SimulateLowResolutionTransform"]
         return found.ignore_axes
