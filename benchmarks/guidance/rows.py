@@ -18,7 +18,7 @@ PLANS: dict[str, Mapping[str, Any]] = {
     "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
     "polynomial": {"schedule": "polynomial", "keeper": {"kernel": 3}},
     "scratch": {"from_baseline": False},
-    "scratchPaperFusion": {"from_baseline": False, "fusion": {"hidden": 1.0, "start": "paper"}},
+    "paperFusion": {"from_baseline": False, "fusion": {"hidden": 1.0, "start": "paper"}},
     "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
 }
 
@@ -128,7 +128,7 @@ ROWS = {
             "guided from scratch by guides of the true better scan, fusion as in the paper",
             "trueGuides",
             data="both",
-            plans="scratchPaperFusion",
+            plans="paperFusion",
         ),
         _plain(
             "synthesised",

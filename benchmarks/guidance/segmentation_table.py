@@ -18,7 +18,11 @@ from rehrseg_nnunet.evaluation.summary import MEAN, method_summary, statistic
 
 TITLE = "Segmentation"
 FAIR_RIVAL, CONTROL = "continued", "guided_randomKeeper"
-ROOMS = {"true_guides": "share of what true guides give", "better": "share of what the better scan gives"}
+ROOMS = {
+    "true_guides": "share of what true guides give",
+    "true_guides_scratch": "share of what true guides give from scratch",
+    "better": "share of what the better scan gives",
+}
 DIGITS = {"Dice": 3, "HD95": 2}
 COLUMNS = {
     "seeds": "seeds",

@@ -24,6 +24,7 @@ PLANS: dict[str, Changes] = {
     "exact": {"segmentation": {"exact_pair_probability": 0.25}},
     "thin": {"segmentation": {"input": "thin"}},
     "thinSmooth": {"segmentation": {"input": "thin", "interpolation": "smooth"}},
+    "thinTrueLR": {"segmentation": {"input": "thin", "true_lr_probability": 1.0}},
     "thinExact": {"segmentation": {"input": "thin", "exact_pair_probability": 0.25}},
     "thinWeighted": {"segmentation": {"input": "thin", "hr_uncertainty_weighting": True}},
     "interpolatingHead": {"segmentation": {"hr_head": {"label_mode": "direct", "upsampling": "interpolate"}}},
@@ -181,6 +182,10 @@ ROWS = {
         _setting("exact", "exact pairs across the blurred axis in a quarter of the patches"),
         _thin("thin", "REHRSeg"),
         _thin("thinSmooth", "smooth interpolation", plans="thinSmooth"),
+        _thin("thinTrueLR", "true acquisitions alone", plans="thinTrueLR"),
+        _thin(
+            "thinTrueLR_pseudo_data", "true acquisitions and pseudo labels alone", "pseudoDataOnly", plans="thinTrueLR"
+        ),
         _thin("thinExact", "exact pairs in a quarter of the patches", plans="thinExact"),
         _thin("thinWeighted", "HR loss weighted by U", plans="thinWeighted"),
         _thin("thin_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", stage_1=""),
@@ -243,6 +248,8 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "interpolated",
             "thin",
             "thinSmooth",
+            "thinTrueLR",
+            "thinTrueLR_pseudo_data",
             "thinExact",
             "thinWeighted",
             "thin_bspline",
