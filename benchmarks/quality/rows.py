@@ -184,7 +184,7 @@ ROWS = {
         _thin("thinSmooth", "smooth interpolation", plans="thinSmooth"),
         _thin("thinTrueLR", "true acquisitions alone", plans="thinTrueLR"),
         _thin(
-            "thinTrueLR_pseudo_data", "true acquisitions and pseudo labels alone", "pseudoDataOnly", plans="thinTrueLR"
+            "thinTrueLR_pseudo_data", "true acquisitions, pseudo labels", "pseudoDataOnly", plans="thinTrueLR"
         ),
         _thin("thinExact", "exact pairs in a quarter of the patches", plans="thinExact"),
         _thin("thinWeighted", "HR loss weighted by U", plans="thinWeighted"),
