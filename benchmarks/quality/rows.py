@@ -183,9 +183,7 @@ ROWS = {
         _thin("thin", "REHRSeg"),
         _thin("thinSmooth", "smooth interpolation", plans="thinSmooth"),
         _thin("thinTrueLR", "true acquisitions alone", plans="thinTrueLR"),
-        _thin(
-            "thinTrueLR_pseudo_data", "true acquisitions, pseudo labels", "pseudoDataOnly", plans="thinTrueLR"
-        ),
+        _thin("thinTrueLR_pseudo_data", "true acquisitions, pseudo labels", "pseudoDataOnly", plans="thinTrueLR"),
         _thin("thinExact", "exact pairs in a quarter of the patches", plans="thinExact"),
         _thin("thinWeighted", "HR loss weighted by U", plans="thinWeighted"),
         _thin("thin_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", stage_1=""),

@@ -18,6 +18,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
@@ -89,6 +90,35 @@ class DegradeTransform(BasicTransform):
 
     def _mean(self, volume: torch.Tensor) -> torch.Tensor:
         return slice_mean(strip_halo(volume, HALO_LR_SLICES * self.factor), self.factor)
+
+
+class KeepAcquiredSlices(BasicTransform):
+    """A spatial transform that moves true acquisitions in plane alone.
+
+    Their slices come repeated r times. Turned out of plane, images and LR labels would be those of a staircase, which
+    no scanner gives.
+
+    Args:
+        transform: for pseudo-HR cases, what makes patches of `spatial.patch_size`.
+        spatial: nnU-Net's transform of HR slices.
+    """
+
+    def __init__(self, transform: BasicTransform, spatial: SpatialTransform):
+        super().__init__()
+        self.transform = transform
+        self.slices, *in_plane = spatial.patch_size
+        flat = copy.copy(spatial)
+        flat.patch_size = tuple(in_plane)
+        self.in_plane = ComposeTransforms([Convert3DTo2DTransform(), flat, Convert2DTo3DTransform()])
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """Transform a sample."""
+        if not is_true_acquisition(data_dict["segmentation"]):
+            return self.transform(**data_dict)
+        # the loader's margin for rotation is whole LR slices, as many on either side
+        margin = (data_dict["image"].shape[1] - self.slices) // 2
+        tensors = {key: strip_halo(value, margin) for key, value in data_dict.items() if torch.is_tensor(value)}
+        return self.in_plane(**data_dict | tensors)
 
 
 class KeepSparseLabels(BasicTransform):
@@ -301,15 +331,12 @@ def build_training_transforms(
     """
     parts = StockTransforms.of(stock)
     degradation = DegradeTransform(factor, hr_uncertainty=hr_uncertainty)
-    if parts.in_plane:
-        spatial = [degradation, *parts.spatial]
-    else:  # without the conversions to 2D and back
-        spatial = [*(_on_hr_grid(cast("SpatialTransform", t), factor) for t in parts.spatial), degradation]
     sparse_label = ignore_label if sparse_labels else None
-    if sparse_label is not None:
-        spatial = [
-            KeepSparseLabels(t, unlabelled=sparse_label) if isinstance(t, SpatialTransform) else t for t in spatial
-        ]
+    if parts.in_plane:
+        spatial = [degradation, *(_keep_sparse(t, sparse_label) for t in parts.spatial)]
+    else:  # without the conversions to 2D and back
+        on_hr = [_on_hr_grid(cast("SpatialTransform", t), factor) for t in parts.spatial]
+        spatial = [*(KeepAcquiredSlices(_keep_sparse(t, sparse_label), t) for t in on_hr), degradation]
     pack = PackHRTargets(
         regions=regions,
         ignore_label=ignore_label,
@@ -329,6 +356,12 @@ def build_training_transforms(
             pack,
         ]
     )
+
+
+def _keep_sparse(transform: BasicTransform, unlabelled: int | None) -> BasicTransform:
+    if unlabelled is None or not isinstance(transform, SpatialTransform):
+        return transform
+    return KeepSparseLabels(transform, unlabelled=unlabelled)
 
 
 def _on_hr_grid(transform: SpatialTransform, factor: int) -> SpatialTransform:

@@ -373,6 +373,43 @@ def test_the_true_acquisition_arrives_unchanged_with_its_label(dummy_2d):
     assert torch.equal(hr_labels, torch.from_numpy(labels[:, 8:20]).clamp(min=0))
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_true_acquisitions_slices_stay_slices_under_nnunets_full_augmentation(sparse):
+    """Each slice of the acquisition has one value and one label, so it must have these wherever it shows."""
+    factor, patch, slices = 4, (3, 9, 8), 9
+    data = np.zeros((3, slices * factor, 9, 8), dtype=np.float32)
+    labels = np.zeros((1, slices * factor, 9, 8), dtype=np.int8)
+    values = np.arange(1, slices + 1).reshape(1, slices, 1, 1)
+    lr_image = np.broadcast_to(10.0 * values, (2, slices, 9, 8)).astype(np.float32)
+    lr_labels = np.broadcast_to(values % 4, (1, slices, 9, 8)).astype(np.int8)
+    stock = stock_transforms(patch, dummy_2d=False, mirror_axes=())
+    stock.transforms = [t for t in stock.transforms if not isinstance(t, RandomTransform)]
+    stock.transforms[0].p_rotation = stock.transforms[0].p_scaling = 1
+    transforms = build_training_transforms(
+        stock, factor=factor, highest_label=3, ignore_label=4 if sparse else None, sparse_labels=sparse
+    )
+    loader = HRPatchLoader(
+        memory_dataset(data, labels),
+        8,
+        (5, 13, 12),  # with the margin for rotation
+        patch,
+        LABELS,
+        factor=factor,
+        transforms=transforms,
+        lr_dataset=memory_dataset(lr_image, lr_labels),
+        true_lr_probability=1,
+    )
+    batch = next(loader)
+    shown = batch["data"][:, 0]
+    slice_values = shown.flatten(2).amax(2, keepdim=True).unsqueeze(-1)
+    inside = shown > 0.99 * slice_values  # the rest is outside the volume, in part
+    assert inside.float().mean() > 0.3
+    numbers = (slice_values / 10).round()
+    torch.testing.assert_close(slice_values, 10 * numbers)
+    expected = (numbers % 4).expand_as(shown)
+    assert torch.equal(batch["target"][0][:, 0][inside].float(), expected[inside])
+
+
 def test_masked_normalisation_uses_the_lr_labels():
     factor, patch = 4, (3, 9, 8)
     data, labels = volume(factor)
