@@ -25,6 +25,7 @@ METRICS = {
 }
 DIFFERENCES = (("psnr", "source"), ("psnr", "l1_unet"), (FEATURES, "l1_unet"), (GUIDES, "l1_unet"))
 TITLES = {"source": "source", "l1_unet": "U-Net"}
+SCHEDULES = {"one_cycle": "one cycle", "polynomial": "falling rate"}
 Values = dict[str, dict[str, float]]  # metric, case
 
 
@@ -61,7 +62,7 @@ def title_of(run: Run) -> str:
     if run.row.teacher:
         parts += [f"kernel {config.keeper.kernel}", f"distillation {config.keeper.distillation_weight:g}"]
         parts += ["no adversary"] if not config.keeper.adversarial_weight else []
-    parts += ["one cycle"] if config.schedule == "one_cycle" else []
+    parts += [] if config.schedule == "constant" else [SCHEDULES[config.schedule]]
     return ", ".join([*parts, f"{run.epochs or getattr(config, run.row.epochs).epochs} epochs"])
 
 

@@ -120,6 +120,7 @@ ROWS = {
         _plain("in_one_go", "nnU-Net on the scan, in one go", "source", "both", seeded=True),
         _from_scratch("guided_scratch", "guided from scratch"),
         _from_scratch("guided_scratch_randomKeeper", "guided from scratch by a random keeper", "randomKeeper"),
+        _from_scratch("guided_scratch_paperFusion", "guided from scratch, fusion as in the paper", plans="paperFusion"),
         _from_scratch(
             "true_guides_scratch", "guided from scratch by guides of the true better scan", "trueGuides", data="both"
         ),

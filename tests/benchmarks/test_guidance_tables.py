@@ -100,6 +100,7 @@ def test_segmentations(make_guided_run):
     runs = [segmented(make_guided_run(key, seed=s), v[s]) for key, v in shifts.items() for s in (0, 1)]
     runs.append(segmented(make_guided_run("baseline"), -0.1))
     runs += [segmented(make_guided_run("better", seed=seed), 0.21) for seed in (0, 1)]
+    runs += [segmented(make_guided_run("true_guides", seed=seed), 0.012) for seed in (0, 1)]  # hardly above the rival
     table = segmentation_table(runs)
     guided = table.rows["guided, 5+3 epochs"]
     assert guided["dice"].value == pytest.approx(0.67)
@@ -107,6 +108,7 @@ def test_segmentations(make_guided_run):
     assert guided["dice_minus_continued"].error == pytest.approx(np.std([0.05, 0.07], ddof=1) / np.sqrt(2))
     assert guided["dice_minus_random"].value == pytest.approx(0.06)
     assert guided["share_of_better"].value == pytest.approx(0.06 / 0.2)
+    assert "share_of_true_guides" not in guided
     baseline = table.rows["nnU-Net on the scan (baseline), 5 epochs"]
     assert baseline["dice_minus_continued"].value == pytest.approx(-0.11)  # of both seeds that started from it
     assert baseline["seeds"].main == "1"
