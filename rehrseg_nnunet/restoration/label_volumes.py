@@ -35,17 +35,17 @@ def volume_offsets(logits: Tensor, lr_labels: Tensor, factor: int, label_manager
     known = lr_labels >= 0
     if label_manager.has_ignore_label:
         known &= lr_labels != label_manager.ignore_label
-    counted = logits[:, known.repeat_interleave(factor, dim=0)].float()
+    counts = known.repeat_interleave(factor, dim=0).flatten()
+    maps = logits.flatten(1).float()
     groups = head_labels(label_manager)
     voxels = [factor * int((known & torch.isin(lr_labels, torch.tensor(group))).sum()) for group in groups]
     if label_manager.has_regions:
-        background = torch.zeros_like(counted[:1])
-        pairs = [torch.cat([background, region[None]]) for region in counted]
-        return torch.stack([offsets_for(pair, [wanted])[1] for pair, wanted in zip(pairs, voxels, strict=True)])
-    return offsets_for(counted, voxels[1:])
+        pairs = (torch.stack([torch.zeros_like(region), region]) for region in maps)
+        return torch.stack([offsets_for(pair, [wanted], counts)[1] for pair, wanted in zip(pairs, voxels, strict=True)])
+    return offsets_for(maps, voxels[1:], counts)
 
 
-def offsets_for(logits: Tensor, voxels: Sequence[int]) -> Tensor:
+def offsets_for(logits: Tensor, voxels: Sequence[int], counts: Tensor | None = None) -> Tensor:
     """Offsets of logits with which each class but the first wins the wanted number of voxels.
 
     A voxel is of class k where its offset exceeds the lead of the best other class, so the offset lies behind the
@@ -54,19 +54,21 @@ def offsets_for(logits: Tensor, voxels: Sequence[int]) -> Tensor:
     Args:
         logits: (K, voxels), class 0 the background.
         voxels: wanted voxels of classes 1 to K - 1; a class that is to have none keeps its offset of 0.
+        counts: (voxels,) bool, which of them count; None: all.
 
     Returns:
-        (K,) float32, each within `LARGEST` of 0, that of the background 0.
+        (K,) float32, each within `LARGEST` of 0, that of the background 0; all 0 where none come closer.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, -0.2, -0.8, -5.0]])
         >>> offsets_for(logits, [2])  # one voxel wins; behind the second lies 0.5
         tensor([0.0000, 0.5000])
     """
-    best, second = logits.topk(2, dim=0).values
-    open_ = best - second <= 2 * LARGEST  # all others are decided, whatever the offsets
-    decided = logits[:, ~open_].argmax(dim=0).bincount(minlength=len(logits))
-    candidates, offsets = logits[:, open_], torch.zeros(len(logits))
+    (best, second), (winner, _) = logits.topk(2, dim=0)
+    counts = torch.ones_like(winner, dtype=torch.bool) if counts is None else counts
+    close = best - second <= 2 * LARGEST  # all others are decided, whatever the offsets
+    decided = winner[counts & ~close].bincount(minlength=len(logits))
+    candidates, offsets = logits[:, counts & close], torch.zeros(len(logits))
     for _ in range(SWEEPS):
         before = offsets.clone()
         for label, wanted in enumerate(voxels, start=1):
@@ -74,7 +76,12 @@ def offsets_for(logits: Tensor, voxels: Sequence[int]) -> Tensor:
                 offsets[label] = _behind(_leads(candidates, offsets, label), int(wanted) - int(decided[label]))
         if (offsets - before).abs().max() < SETTLED:
             break
-    return offsets
+
+    def missed(chosen: Tensor) -> int:
+        won = decided + (candidates + chosen[:, None]).argmax(dim=0).bincount(minlength=len(logits))
+        return sum(abs(int(own) - wanted) for own, wanted in zip(won[1:], voxels, strict=True) if wanted > 0)
+
+    return min(torch.zeros_like(offsets), offsets, key=missed)  # where logits are all alike an offset overshoots
 
 
 def _leads(logits: Tensor, offsets: Tensor, label: int) -> Tensor:

@@ -59,6 +59,13 @@ def test_decided_voxels_count():
     assert leads[wanted - 1] < offset < leads[wanted]
 
 
+def test_logits_that_are_all_alike_stay_as_they_are():
+    """An offset would give all of a class's voxels away at once."""
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
+    logits = torch.nn.functional.one_hot(labels).T.float()
+    assert offsets_for(logits, [18, 12]).tolist() == [0, 0, 0]
+
+
 def test_a_class_without_thick_voxels_keeps_its_logits():
     assert offsets_for(soft(), [900, 0, 300])[2] == 0
 
