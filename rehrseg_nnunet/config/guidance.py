@@ -145,10 +145,10 @@ class FusionConfig(StrictModel):
         description="width inside a fusion module as a share of its stage's (released code: 1)",
         json_schema_extra=OURS,
     )
-    start: Literal["identity", "paper"] = Field(
-        default="identity",
+    start: Literal["identity", "paper"] | None = Field(
+        default=None,
         description="`identity`: at the first step the network gives what the trained baseline gives; `paper`: random "
-        "features are added to the baseline's",
+        "features are added. null: `identity` with `from_baseline`, else `paper`, which learns faster from scratch",
         json_schema_extra=OURS,
     )
     stages: tuple[PositiveInt, ...] | None = Field(
@@ -302,4 +302,7 @@ def load_config(configuration: Mapping[str, Any]) -> ResolvedGuidance:
         "batch_size": configuration["batch_size"],
         **{key: value for key, value in config if value is not None},
     }
+    if config.fusion.start is None:
+        start = "identity" if config.from_baseline else "paper"
+        resolved["fusion"] = config.fusion.model_copy(update={"start": start})
     return ResolvedGuidance(**resolved)

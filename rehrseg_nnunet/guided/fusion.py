@@ -214,7 +214,7 @@ def build_fusion(
             block_kernel(plan_kernel, KERNEL),
             hidden=config.hidden,
             refinement=config.refinement,
-            identity_start=config.start == "identity",
+            identity_start=config.start != "paper",
         )
     module = ScalarFusion if config.kind == "scalar" else GuideAdaptor
     return module(channels, *guide_widths, dimension=len(plan_kernel))

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from rehrseg_nnunet.config.guidance import GuidanceConfig, load_config, parse_block
+from rehrseg_nnunet.config.guidance import FusionConfig, GuidanceConfig, load_config, parse_block
 
 
 def configuration(spacing=(1.0, 1.0, 1.0), **more):
@@ -20,7 +20,21 @@ def test_what_is_not_given_comes_from_the_configuration(spacing, double, convolu
     config = load_config(configuration(spacing, batch_size=7))
     assert (config.features_double, config.convs_per_block, config.batch_size) == (double, convolutions, 7)
     rest = {"features_double", "convs_per_block", "batch_size"}
-    assert config.model_dump(exclude=rest) == GuidanceConfig().model_dump(exclude=rest)
+    expected = GuidanceConfig(fusion=FusionConfig(start="identity"))
+    assert config.model_dump(exclude=rest) == expected.model_dump(exclude=rest)
+
+
+@pytest.mark.parametrize(
+    ("block", "start"),
+    [
+        ({}, "identity"),
+        ({"from_baseline": False}, "paper"),
+        ({"from_baseline": False, "fusion": {"start": "identity"}}, "identity"),
+        ({"fusion": {"start": "paper"}}, "paper"),
+    ],
+)
+def test_fusion_starts_at_random_where_there_is_no_baseline_to_keep(block, start):
+    assert load_config(configuration(guidance=block)).fusion.start == start
 
 
 def test_what_is_given_is_kept():

@@ -77,7 +77,7 @@ def model(tmp_path):
     return folder
 
 
-HALF = FusionConfig(hidden=0.5)
+HALF = FusionConfig(hidden=0.5, start="identity")
 
 
 def test_a_fold_that_is_built_alike_joins_the_others(model):
