@@ -17,7 +17,7 @@ PLANS: dict[str, Mapping[str, Any]] = {
     "distill1": {"keeper": {"kernel": 3, "distillation_weight": 1.0}},
     "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
     "polynomial": {"schedule": "polynomial", "keeper": {"kernel": 3}},
-    "scratch": {"from_baseline": False},
+    "scratch": {"from_baseline": False, "fusion": {"start": "identity"}},
     "paperFusion": {"from_baseline": False, "fusion": {"hidden": 1.0, "start": "paper"}},
     "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
 }
@@ -118,11 +118,16 @@ ROWS = {
         _guided("guided_randomKeeper", "guided by a random keeper", "randomKeeper"),
         _guided("guided_untaughtKeeper", "guided, keeper trained along without pairs", "untaughtKeeper"),
         _plain("in_one_go", "nnU-Net on the scan, in one go", "source", "both", seeded=True),
-        _from_scratch("guided_scratch", "guided from scratch"),
-        _from_scratch("guided_scratch_randomKeeper", "guided from scratch by a random keeper", "randomKeeper"),
+        _from_scratch("guided_scratch", "guided from scratch, identity start"),
+        _from_scratch(
+            "guided_scratch_randomKeeper", "guided from scratch by a random keeper, identity start", "randomKeeper"
+        ),
         _from_scratch("guided_scratch_paperFusion", "guided from scratch, fusion as in the paper", plans="paperFusion"),
         _from_scratch(
-            "true_guides_scratch", "guided from scratch by guides of the true better scan", "trueGuides", data="both"
+            "true_guides_scratch",
+            "guided from scratch by guides of the true better scan, identity start",
+            "trueGuides",
+            data="both",
         ),
         _from_scratch(
             "true_guides_scratch_paperFusion",

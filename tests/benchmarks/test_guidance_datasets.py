@@ -11,7 +11,7 @@ from benchmarks.guidance.benchmark import CONFIGURATION
 from benchmarks.guidance.datasets import add_synthesised, prepare, simulate, write_variant
 from benchmarks.guidance.rows import PLANS
 from rehrseg_nnunet.cli.main import build_parser
-from rehrseg_nnunet.config.guidance import BLOCK, load_config
+from rehrseg_nnunet.config.guidance import BLOCK, load_config, parse_block
 
 
 def stock(channels=1, **changes):
@@ -104,7 +104,7 @@ def test_variants_differ_in_what_they_name(planned, make_guidance, key):
     file = make_guidance().folder("preprocessed", "pairs") / f"cpu_{key}.json"
     plans = json.loads(file.read_text())
     assert plans["plans_name"] == f"cpu_{key}"
-    blocks = [load_config(c).model_dump() for c in (own, plans["configurations"][CONFIGURATION])]
+    blocks = [parse_block(c[BLOCK]).model_dump() for c in (own, plans["configurations"][CONFIGURATION])]
     assert {name for name in blocks[0] if blocks[0][name] != blocks[1][name]} == set(PLANS[key])
     write_variant(make_guidance(), "pairs", key)  # what is there is taken
 
