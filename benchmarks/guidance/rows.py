@@ -73,17 +73,15 @@ def _keeper(plans: str = "", variant: str = "", *, teacher: str = "teacher") -> 
     return Row(key=key, title="keeper", trainer=trainer, data="pairs", epochs="keeper", plans=plans, teacher=teacher)
 
 
-def _guided(key: str, title: str, variant: str = "", *, data: Data = "source") -> Row:
+def _guided(key: str, title: str, variant: str = "", *, data: Data = "source", **how: Any) -> Row:
     trainer = "_".join(filter(None, ["GuidedTrainer", variant]))
-    how: dict[str, Any] = {"keeper": KEEPER, "start": "baseline", "seeded": True}
-    return Row(key=key, title=title, trainer=trainer, data=data, epochs="continued", **how)
+    from_baseline: dict[str, Any] = {"epochs": "continued", "start": "baseline"}
+    return Row(key=key, title=title, trainer=trainer, data=data, keeper=KEEPER, seeded=True, **(from_baseline | how))
 
 
 def _from_scratch(key: str, title: str, variant: str = "", *, data: Data = "source", plans: str = "scratch") -> Row:
     """Guided from the first step, for as many epochs as baseline and continued together."""
-    trainer = "_".join(filter(None, ["GuidedTrainer", variant]))
-    how: dict[str, Any] = {"keeper": KEEPER, "plans": plans, "seeded": True}
-    return Row(key=key, title=title, trainer=trainer, data=data, epochs="both", **how)
+    return _guided(key, title, variant, data=data, plans=plans, epochs="both", start="")
 
 
 def _plain(key: str, title: str, data: Data, epochs: Literal["baseline", "both"], **how: Any) -> Row:
