@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
 
 from benchmarks.guidance import image_scores, segmentation_scores
-from benchmarks.guidance.benchmark import SIMULATED, GuidanceBenchmark
+from benchmarks.guidance.benchmark import SIMULATED, SUFFIXES, GuidanceBenchmark
 from benchmarks.guidance.datasets import add_synthesised, prepare, simulate, write_variant
 from benchmarks.guidance.image_table import image_table
 from benchmarks.guidance.page import new_page
@@ -108,7 +108,8 @@ def _work_alone(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argpars
 def _jobs(benchmark: GuidanceBenchmark, runs: Sequence[Run], device: str) -> Iterator[Job]:
     """Datasets, trainings and scores. Datasets are made one after another: each of them takes all cores."""
     used = {run.row.data for run in runs} | ({"source"} if _segments(runs) else set())
-    datasets = [data for data in ("source", "pairs", "privileged", "both", "synthesised") if data in used]
+    used |= {"pairs"} if "everyone" in used else set()
+    datasets = sorted(used, key=["source", *(data for data in SUFFIXES if data != "source")].index)
     for number, data in enumerate(datasets):
         after = {("data", before) for before in datasets[:number]}
         after |= {_name(run.keeper) for run in runs if run.row.data == data == "synthesised"}

@@ -19,8 +19,9 @@ SUFFIXES = {
     "privileged": "better",
     "both": "both",
     "synthesised": "synthesised",
+    "everyone": "everyone",
 }
-SIMULATED = {"pairs": "pairs", "source": "source", "privileged": "privileged", "both": "pairs"}
+SIMULATED = {"pairs": "pairs", "source": "source", "privileged": "privileged", "both": "pairs", "everyone": "source"}
 # what the results of segmentations do not have in their names, and those of pairs do not depend on
 OF_SEGMENTATIONS = ("cases", "test_cases", "baseline_epochs", "keeper", "teacher_epochs", "keeper_epochs")
 IN_NAMES = ("work", "number", "continued_epochs")
@@ -91,7 +92,8 @@ class GuidanceBenchmark:
 
     def case_range(self, data: str) -> tuple[str, str]:
         """Cases of a simulated dataset and its test cases as FIRST:LAST, the second "" if there are none."""
-        first, last = (0, self.pairs) if data == "pairs" else (self.pairs, self.pairs + self.cases)
+        first = 0 if data in ("pairs", "everyone") else self.pairs
+        last = self.pairs + (0 if data == "pairs" else self.cases)
         tested = data != "pairs" and self.test_cases > 0
         return f"{first}:{last}", f"{last}:{last + self.test_cases}" if tested else ""
 

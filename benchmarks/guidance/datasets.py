@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
 from benchmarks.guidance.benchmark import CONFIGURATION, SIMULATED, GuidanceBenchmark
 from benchmarks.guidance.rows import PLANS
 from benchmarks.quality.benchmark import FILE_ENDING, labelled_files
@@ -75,11 +77,26 @@ def prepare(benchmark: GuidanceBenchmark, data: str, execute: Execute) -> None:
     threads = {"nnUNet_n_proc_DA": PLANNING_THREADS}
     options = ["-c", CONFIGURATION, "-npfp", "2", "-np", "2", "--verify_dataset_integrity"]
     execute(["nnUNetv2_plan_and_preprocess", "-d", number, *options], threads)
+    if data == "everyone":
+        _write_splits_of_everyone(benchmark)
     write_atomically(file, json.dumps(_plans(benchmark, data), indent=2))
 
 
+def _write_splits_of_everyone(benchmark: GuidanceBenchmark) -> None:
+    """nnU-Net's folds of the cases with labels, the pairs' cases among those that are trained on."""
+    first, last = (set(_cases(benchmark.folder("raw", data))) for data in ("pairs", "source"))
+    folds = generate_crossval_split(sorted(last))
+    splits = [{**fold, "train": sorted(first | set(fold["train"]))} for fold in folds]
+    file = benchmark.folder("preprocessed", "everyone") / "splits_final.json"
+    write_atomically(file, json.dumps(splits, indent=4))
+
+
+def _cases(folder: Path) -> list[str]:
+    return [file.name.removesuffix(FILE_ENDING) for file in (folder / "labelsTr").glob(f"*{FILE_ENDING}")]
+
+
 def _plans(benchmark: GuidanceBenchmark, data: str) -> dict[str, Any]:
-    """The preset's plans; datasets of several channels have the source dataset's network and patch."""
+    """The preset's plans; those of several channels, or of more cases, have the source dataset's network and patch."""
     stock = read_json(benchmark.folder("preprocessed", data) / "nnUNetPlans.json", remedy=PREPROCESS_FIRST)
     if benchmark.patch is not None:
         stock["configurations"][CONFIGURATION] = with_patch(stock["configurations"][CONFIGURATION], benchmark.patch)
@@ -88,7 +105,7 @@ def _plans(benchmark: GuidanceBenchmark, data: str) -> dict[str, Any]:
     for configuration in plans["configurations"].values():
         if "batch_size" in configuration:
             configuration["batch_size"] = benchmark.batch_size
-    if data in ("both", "synthesised"):
+    if data in ("both", "synthesised", "everyone"):
         source = benchmark.folder("preprocessed", "source") / f"{benchmark.plans}.json"
         like = read_json(source, remedy=PREPROCESS_FIRST)["configurations"][CONFIGURATION]
         plans["configurations"][CONFIGURATION] |= {key: like[key] for key in ("architecture", "patch_size")}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 KEEPER = "keeper"  # in `Row.keeper`: the row that the benchmark names
-Data = Literal["pairs", "source", "privileged", "both", "synthesised"]
+Data = Literal["pairs", "source", "privileged", "both", "synthesised", "everyone"]
 
 # Plans beside the preset's: what each has in its `guidance` block instead.
 PLANS: dict[str, Mapping[str, Any]] = {
@@ -116,6 +116,7 @@ ROWS = {
         _guided("guided_randomKeeper", "guided by a random keeper", "randomKeeper"),
         _guided("guided_untaughtKeeper", "guided, keeper trained along without pairs", "untaughtKeeper"),
         _plain("in_one_go", "nnU-Net on the scan, in one go", "source", "both", seeded=True),
+        _plain("all_labels", "nnU-Net on the scan, the pairs labelled too", "everyone", "both", seeded=True),
         _from_scratch("guided_scratch", "guided from scratch, identity start"),
         _from_scratch(
             "guided_scratch_randomKeeper", "guided from scratch by a random keeper, identity start", "randomKeeper"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from benchmarks.guidance.benchmark import CONFIGURATION
 from benchmarks.guidance.datasets import add_synthesised, prepare, simulate, write_variant
@@ -48,6 +49,7 @@ def planned(make_guidance, write_json, recorder):
         ("source", "5:10", "10:12", "source"),
         ("privileged", "5:10", "10:12", "privileged"),
         ("both", "5:10", "10:12", "pairs"),
+        ("everyone", "0:10", "10:12", "source"),
     ],
 )
 def test_subjects_are_disjoint(make_guidance, write_source, recorder, data, cases, tests, channels):
@@ -95,6 +97,23 @@ def test_two_channels_have_the_network_of_one(planned, data):
     assert other["architecture"] == source["architecture"]
     assert other["patch_size"] == source["patch_size"]
     assert len(other["normalization_schemes"]) == 2
+
+
+def test_everyone_is_trained_on_beside_the_folds_of_the_cases_with_labels(planned, make_guidance, write_json):
+    benchmark = make_guidance()
+    names = {"pairs": [f"pair{i}" for i in range(3)], "source": [f"case{i}" for i in range(7)]}
+    for data, cases in names.items():
+        for case in cases:
+            write_json(benchmark.folder("raw", data) / "labelsTr" / f"{case}.nii.gz", {})
+    source = planned("source", stock())
+    everyone = planned("everyone", stock(features_per_stage=[32, 64, 128]))
+    assert everyone["architecture"] == source["architecture"]
+    file = benchmark.folder("preprocessed", "everyone") / "splits_final.json"
+    splits = json.loads(file.read_text())
+    assert len(splits) == 5
+    for fold, own in zip(splits, generate_crossval_split(names["source"]), strict=True):
+        assert fold["val"] == list(own["val"])
+        assert set(fold["train"]) == {*names["pairs"], *own["train"]}
 
 
 @pytest.mark.parametrize("key", [key for key in PLANS if key])

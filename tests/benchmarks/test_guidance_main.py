@@ -72,7 +72,7 @@ def test_seeds_share_baseline_and_keeper(start):
         (("--jobs", "0"), "--jobs must be at least 1, got 0"),
         (("--test-cases", "3"), "must be at most 12 together, got 13"),
         (("--cases", "4"), "--cases must be at least 5, got 4"),
-        (("--number", "999"), "--number must be from 1 to 995, got 999"),
+        (("--number", "999"), "--number must be from 1 to 994, got 999"),
         (("--report",), "there is nothing to report"),
     ],
 )
