@@ -39,7 +39,6 @@ from rehrseg_nnunet.segmentation.transforms import ThinScales, build_training_tr
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 from rehrseg_nnunet.self_sr.frozen import SELF_SR, open_self_sr
 from rehrseg_nnunet.slices.geometry import hr_patch_size
-from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation
 
 
 class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
@@ -237,7 +236,6 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             true_lr_probability=self.config.segmentation.true_lr_probability,
             exact_pairs=self._exact_pairs(keys),
             normalise_uncertainty=self.normalises_uncertainty,
-            interpolation=self._interpolation,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=self._training_transforms(rotation, dummy_2d, mirror_axes),
@@ -290,12 +288,6 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         return ThinScales(scales, thin_slices_seen(self.network, slices))
 
     @property
-    def _interpolation(self) -> ImageInterpolation | None:
-        """What the loader does in the network's place: volumes are moved and their intensities changed behind it."""
-        settings = self.config.segmentation
-        return ImageInterpolation(self.config.factor, settings.interpolation) if self.sees_thin_slices else None
-
-    @property
     def _regions(self) -> list | None:
         return self.label_manager.foreground_regions if self.label_manager.has_regions else None
 
@@ -320,7 +312,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             thin=self._thin_scales,
             sparse_labels=self.config.segmentation.exact_pair_probability > 0,
             hr_uncertainty=self._weights_hr,
-            interpolation=self._interpolation,
+            sees_thin_slices=self.sees_thin_slices,
         )
 
     def on_train_epoch_start(self) -> None:

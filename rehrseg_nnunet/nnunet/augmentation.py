@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batchgeneratorsv2.helpers.scalar_type import sample_scalar
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -84,6 +88,48 @@ class StockTransforms:
     def in_plane(self) -> bool:
         """Whether volumes are moved slice by slice (nnU-Net's dummy 2D)."""
         return any(isinstance(t, Convert3DTo2DTransform) for t in self.spatial)
+
+
+def as_on_thin_slices(transform: BasicTransform, factor: int) -> BasicTransform:
+    """An intensity transform of nnU-Net for thick slices that a network sees interpolated to thin ones.
+
+    What reaches over voxels reaches over slices: blur is of so many thin slices, and resolution is lowered in plane
+    alone, which thick slices are of already.
+
+    Args:
+        transform: of `StockTransforms.intensity`; it is not changed.
+        factor: r.
+    """
+    if isinstance(transform, RandomTransform):
+        outer = copy.copy(transform)
+        outer.transform = as_on_thin_slices(transform.transform, factor)
+        return outer
+    if not isinstance(transform, (GaussianBlurTransform, SimulateLowResolutionTransform)):
+        return transform
+    inner: Any = copy.copy(transform)
+    if isinstance(transform, GaussianBlurTransform):
+        inner.blur_sigma = ThinSlices(transform.blur_sigma, factor)
+    else:
+        inner.ignore_axes = (0,)
+    return inner
+
+
+class ThinSlices:
+    """A random width in voxels, in thin slices where it is along z of thick ones.
+
+    Args:
+        width: nnU-Net's range, number or function.
+        factor: r.
+    """
+
+    def __init__(self, width: Any, factor: int):
+        self.width = width
+        self.factor = factor
+
+    def __call__(self, *shape: Any, dim: int) -> float:
+        """Draw one; `dim` 1 is z."""
+        drawn = sample_scalar(self.width, *shape, dim=dim)
+        return float(drawn) / (self.factor if dim == 1 else 1)
 
 
 def _check_supported(transform: BasicTransform) -> None:

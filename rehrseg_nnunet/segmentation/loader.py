@@ -24,7 +24,6 @@ from rehrseg_nnunet.segmentation.case_scale import CaseScale
 from rehrseg_nnunet.segmentation.certain_cases import CertainImage
 from rehrseg_nnunet.segmentation.targets import FIELDS, PatchTargets
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
-from rehrseg_nnunet.slices.slice_upsampling import REACH, ImageInterpolation
 
 PatchSize = list[int] | tuple[int, ...]
 STOCK_SCALE_RANGE = (0.85, 1.25)  # what nnUNetTrainer computes its own initial patch size with
@@ -58,30 +57,6 @@ class SliceWindow:
         return lr.repeat(self.repeat, axis=1)[:, offset : offset + stop - first]
 
 
-class InterpolatedWindow:
-    """A lazy view of the thin slices 0 .. slices - 1 of an array of thick ones, interpolated when it is indexed.
-
-    Args:
-        array: numpy or blosc2 array (C, D, y, x).
-        slices: number of thin slices.
-        interpolation: to thin slices.
-    """
-
-    def __init__(self, array: Any, *, slices: int, interpolation: ImageInterpolation):
-        self.array = array
-        self.interpolation = interpolation
-        self.shape = (array.shape[0], slices, *array.shape[2:])
-        self.dtype = array.dtype
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        channels, z, y, x = index
-        factor = self.interpolation.factor
-        first = max(z.start // factor - REACH, 0)
-        thick = np.asarray(self.array[channels, first : -(-z.stop // factor) + REACH, y, x])
-        thin = self.interpolation(torch.from_numpy(thick.astype(np.float32))[None])[0].numpy()
-        return thin[:, z.start - first * factor : z.stop - first * factor].astype(self.dtype)
-
-
 class MarkedImage:
     """A lazy (C + 1, z, y, x) view: image channels and U + 1, so that nnU-Net's zero padding is told from U = 0.
 
@@ -90,7 +65,7 @@ class MarkedImage:
         image: (C, z, y, x) to show in place of the case's image channels.
     """
 
-    def __init__(self, case: SliceWindow, image: SliceWindow | InterpolatedWindow | None = None):
+    def __init__(self, case: SliceWindow, image: SliceWindow | None = None):
         self.case = case
         self.image = image
         self.shape = case.shape
@@ -142,8 +117,6 @@ class PhasedCases:
         exact_pairs: turned acquisitions of the same identifiers and how often they are shown, at such phases too, or
             None; `true_lr_probability` is then the share of the others.
         normalise_uncertainty: see `CaseScale.of_case`.
-        interpolation: for a network of thin slices. True acquisitions are then interpolated, with the labels of the
-            pseudo-HR case, and move as volumes do. None: they are thick slices with labels of their own.
 
     Attributes:
         scales: of the cases that were loaded, by identifier.
@@ -158,7 +131,6 @@ class PhasedCases:
         true_lr_probability: float = 0.0,
         exact_pairs: ExactPairs | None = None,
         normalise_uncertainty: bool = True,
-        interpolation: ImageInterpolation | None = None,
     ):
         if true_lr_probability > 0 and lr_dataset is None:
             raise ValueError(f"lr_dataset must be given for true_lr_probability > 0, got {true_lr_probability}")
@@ -169,7 +141,6 @@ class PhasedCases:
         self.true_lr_probability = true_lr_probability
         self.exact_pairs = exact_pairs
         self.normalise_uncertainty = normalise_uncertainty
-        self.interpolation = interpolation
         self.scales: dict[str, CaseScale] = {}
 
     def load_case(self, identifier: str) -> tuple[MarkedImage, SliceWindow, FirstChannel | None, dict[str, Any]]:
@@ -206,9 +177,8 @@ class PhasedCases:
         """Views of a loaded case at one phase, in the order of nnU-Net's `load_case`.
 
         Returns:
-            Data (C + 1, n*r, H, W), HR labels (1, n*r, H, W), what LR labels come from instead (n*r, H, W) or None, and
-            properties whose class locations are LR voxels of this phase. With a true acquisition they come from its
-            labels, repeated along z, or, where it is interpolated, from the HR labels.
+            Data (C + 1, n*r, H, W), HR labels (1, n*r, H, W), true LR labels repeated along z (n*r, H, W) or None, and
+            properties whose class locations are LR voxels of this phase.
 
         Raises:
             ValueError: the case does not have a whole number of thick slices, or its LR case another shape.
@@ -229,9 +199,6 @@ class PhasedCases:
         expected = (data.shape[1] // self.factor, *data.shape[2:])
         if lr_data.shape[1:] != expected:
             raise ValueError(f"LR case {identifier} must have shape {expected}, got {tuple(lr_data.shape[1:])}")
-        if self.interpolation is not None:
-            thin = InterpolatedWindow(lr_data, slices=slices, interpolation=self.interpolation)
-            return MarkedImage(hr_data, thin), hr_labels, FirstChannel(hr_labels), properties
         lr_image = SliceWindow(lr_data, start=0, slices=slices, repeat=self.factor)
         lr_map = SliceWindow(lr_labels, start=0, slices=slices, repeat=self.factor)
         return MarkedImage(hr_data, lr_image), hr_labels, FirstChannel(lr_map), properties
@@ -268,7 +235,6 @@ class HRPatchLoader(nnUNetDataLoader):
         true_lr_probability: share of the patches whose input is the true acquisition with its true label, at phase 0.
         exact_pairs: see `PhasedCases`.
         normalise_uncertainty: see `CaseScale.of_case`.
-        interpolation: see `PhasedCases`.
         **options: nnUNetDataLoader's further options (oversampling, transforms, ...).
 
     Raises:
@@ -288,7 +254,6 @@ class HRPatchLoader(nnUNetDataLoader):
         true_lr_probability: float = 0.0,
         exact_pairs: ExactPairs | None = None,
         normalise_uncertainty: bool = True,
-        interpolation: ImageInterpolation | None = None,
         **options: Any,
     ):
         if len(patch_size) != 3:
@@ -305,7 +270,6 @@ class HRPatchLoader(nnUNetDataLoader):
             true_lr_probability=true_lr_probability,
             exact_pairs=exact_pairs,
             normalise_uncertainty=normalise_uncertainty,
-            interpolation=interpolation,
         )
         super().__init__(
             cases,  # pyright: ignore[reportArgumentType] # its base class is declared, `Cases` is enough

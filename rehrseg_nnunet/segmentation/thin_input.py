@@ -54,13 +54,11 @@ class ThinInput(HRNetwork):
     ) -> torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, torch.Tensor] | TrainingOutputs:
         """Segment (B, C_in, D, H, W): what the output mode says, see `set_output_mode`.
 
-        In mode "training" the image is of thin slices, (B, C_in, r*D, H, W), which the loader has interpolated: it may
-        have been moved since. With deep supervision mode "lr" gives a list of one. The coarser outputs are in mode
-        "training", for targets of the slices that `padded_slices` counts.
+        With deep supervision mode "lr" gives a list of one. The coarser outputs are in mode "training", for targets of
+        the slices that `padded_slices` counts.
         """
-        seen = image if self.output_mode == "training" else self.interpolation(image)
-        slices = seen.shape[2]
-        skips = self.encoder(repeat_last_slice(seen, padded_slices(slices, self.stride)))
+        slices = image.shape[2] * self.factor
+        skips = self.encoder(repeat_last_slice(self.interpolation(image), padded_slices(slices, self.stride)))
         outputs = self.decoder(skips)
         finest, coarser = (outputs[0], outputs[1:]) if isinstance(outputs, list) else (outputs, None)
         thin = finest[:, :, :slices]
@@ -69,7 +67,7 @@ class ThinInput(HRNetwork):
             return thick if coarser is None else [thick]
         if self.output_mode == "hr":
             return thick, thin
-        student = self._student(skips[self.student_stage], thick.shape[2])
+        student = self._student(skips[self.student_stage], image.shape[2])
         return TrainingOutputs(
             lr=thick,
             hr=thin if coarser is None else [thin, *coarser],

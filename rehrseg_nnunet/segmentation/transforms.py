@@ -22,10 +22,10 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
-from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut
+from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut, as_on_thin_slices
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
-from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, repeat_last_slice
+from rehrseg_nnunet.slices.slice_upsampling import repeat_last_slice
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
 Region = int | Sequence[int]
@@ -53,38 +53,34 @@ class DegradeTransform(BasicTransform):
     at HR; then only the halo is dropped. LR voxels with less than half of their profile inside the volume are padding:
     image 0, U 0.
 
-    A second segmentation channel says that the image is the true acquisition: with every slice repeated r times, whose
-    mean returns them unchanged where they were not moved along z, or interpolated, which stays as it is.
+    A second segmentation channel says that the image is the true acquisition, every slice repeated r times; its slices
+    are averaged, which returns them unchanged where they were not moved along z.
 
     Args:
         factor: r.
         hr_uncertainty: keep U at HR.
-        interpolated: true acquisitions are.
     """
 
-    def __init__(self, factor: int, *, hr_uncertainty: bool = False, interpolated: bool = False):
+    def __init__(self, factor: int, *, hr_uncertainty: bool = False):
         super().__init__()
         self.factor = factor
         self.hr_uncertainty = hr_uncertainty
-        self.interpolated = interpolated
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Replace `image` (C, ...) by the LR one, and `regression_target` (U, inside) by U (1, ...) alone."""
         image, segmentation = data_dict["image"], data_dict["segmentation"]
         uncertainty, inside = data_dict["regression_target"].split(1)
         share = self._degrade(inside)
-        padding = share <= 0.5
-        if not is_true_acquisition(segmentation):
-            image = (self._degrade(image) / share).masked_fill(padding, 0)
-        elif self.interpolated:
-            image = strip_halo(image, HALO_LR_SLICES * self.factor)
+        if is_true_acquisition(segmentation):
+            lr = self._mean(image) / self._mean(inside)
         else:
-            image = (self._mean(image) / self._mean(inside)).masked_fill(padding, 0)
+            lr = self._degrade(image) / share
+        padding = share <= 0.5
         uncertainty = strip_halo(uncertainty, HALO_LR_SLICES * self.factor)
         uncertainty = uncertainty.masked_fill(padding.repeat_interleave(self.factor, dim=1), 0)
         return {
             **data_dict,
-            "image": image,
+            "image": lr.masked_fill(padding, 0),
             "regression_target": uncertainty if self.hr_uncertainty else slice_mean(uncertainty, self.factor),
             "segmentation": strip_halo(segmentation, HALO_LR_SLICES * self.factor),
         }
@@ -152,8 +148,7 @@ class SetTargetsAside(BasicTransform):
     """Put what must not be changed any more under keys that no transform knows.
 
     It comes behind everything that moves voxels and before everything that changes intensities. U is 0 on true
-    acquisitions: their LR labels are right. Where these are interpolated there is no LR image any more that stage 1
-    could look at, so none of their slices teaches what it knows.
+    acquisitions: their LR labels are right.
 
     Args:
         factor: r.
@@ -175,10 +170,7 @@ class SetTargetsAside(BasicTransform):
         uncertainty = data_dict["regression_target"].float().clamp(0, 1)
         lr = slice_mean(uncertainty, self.factor) if self.hr_uncertainty else uncertainty
         has_data = (segmentation[:1] >= 0).amax((2, 3), keepdim=True)  # the loader pads labels with -1
-        if image.shape[1] == segmentation.shape[1]:
-            image = slice_mean(image, self.factor)  # of the right shape
-            has_data = torch.zeros_like(has_data)
-        elif self.sparse_label is not None and is_sparse(segmentation, self.sparse_label):
+        if self.sparse_label is not None and is_sparse(segmentation, self.sparse_label):
             has_data = torch.zeros_like(has_data)
         return {
             **others,
@@ -187,25 +179,6 @@ class SetTargetsAside(BasicTransform):
             "inside": has_data.unflatten(1, (-1, self.factor)).any(2),
             "hr_uncertainty": uncertainty if self.hr_uncertainty else uncertainty.new_empty((1, 0, 0, 0)),
         }
-
-
-class InterpolateTransform(BasicTransform):
-    """Give a network of thin slices what it sees: thick slices are interpolated, thin ones stay.
-
-    Args:
-        interpolation: the network's.
-    """
-
-    def __init__(self, interpolation: ImageInterpolation):
-        super().__init__()
-        self.interpolation = interpolation
-
-    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Replace `image` (C, D, ...) by (C, r*D, ...)."""
-        image, segmentation = data_dict["image"], data_dict["segmentation"]
-        if image.shape[1] == segmentation.shape[1]:
-            return data_dict
-        return {**data_dict, "image": self.interpolation(image[None])[0]}
 
 
 class LRLabelTransform(BasicTransform):
@@ -331,15 +304,14 @@ def build_training_transforms(
     thin: ThinScales | None = None,
     sparse_labels: bool = False,
     hr_uncertainty: bool = False,
-    interpolation: ImageInterpolation | None = None,
+    sees_thin_slices: bool = False,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
     Order: take U out; where augmentation is in plane (dummy 2D) or absent: degrade, which commutes with it exactly,
     then the spatial transform; otherwise the spatial transform on HR slices, then degrade; mirror LR image, U and HR
     labels (nnU-Net does it behind the intensities; the two commute); set U and the image for the teacher aside;
-    intensity on the image as the network sees it, which for one of thin slices is interpolated first; LR labels;
-    everything from masking on with the LR labels; pack.
+    intensity on the LR image; LR labels; everything from masking on with the LR labels; pack.
 
     Args:
         stock: `nnUNetTrainer.get_training_transforms(...)` for the LR final patch size, with `regions=None` and
@@ -352,22 +324,19 @@ def build_training_transforms(
         thin: scales of the HR labels, or None.
         sparse_labels: some samples have labels on planes of single voxels only, `ignore_label` elsewhere.
         hr_uncertainty: give U at HR too.
-        interpolation: of a network of thin slices; true acquisitions then come interpolated. None: of thick ones.
+        sees_thin_slices: the network is one of thin slices, so intensities change as nnU-Net changes these.
 
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
     """
     parts = StockTransforms.of(stock)
-    degradation = DegradeTransform(factor, hr_uncertainty=hr_uncertainty, interpolated=interpolation is not None)
+    degradation = DegradeTransform(factor, hr_uncertainty=hr_uncertainty)
     sparse_label = ignore_label if sparse_labels else None
     if parts.in_plane:
         spatial = [degradation, *(_keep_sparse(t, sparse_label) for t in parts.spatial)]
     else:  # without the conversions to 2D and back
         on_hr = [_on_hr_grid(cast("SpatialTransform", t), factor) for t in parts.spatial]
-        moves = [_keep_sparse(t, sparse_label) for t in on_hr]
-        if interpolation is None:
-            moves = [KeepAcquiredSlices(move, t) for move, t in zip(moves, on_hr, strict=True)]
-        spatial = [*moves, degradation]
+        spatial = [*(KeepAcquiredSlices(_keep_sparse(t, sparse_label), t) for t in on_hr), degradation]
     pack = PackHRTargets(
         regions=regions,
         ignore_label=ignore_label,
@@ -381,8 +350,7 @@ def build_training_transforms(
             *spatial,
             *parts.mirrors,
             SetTargetsAside(factor, hr_uncertainty=hr_uncertainty, sparse_label=sparse_label),
-            *([] if interpolation is None else [InterpolateTransform(interpolation)]),
-            *parts.intensity,
+            *(as_on_thin_slices(t, factor) if sees_thin_slices else t for t in parts.intensity),
             LRLabelTransform(factor),
             *parts.labels,
             pack,

@@ -85,7 +85,6 @@ class ImageInterpolation(nn.Module):
 
     def __init__(self, factor: int, kind: InterpolationKind) -> None:
         super().__init__()
-        self.factor = factor
         taps = spline_taps(factor) if kind == "spline" else smooth_taps(factor)
         self.register_buffer("taps", taps.float(), persistent=False)
 

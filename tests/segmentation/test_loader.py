@@ -17,14 +17,12 @@ from rehrseg_nnunet.cases.intensity_unit import IntensityUnit
 from rehrseg_nnunet.cases.store import CaseManifest, CaseStore
 from rehrseg_nnunet.segmentation.loader import (
     HRPatchLoader,
-    InterpolatedWindow,
     PhasedCases,
     SliceWindow,
     initial_lr_patch_size,
     lr_class_locations,
 )
 from rehrseg_nnunet.segmentation.transforms import HALO_LR_SLICES
-from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 
@@ -164,40 +162,6 @@ def test_the_true_acquisition_is_shown_at_phase_0_with_the_given_probability(pro
     assert len(phases[True]) / 400 == pytest.approx(probability, abs=0.1)
     assert not any(phases[True])
     assert not phases[False] or np.mean(phases[False]) == pytest.approx(0.5, abs=0.1)  # the other phases stay uniform
-
-
-@pytest.mark.parametrize("kind", ["spline", "smooth"])
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_interpolated_windows_are_cut_from_the_interpolated_volume(factor, kind):
-    thick = np.random.default_rng(0).normal(size=(2, 7, 5, 6)).astype(np.float32)
-    interpolation = ImageInterpolation(factor, kind)
-    whole = interpolation(torch.from_numpy(thick)[None])[0].numpy()
-    window = InterpolatedWindow(thick, slices=6 * factor, interpolation=interpolation)
-    assert window.shape == (2, 6 * factor, 5, 6)
-    assert window.dtype == np.float32
-    for start in range(6 * factor):
-        for stop in range(start + 1, 6 * factor + 1):
-            found = window[slice(0, 2), slice(start, stop), slice(1, 4), slice(0, 6)]
-            np.testing.assert_allclose(found, whole[:, start:stop, 1:4], atol=1e-6)
-
-
-def test_a_network_of_thin_slices_is_shown_true_acquisitions_interpolated_with_hr_labels():
-    data, labels = pseudo_hr_case()
-    lr = np.random.default_rng(0).normal(size=(1, 5, 6, 7)).astype(np.float32)
-    cases = PhasedCases(
-        memory_dataset(data, labels),
-        factor=4,
-        lr_dataset=memory_dataset(lr, np.zeros_like(lr, np.int8)),
-        true_lr_probability=1.0,
-        interpolation=ImageInterpolation(4, "spline"),
-    )
-    image, hr_labels, lr_labels, _ = cases.load_case("case")
-    everything = (slice(0, 20), slice(0, 6), slice(0, 7))
-    expected = ImageInterpolation(4, "spline")(torch.from_numpy(lr)[None])[0].numpy()
-    np.testing.assert_allclose(image[(slice(0, 2), *everything)][:1], expected, atol=1e-6)
-    np.testing.assert_array_equal(image[(slice(0, 2), *everything)][1], data[1] + 1)
-    np.testing.assert_array_equal(hr_labels[(slice(0, 1), *everything)], labels)
-    np.testing.assert_array_equal(lr_labels[everything], labels[0])
 
 
 def test_the_true_acquisition_covers_the_same_region():

@@ -32,7 +32,6 @@ from rehrseg_nnunet.segmentation.transforms import (
     slice_mean,
 )
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, half_support
-from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "c": 3}, None)
 SCALES = [[1, 1, 1], [1, 0.5, 0.5], [0.5, 0.25, 0.25]]
@@ -522,63 +521,23 @@ def test_labels_above_127_are_not_wrapped():
     assert torch.equal(hr, torch.from_numpy(labels[:, 2:8]).clamp(min=0))
 
 
-@pytest.mark.parametrize("dummy_2d", [True, False])
-@pytest.mark.parametrize("factor", [3, 4])
-def test_a_network_of_thin_slices_sees_interpolated_ones(factor, dummy_2d):
-    """Exactly what it makes of thick ones itself; all targets are as they were."""
-    data, labels = volume(factor)
-    patch, interpolation = (4, 9, 8), ImageInterpolation(factor, "spline")
-    built = [
-        build_training_transforms(
-            fixed(patch, dummy_2d=dummy_2d, mirror_axes=(0, 2)), factor=factor, highest_label=3, interpolation=seen
-        )
-        for seen in (None, interpolation)
-    ]
-    thick, thin = (
-        sample_at(data, labels, 1, factor=factor, phase=1, patch=patch, transforms=transforms) for transforms in built
-    )
-    torch.testing.assert_close(thin[0], interpolation(thick[0][None])[0])
-    torch.testing.assert_close(thin[1:], thick[1:])
+def test_a_network_of_thin_slices_gets_augmentation_of_thin_slices():
+    def lowers_resolution(**options):
+        stock = stock_transforms((4, 8, 8), dummy_2d=False)
+        built = build_training_transforms(stock, factor=4, highest_label=3, **options)
+        inner = [getattr(t, "transform", None) for t in built.transforms]
+        (found,) = [t for t in inner if type(t).__name__ == "SimulateLowResolutionTransform"]
+        return found.ignore_axes
 
-
-@pytest.mark.parametrize("dummy_2d", [True, False])
-def test_interpolated_true_acquisitions_move_as_volumes_and_are_not_thickened(dummy_2d):
-    """As nnU-Net's own transform moves the volume and its HR labels, out of plane too."""
-    factor, patch = 4, (4, 9, 8)
-    data, labels = volume(factor, lr_slices=patch[0] + 2 * HALO_LR_SLICES, in_plane=patch[1:])
-    marked = torch.from_numpy(data)
-    marked[-1] += 1
-    segmentation = torch.from_numpy(labels)
-    stock = fixed(patch, dummy_2d=dummy_2d, rotation=0.35)
-    built = build_training_transforms(
-        stock, factor=factor, highest_label=3, interpolation=ImageInterpolation(factor, "spline")
-    )
-    sample = built(image=marked.clone(), segmentation=torch.cat([segmentation, segmentation]))
-    hr = fixed((patch[0] * factor, *patch[1:]), dummy_2d=dummy_2d, rotation=0.35)
-    hr = ComposeTransforms(hr.transforms[:-1])  # padding of labels stays -1
-    halo = HALO_LR_SLICES * factor
-    if dummy_2d:
-        moved = hr(image=marked[:-1, halo:-halo], segmentation=segmentation[:, halo:-halo])
-    else:  # the rotation's centre is the middle of what is moved
-        moved = hr(image=marked[:-1].clone(), segmentation=segmentation.clone())
-    torch.testing.assert_close(sample["image"], moved["image"])
-    lr, *others = sample["segmentation"]
-    others = PatchTargets(*others)
-    assert torch.equal(others.hr, moved["segmentation"].clamp(min=0))
-    assert torch.equal(lr, degrade_labels(moved["segmentation"], factor, 1).clamp(min=0))
-    assert not others.uncertainty.any()
-    assert not others.inside.any()  # there is no thick image that stage 1 could say something about
+    assert lowers_resolution(sees_thin_slices=True) == (0,)
+    assert lowers_resolution() is None
 
 
 def test_stock_list_is_not_changed_and_everything_pickles():
     stock = stock_transforms((4, 8, 8), dummy_2d=False)
     before = list(stock.transforms)
     built = build_training_transforms(
-        stock,
-        factor=4,
-        highest_label=3,
-        deep_supervision_scales=SCALES,
-        interpolation=ImageInterpolation(4, "spline"),
+        stock, factor=4, highest_label=3, deep_supervision_scales=SCALES, sees_thin_slices=True
     )
     assert stock.transforms == before
     assert stock.transforms[0].patch_size == (4, 8, 8)
