@@ -25,6 +25,7 @@ from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.segmentation.distillation import Distillation
 from rehrseg_nnunet.segmentation.hr_network import output_mode, set_output_mode
+from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
 from rehrseg_nnunet.self_sr.export import STORE_NAME
 from rehrseg_nnunet.self_sr.network import build_self_sr_network
@@ -94,18 +95,28 @@ def _trainer(args: argparse.Namespace, name: str) -> Any:
 
 def _batch(trainer: Any) -> dict[str, Any]:
     """Random data of the shapes that the trainer's loader gives."""
-    batch = segmentation_batch(trainer)
-    if hasattr(trainer, "config"):
-        shape = torch.tensor(trainer.configuration_manager.patch_size)
-        hr = shape * torch.tensor([trainer.config.factor, 1, 1])
-        batch["target"] += [_labels(trainer, hr), torch.rand(trainer.batch_size, 1, *shape.tolist())]
+    if type(trainer).__name__ != OURS:
+        return segmentation_batch(trainer)
+    batch = segmentation_batch(trainer, scales=trainer._lr_scales)
+    slices, *in_plane = trainer.configuration_manager.patch_size
+    hr = _labels(trainer, torch.tensor([slices * trainer.config.factor, *in_plane]))
+    thin = trainer._thin_scales
+    coarser = [] if thin is None else zip(*map(thin.coarser, hr), strict=True)
+    targets = PatchTargets(
+        hr=hr,
+        uncertainty=torch.rand(trainer.batch_size, 1, slices, *in_plane),
+        image=batch["data"].clone(),
+        inside=torch.ones(trainer.batch_size, 1, slices, 1, 1, dtype=torch.bool),
+        hr_uncertainty=torch.rand(hr.shape) if trainer._weights_hr else torch.empty(trainer.batch_size, 1, 0, 0, 0),
+    )
+    batch["target"] += [*map(torch.stack, coarser), *targets]
     return batch
 
 
-def segmentation_batch(trainer: Any) -> dict[str, Any]:
-    """Random data of the shapes that nnU-Net's loader gives."""
+def segmentation_batch(trainer: Any, *, scales: Sequence[Sequence[float]] | None = None) -> dict[str, Any]:
+    """Random data of the shapes that nnU-Net's loader gives, labels at other scales than its own if some are given."""
     shape = torch.tensor(trainer.configuration_manager.patch_size)
-    scales = trainer._get_deep_supervision_scales() or [[1, 1, 1]]
+    scales = scales or trainer._get_deep_supervision_scales() or [[1, 1, 1]]
     target = [_labels(trainer, (shape * torch.tensor(scale)).round().int()) for scale in scales]
     return {"data": torch.randn(trainer.batch_size, trainer.num_input_channels, *shape.tolist()), "target": target}
 

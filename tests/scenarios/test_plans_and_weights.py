@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from workspace import assert_same_field_of_view, environment, log_of
 
+from benchmarks import cost
 from rehrseg_nnunet.config import removed_settings
 from rehrseg_nnunet.config.rehrseg import upgraded_plans
 from rehrseg_nnunet.nnunet.weights import hash_weights
@@ -355,3 +357,17 @@ def test_thin_input_goes_on_from_another_network_of_thin_slices(thin):
     assert f"initial learning rate {RATE}" in log_of(fold)
     with pytest.raises(AssertionError, match="compatible with your network"):
         trainer_with(thin, "REHRSegTrainer", weights)  # of plans `tiny`
+
+
+@pytest.mark.parametrize("plans", ["tiny", "thin"])
+def test_the_cost_of_a_step_is_measured_on_batches_like_the_loaders(thin, plans):
+    settings = SimpleNamespace(d=str(THICK), c="3d_fullres", f=0, p=plans, device="cpu")
+    trainer = cost._trainer(settings, cost.OURS)
+    batch = cost._batch(trainer)
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    with environment(REHRSEG_SELF_SR=str(thin.fold("SelfSRTrainer", THICK))):
+        trainer.open_pseudo_hr()
+    loaded = next(trainer.get_dataloaders()[0])
+    for found, expected in zip((batch["data"], *batch["target"]), (loaded["data"], *loaded["target"]), strict=True):
+        assert found.shape == expected.shape
+        assert found.is_floating_point() == expected.is_floating_point()
