@@ -108,6 +108,10 @@ def _plans(benchmark: GuidanceBenchmark, data: str) -> dict[str, Any]:
     if data in ("both", "synthesised", "everyone"):
         source = benchmark.folder("preprocessed", "source") / f"{benchmark.plans}.json"
         like = read_json(source, remedy=PREPROCESS_FIRST)["configurations"][CONFIGURATION]
+        spacing = plans["configurations"][CONFIGURATION]["spacing"]
+        if spacing != like["spacing"]:
+            wanted = f"as {source}, {like['spacing']}, so that networks can be compared"
+            raise ValueError(f"{benchmark.dataset(data)} must be planned for voxels {wanted}, got {spacing}")
         plans["configurations"][CONFIGURATION] |= {key: like[key] for key in ("architecture", "patch_size")}
     return plans
 

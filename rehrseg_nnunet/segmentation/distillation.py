@@ -106,7 +106,8 @@ def affinity_loss(
         inside: (B, 1, D, 1, 1) bool, slices whose nodes count; a node counts if any of its slices does. None: all.
 
     Returns:
-        Scalar >= 0, the mean over the pairs of nodes and the batch; float32, or float64 for a float64 student.
+        Scalar >= 0, the mean over the pairs of nodes and over the cases that have any; float32, or float64 for a
+        float64 student.
 
     Raises:
         ValueError: if the shapes do not agree or ``pool`` is not three positive integers.
@@ -127,7 +128,8 @@ def affinity_loss(
             - 2 * _mean_squared_gram(student_nodes, teacher_nodes, number)
         )
         # Rounding may leave a difference just under 0. Only the value is lifted: a clamp would drop the gradient.
-        return (loss - loss.detach().clamp_max(0)).mean()
+        lifted = loss - loss.detach().clamp_max(0)
+        return lifted.sum() / counts.any(dim=2).sum().clamp_min(1)
 
 
 def spatial_loss(student: Tensor, teacher: Tensor, *, inside: Tensor | None = None) -> Tensor:

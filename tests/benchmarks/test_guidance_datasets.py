@@ -116,6 +116,17 @@ def test_everyone_is_trained_on_beside_the_folds_of_the_cases_with_labels(planne
         assert set(fold["train"]) == {*names["pairs"], *own["train"]}
 
 
+def test_more_cases_must_be_planned_for_the_same_voxels(planned, make_guidance, write_json):
+    planned("source", stock())
+    for data in ("pairs", "source"):
+        for case in range(5):
+            write_json(make_guidance().folder("raw", data) / "labelsTr" / f"{data}{case}.nii.gz", {})
+    other = stock()
+    other["configurations"][CONFIGURATION]["spacing"] = [2.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match=r"must be planned for voxels as .*cpu.json, \[1.0, 1.0, 1.0\], .* got \[2.0"):
+        planned("everyone", other)
+
+
 @pytest.mark.parametrize("key", [key for key in PLANS if key])
 def test_variants_differ_in_what_they_name(planned, make_guidance, key):
     own = planned("pairs", stock(2))

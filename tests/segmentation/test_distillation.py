@@ -147,6 +147,16 @@ def test_affinity_of_200_000_nodes_needs_no_matrix_of_pairs():
     assert student.grad.isfinite().all()
 
 
+def test_a_case_with_nothing_inside_counts_in_no_loss():
+    """As if it were not in the batch; alone it is 0."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 2, 4, 4, generator=generator) for _ in range(2))
+    inside = torch.tensor([True, False]).reshape(2, 1, 1, 1, 1).expand(2, 1, 2, 1, 1)
+    for loss in (affinity_loss, spatial_loss, mimic_loss):
+        torch.testing.assert_close(loss(student, teacher, inside=inside), loss(student[:1], teacher[:1]))
+        assert loss(student[1:], teacher[1:], inside=inside[1:]).item() == 0
+
+
 def test_affinity_keeps_full_precision_inside_autocast():
     student, teacher = maps(dtype=torch.float32, size=(4, 8, 8))
     expected = affinity_loss(student, teacher)
