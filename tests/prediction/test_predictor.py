@@ -317,22 +317,6 @@ def test_regions(tiny, case):
     np.testing.assert_allclose(tiny.centroid_mm(result == 2), tiny.CENTRE_MM, atol=0.1)
 
 
-@pytest.mark.slow
-def test_worker_processes_write_what_one_process_writes(tiny, case, tmp_path):
-    case(name="a")
-    case(name="b", rotation=tiny.oblique())
-    hr = tiny.predictor()
-    hr.predict_from_files(
-        str(tmp_path / "in"), str(tmp_path / "out"), num_processes_preprocessing=1, num_processes_segmentation_export=1
-    )
-    (tmp_path / "sequential").mkdir()
-    hr.predict_from_files_sequential(str(tmp_path / "in"), str(tmp_path / "sequential"))
-    for name in ("a.nii.gz", "b.nii.gz"):
-        images = [sitk.ReadImage(str(tmp_path / folder / name)) for folder in ("out", "sequential")]
-        np.testing.assert_array_equal(*(sitk.GetArrayFromImage(i) for i in images))
-        np.testing.assert_allclose(extent_mm(images[0]), extent_mm(images[1]), atol=1e-6)
-
-
 def write_model(folder, tiny, networks):
     folder.mkdir()
     (folder / "plans.json").write_text(json.dumps(tiny.plans()))
