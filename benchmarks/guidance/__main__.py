@@ -108,7 +108,6 @@ def _work_alone(benchmark: GuidanceBenchmark, runs: Sequence[Run], args: argpars
 def _jobs(benchmark: GuidanceBenchmark, runs: Sequence[Run], device: str) -> Iterator[Job]:
     """Datasets, trainings and scores. Datasets are made one after another: each of them takes all cores."""
     used = {run.row.data for run in runs} | ({"source"} if _segments(runs) else set())
-    used |= {"pairs"} if "everyone" in used else set()
     datasets = sorted(used, key=["source", *(data for data in SUFFIXES if data != "source")].index)
     for number, data in enumerate(datasets):
         after = {("data", before) for before in datasets[:number]}

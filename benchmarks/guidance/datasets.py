@@ -84,9 +84,9 @@ def prepare(benchmark: GuidanceBenchmark, data: str, execute: Execute) -> None:
 
 def _write_splits_of_everyone(benchmark: GuidanceBenchmark) -> None:
     """nnU-Net's folds of the cases with labels, the pairs' cases among those that are trained on."""
-    first, last = (set(_cases(benchmark.folder("raw", data))) for data in ("pairs", "source"))
-    folds = generate_crossval_split(sorted(last))
-    splits = [{**fold, "train": sorted(first | set(fold["train"]))} for fold in folds]
+    everyone, source = (_cases(benchmark.folder("raw", data)) for data in ("everyone", "source"))
+    folds = generate_crossval_split(sorted(source))
+    splits = [{**fold, "train": sorted(set(everyone) - set(fold["val"]))} for fold in folds]
     file = benchmark.folder("preprocessed", "everyone") / "splits_final.json"
     write_atomically(file, json.dumps(splits, indent=4))
 

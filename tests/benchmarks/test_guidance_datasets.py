@@ -102,7 +102,7 @@ def test_two_channels_have_the_network_of_one(planned, data):
 def test_everyone_is_trained_on_beside_the_folds_of_the_cases_with_labels(planned, make_guidance, write_json):
     benchmark = make_guidance()
     names = {"pairs": [f"pair{i}" for i in range(3)], "source": [f"case{i}" for i in range(7)]}
-    for data, cases in names.items():
+    for data, cases in {"source": names["source"], "everyone": [*names["pairs"], *names["source"]]}.items():
         for case in cases:
             write_json(benchmark.folder("raw", data) / "labelsTr" / f"{case}.nii.gz", {})
     source = planned("source", stock())
@@ -118,9 +118,9 @@ def test_everyone_is_trained_on_beside_the_folds_of_the_cases_with_labels(planne
 
 def test_more_cases_must_be_planned_for_the_same_voxels(planned, make_guidance, write_json):
     planned("source", stock())
-    for data in ("pairs", "source"):
+    for data in ("everyone", "source"):
         for case in range(5):
-            write_json(make_guidance().folder("raw", data) / "labelsTr" / f"{data}{case}.nii.gz", {})
+            write_json(make_guidance().folder("raw", data) / "labelsTr" / f"case{case}.nii.gz", {})
     other = stock()
     other["configurations"][CONFIGURATION]["spacing"] = [2.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"must be planned for voxels as .*cpu.json, \[1.0, 1.0, 1.0\], .* got \[2.0"):
