@@ -85,8 +85,8 @@ Name a trainer with `-tr` in nnU-Net's commands, after `export nnUNet_extTrainer
 have the same length, else on those without a length.
 
 `SMORETrainer` reads `smore` of the [settings](settings.md), `SelfSRTrainer` reads `self_sr`, `GuidanceTeacherTrainer`,
-`KnowledgeKeeperTrainer` and `GuidedTrainer` read the block `guidance`, the others read `segmentation`. Settings that a
-trainer does not change are the plans'.
+`KnowledgeKeeperTrainer` and `GuidedTrainer` read the block `guidance`, `GuidedREHRSegTrainer` reads it and
+`segmentation`, the others read `segmentation`. Settings that a trainer does not change are the plans'.
 """
 
 
@@ -310,7 +310,7 @@ def _summary(trainer: type) -> str:
 
 def _changes(trainer: type) -> str:
     changes: dict[str, Any] = {}
-    for key, value in getattr(trainer, "changes", {}).items():
+    for key, value in {**getattr(trainer, "changes", {}), **getattr(trainer, "guidance_changes", {})}.items():
         changes |= {f"{key}.{name}": own for name, own in value.items()} if isinstance(value, dict) else {key: value}
     return ", ".join(f"`{key}`: `{json.dumps(value)}`" for key, value in changes.items())
 

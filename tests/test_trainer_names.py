@@ -60,7 +60,8 @@ GUIDED_VARIANTS = {
     f"{GUIDED}_randomKeeper": {},
     f"{GUIDED}_untaughtKeeper": {},
 }
-BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer", TEACHER, KEEPER, GUIDED]
+BOTH = "GuidedREHRSegTrainer"
+BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer", TEACHER, KEEPER, GUIDED, BOTH]
 NAMES = [*BASES, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS), *GUIDANCE_VARIANTS, *GUIDED_VARIANTS]
 NNUNETS_LENGTHS = ["1epoch", *(f"{n}epochs" for n in (5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000))]
 
@@ -100,6 +101,7 @@ def test_nnunet_finds_a_trainer_in_the_file_that_is_named_after_it(find, capsys)
         (KEEPER, "rehrseg_knowledge_keeper_trainer"),
         (f"{KEEPER}_noAdversary", "rehrseg_guidance_ablations"),
         (GUIDED, "rehrseg_guided_trainer"),
+        (BOTH, "rehrseg_guided_rehrseg_trainer"),
         (f"{GUIDED}_sameLevel", "rehrseg_guided_ablations"),
     ):
         find(name)
@@ -133,12 +135,13 @@ def test_variants_change_what_they_say(variant, changes):
 @pytest.mark.parametrize(("name", "changes"), (GUIDANCE_VARIANTS | GUIDED_VARIANTS).items())
 def test_variants_of_the_guidance_change_what_they_say(name, changes):
     trainer = rehrseg_training_lengths.TRAINERS[name]
-    assert trainer.changes == changes
+    attribute = "guidance_changes" if name in GUIDED_VARIANTS else "changes"
+    assert getattr(trainer, attribute) == changes
     config = load_config({"spacing": (1, 1, 1), "batch_size": 2})
-    changed, plain = change_config(config, trainer.changes).model_dump(), config.model_dump()
+    changed, plain = change_config(config, changes).model_dump(), config.model_dump()
     assert changed == {**plain, **{part: {**plain[part], **settings} for part, settings in changes.items()}}
     assert (changed != plain) == bool(changes)
-    assert getattr(rehrseg_training_lengths, f"{name}_30epochs").changes == changes
+    assert getattr(getattr(rehrseg_training_lengths, f"{name}_30epochs"), attribute) == changes
 
 
 def test_keepers_of_any_variant_are_taught_by_the_same_teacher():

@@ -24,25 +24,25 @@ from rehrseg_nnunet.trainers import rehrseg_guided_trainer  # nnU-Net takes the 
 class GuidedTrainer_scalarFusion(rehrseg_guided_trainer.GuidedTrainer):
     """Two trained numbers a stage weigh guide and features (the method's MICCAI 2022 version)."""
 
-    changes: ClassVar[Mapping[str, Any]] = {"fusion": {"kind": "scalar"}}
+    guidance_changes: ClassVar[Mapping[str, Any]] = {"fusion": {"kind": "scalar"}}
 
 
 class GuidedTrainer_sameLevel(rehrseg_guided_trainer.GuidedTrainer):
     """Each stage sees the guide of its own level alone."""
 
-    changes: ClassVar[Mapping[str, Any]] = {"fusion": {"guides": "same_level"}}
+    guidance_changes: ClassVar[Mapping[str, Any]] = {"fusion": {"guides": "same_level"}}
 
 
 class GuidedTrainer_noRefinement(rehrseg_guided_trainer.GuidedTrainer):
     """What fusion adds is not weighed by channel."""
 
-    changes: ClassVar[Mapping[str, Any]] = {"fusion": {"refinement": False}}
+    guidance_changes: ClassVar[Mapping[str, Any]] = {"fusion": {"refinement": False}}
 
 
 class GuidedTrainer_decoderOnly(rehrseg_guided_trainer.GuidedTrainer):
     """The guides in the encoder's place."""
 
-    changes: ClassVar[Mapping[str, Any]] = {"fusion": {"kind": "decoder_only", "stages": None}}
+    guidance_changes: ClassVar[Mapping[str, Any]] = {"fusion": {"kind": "decoder_only", "stages": None}}
 
 
 class GuidedTrainer_randomKeeper(rehrseg_guided_trainer.GuidedTrainer):
@@ -51,7 +51,7 @@ class GuidedTrainer_randomKeeper(rehrseg_guided_trainer.GuidedTrainer):
     def choose_keeper(self) -> ResolvedKeeper:
         """As the finished keeper is built, or, without one, as the plans of this dataset would build it."""
         try:
-            run = find_keeper(FoldRun.of_trainer(self), self.config.keeper.dataset, dimension=self.dimension)
+            run = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
         except NoKeeperError:
             self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
             return own_keeper(PlannedDataset.of_trainer(self))

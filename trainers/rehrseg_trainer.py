@@ -25,7 +25,7 @@ from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
 from rehrseg_nnunet.nnunet.other_loggers import log_elsewhere
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
-from rehrseg_nnunet.nnunet.training_start import BASELINE, BaselineStart
+from rehrseg_nnunet.nnunet.training_start import BaselineStart
 from rehrseg_nnunet.prediction.fold_validation import predict_hr_validation
 from rehrseg_nnunet.report.after_training import report_when_all_are_done
 from rehrseg_nnunet.segmentation.distillation import Distillation
@@ -148,9 +148,8 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         )
 
     def baseline_checkpoint(self) -> Path | None:
-        """The fold's finished nnUNetTrainer run, of the same length if there is one; none fits thin slices."""
-        run = None if self.sees_thin_slices else BASELINE.find(FoldRun.of_trainer(self))
-        return None if run is None else run.final_checkpoint
+        """The fold's finished baseline; none fits thin slices."""
+        return None if self.sees_thin_slices else super().baseline_checkpoint()
 
     def on_train_start(self) -> None:
         """Check stage 1, choose the starting weights, then as in nnU-Net."""

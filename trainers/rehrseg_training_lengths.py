@@ -13,6 +13,7 @@ from rehrseg_nnunet.nnunet.training_lengths import trainer_of_length
 from rehrseg_nnunet.trainers import rehrseg_ablations, rehrseg_guidance_ablations, rehrseg_guided_ablations
 from rehrseg_nnunet.trainers.rehrseg_continued_baseline import ContinuedBaselineTrainer
 from rehrseg_nnunet.trainers.rehrseg_guidance_teacher_trainer import GuidanceTeacherTrainer
+from rehrseg_nnunet.trainers.rehrseg_guided_rehrseg_trainer import GuidedREHRSegTrainer
 from rehrseg_nnunet.trainers.rehrseg_guided_trainer import GuidedTrainer
 from rehrseg_nnunet.trainers.rehrseg_knowledge_keeper_trainer import KnowledgeKeeperTrainer
 from rehrseg_nnunet.trainers.rehrseg_self_sr_trainer import SelfSRTrainer
@@ -29,6 +30,7 @@ TRAINERS = {
         GuidanceTeacherTrainer,
         KnowledgeKeeperTrainer,
         GuidedTrainer,
+        GuidedREHRSegTrainer,
         *rehrseg_ablations.VARIANTS,
         *rehrseg_guidance_ablations.VARIANTS,
         *rehrseg_guided_ablations.VARIANTS,

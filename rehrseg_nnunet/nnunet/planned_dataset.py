@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,21 @@ class PlannedDataset:
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> PlannedDataset:
-        """What an nnU-Net trainer trains on; the trainer has its block as `config`."""
+        """What an nnU-Net trainer trains on; one of thick slices has its block, and in it the factor, as `config`."""
         return cls(
             plans_manager=trainer.plans_manager,
             configuration_manager=trainer.configuration_manager,
             dataset_json=trainer.dataset_json,
-            factor=getattr(trainer.config, "factor", 1),
+            factor=getattr(getattr(trainer, "config", None), "factor", 1),
             raw_folder=raw_folder(trainer.plans_manager.dataset_name),
         )
+
+    def with_thin_slices(self) -> PlannedDataset:
+        """The same with the spacing and the patch of the thin slices."""
+        own = self.configuration_manager
+        spacing = [own.spacing[0] / self.factor, *own.spacing[1:]]
+        thin = ConfigurationManager({**own.configuration, "spacing": spacing, "patch_size": list(self.hr_patch_size)})
+        return replace(self, configuration_manager=thin, factor=1)
 
     @cached_property
     def label_manager(self) -> LabelManager:

@@ -8,6 +8,7 @@ from torch import nn
 
 from rehrseg_nnunet.nnunet.companions import Companion
 from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import hash_weights, read_weights
 
@@ -32,8 +33,9 @@ class BaselineStart(TrainerMixin):
     learning_rate_from_trained = 1e-3
 
     def baseline_checkpoint(self) -> Path | None:
-        """Checkpoint to start from, None if there is none."""
-        raise NotImplementedError
+        """The fold's finished nnUNetTrainer run, of the same length if there is one; None if there is none."""
+        run = BASELINE.find(FoldRun.of_trainer(self))
+        return None if run is None else run.final_checkpoint
 
     def initialize(self) -> None:
         """As in nnU-Net; remembers the untrained weights to notice `-pretrained_weights`."""

@@ -148,11 +148,6 @@ def test_a_checkpoint_without_a_log_can_be_loaded():
     assert trainer.initial_lr == STOCK_RATE
 
 
-def test_the_mixin_leaves_the_choice_of_baseline_open():
-    with pytest.raises(NotImplementedError):
-        BaselineStart().baseline_checkpoint()
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -629,7 +629,7 @@ def test_it_starts_as_the_baseline_and_the_keeper_stays(guided_only):
 def test_it_starts_from_scratch_if_the_settings_say_so(guided_only):
     trainer = guided_trainer(guided_only, start=False)
     assert trainer.baseline_checkpoint() is not None
-    trainer.config = trainer.config.model_copy(update={"from_baseline": False})
+    trainer.guidance = trainer.guidance.model_copy(update={"from_baseline": False})
     trainer.configure()
     trainer.start_from_trained()
     assert trainer.initial_lr == 1e-2
@@ -641,7 +641,7 @@ def test_variants_of_guided_train_with_what_they_name(guided, variant):
     trainer = guided_trainer(guided, f"{GUIDED}_{variant}")
     try:
         parent = load_config(json.loads(guided.plans(USUAL).read_text())["configurations"]["3d_fullres"])
-        assert trainer.config == change_config(parent, VARIANTS_OF_GUIDED[variant])
+        assert trainer.guidance == change_config(parent, VARIANTS_OF_GUIDED[variant])
         keeper = guidance_of(trainer.network).keeper
         batch, before = next(trainer.dataloader_train), hash_weights(keeper.state_dict())
         for _ in range(2):

@@ -73,8 +73,8 @@ class GuidedTrainer_trueGuides(rehrseg_guided_trainer.GuidedTrainer):
 
     def choose_keeper(self) -> ResolvedKeeper:
         """The teacher of the keeper that there is, in the keeper's place."""
-        keeper = find_keeper(FoldRun.of_trainer(self), self.config.keeper.dataset, dimension=self.dimension)
-        teacher = open_teacher(keeper.run, keeper.configuration, checkpoint=self.config.checkpoint)
+        keeper = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
+        teacher = open_teacher(keeper.run, keeper.configuration, checkpoint=self.guidance.checkpoint)
         channels = len(keeper.channels.privileged)
         first = len(self.dataset_json["channel_names"]) - channels
         resolved = ResolvedKeeper(

@@ -1,0 +1,150 @@
+"""What all trainings of guided segmentation networks have in common: see `GuidedTraining`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from rehrseg_nnunet.config.guidance import BLOCK, ResolvedGuidance, change_config, load_config
+from rehrseg_nnunet.guided.frozen_keeper import FrozenKeeper, open_keeper
+from rehrseg_nnunet.guided.guided_network import guidance_of
+from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
+from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
+from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
+from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds
+from rehrseg_nnunet.guided.source_view import SourceView
+from rehrseg_nnunet.nnunet.checkpoints import DAMAGED
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
+from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
+from rehrseg_nnunet.nnunet.training_start import BaselineStart
+from rehrseg_nnunet.nnunet.weights import read_checkpoint
+
+if TYPE_CHECKING:
+
+    class _Trainer(PluginTrainer, BaselineStart):
+        """What this mixin stands before."""
+
+else:
+    _Trainer = object
+
+
+class GuidedTraining(_Trainer):
+    """Mixin before a trainer that is a `PluginTrainer` and has a `BaselineStart`: a frozen keeper guides its network.
+
+    The keeper (KnowledgeKeeperTrainer, of any dataset of pairs) is looked for and checked when training starts. Its
+    architecture then is in the plans beside the model and its weights are in the checkpoint, so nothing else needs it.
+    Settings: the plans' `guidance` block. The trainer's own `build_network_architecture`, which nnU-Net wants static,
+    must guide what it builds (`guide_by_plans`).
+
+    Attributes:
+        guidance_changes: settings that a variant has instead of the plans', nested as in the block.
+        guidance: the block, with these.
+        resolved: how the keeper is built; None until it is known.
+        keeper: that the network is filled with; None if a checkpoint is continued.
+    """
+
+    guidance_changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    guidance: ResolvedGuidance
+    resolved: ResolvedKeeper | None = None
+    keeper: FrozenKeeper | None = None
+
+    def read_settings(self, configuration: Mapping[str, Any]) -> None:
+        """Read the block, with the variant's changes, beside what the trainer reads without guidance."""
+        super().read_settings(configuration)
+        self.guidance = change_config(load_config(configuration), self.guidance_changes)
+
+    def change_plans(
+        self, plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Put the settings into the plans: networks are built from these alone."""
+        plans = super().change_plans(plans, configuration, dataset_json)
+        plans["configurations"][configuration][BLOCK] = self.guidance.model_dump(mode="json")
+        return plans
+
+    def configure(self) -> None:
+        """Take the settings' learning rate."""
+        super().configure()
+        self.learning_rate_from_trained = self.guidance.learning_rate_from_trained
+        if not self.guidance.from_baseline:
+            self.without_baseline = "guidance.from_baseline is false: training starts from scratch"
+
+    def baseline_checkpoint(self) -> Path | None:
+        """As without guidance; None if the settings want a training from scratch."""
+        return super().baseline_checkpoint() if self.guidance.from_baseline else None
+
+    def initialize(self) -> None:
+        """Choose the keeper, unless a checkpoint has said which, then as without guidance."""
+        if self.resolved is None:
+            self.guide_by(self.choose_keeper())
+        super().initialize()
+
+    def choose_keeper(self) -> ResolvedKeeper:
+        """Find the keeper, check that it fits, and load it."""
+        settings = self.guidance.keeper
+        run = find_keeper(FoldRun.of_trainer(self), settings.dataset, dimension=self.dimension)
+        self.keeper = open_keeper(run, self.seen_by(run), checkpoint=self.guidance.checkpoint)
+        if not (settings.other_subjects or self.fold == "all"):
+            validation = self.do_split()[1]
+            self.warn(check_leak(run, validation))
+            self.warn(check_teachers_leak(run, self.keeper.teacher_sha256, validation))
+        self.warn(orientation_doubts(Path(self.preprocessed_dataset_folder), run))
+        self.print_to_log_file(f"keeper: {self.keeper.checkpoint} (weights {self.keeper.resolved.sha256[:12]})")
+        return self.keeper.resolved
+
+    def seen_by(self, keeper: KeeperRun) -> SourceView:
+        """What a keeper sees of the patches that the network's encoder gets."""
+        own = self.guided_grid()
+        view = view_of(own, keeper, names=self.guidance.channels)
+        self.warn(doubts_of(own, keeper, view))
+        return view
+
+    def guided_grid(self) -> PlannedDataset:
+        """Spacing and patch of what the encoder gets."""
+        return PlannedDataset.of_trainer(self)
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3."""
+        return len(self.configuration_manager.patch_size)
+
+    def warn(self, doubts: list[str]) -> None:
+        """Print warnings to the log."""
+        for doubt in doubts:
+            self.print_to_log_file(f"WARNING: {doubt}")
+
+    def guide_by(self, resolved: ResolvedKeeper) -> None:
+        """Put a keeper into the plans, which nnU-Net saves beside the model and in the checkpoint.
+
+        Raises:
+            ValueError: other folds of the model have networks that are built in another way.
+        """
+        check_other_folds(Path(self.output_folder), self.configuration_name, resolved, self.guidance.fusion)
+        self.resolved, plans = resolved, self.plans_manager.plans
+        plans["configurations"][self.configuration_name][KEEPER_KEY] = resolved.as_json()
+        self.plans_manager = PlansManager(plans)  # the former one has kept the configuration as it was
+        self.configuration_manager = self.plans_manager.get_configuration(self.configuration_name)
+
+    def fill_network(self) -> None:
+        """The keeper's weights; those of a checkpoint come with it."""
+        super().fill_network()
+        if self.keeper is not None:
+            guidance_of(self.network).keeper.load_state_dict(self.keeper.network.state_dict())
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As in nnU-Net, with the keeper that the checkpoint has.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.was_initialized:
+            checkpoint = filename_or_checkpoint
+            if isinstance(checkpoint, str):
+                checkpoint = read_checkpoint(Path(checkpoint), remedy=DAMAGED)
+            stored = PlansManager(checkpoint["init_args"]["plans"]).get_configuration(self.configuration_name)
+            self.guide_by(ResolvedKeeper.of(stored.configuration))
+        super().load_checkpoint(filename_or_checkpoint)
