@@ -21,6 +21,7 @@ OFFSETS = {
     "true_hr": 700,
     "interpolated_true_labels": 800,
     "interpolated_sparse": 400,
+    "pairs": 300,
 }
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+", re.ASCII)
 FILE_ENDING = ".nii.gz"

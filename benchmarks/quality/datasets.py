@@ -16,6 +16,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark, labelled_files
 from benchmarks.quality.commands import Execute
 from benchmarks.quality.plans import keep_plans, write_hr_plans, write_plans
+from rehrseg_nnunet.guided.paired_channels import KEY as PRIVILEGED_KEY
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json
 from rehrseg_nnunet.nnunet.raw_files import image_files, list_cases
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
@@ -114,7 +115,7 @@ def write_thin_dataset(data: str, thick: Path, target: Path, *, factor: int, axi
     Args:
         data: "true_hr": the truth. Others have images by cubic B-spline and labels of three kinds: "interpolated" by
             signed distances, "interpolated_true_labels" the truth, "interpolated_sparse" those of the acquired slices,
-            all others ignored.
+            all others ignored. "pairs" has those of the first kind, and the true images as privileged channels.
         thick: raw dataset that `rehrseg simulate` made.
         target: folder to write to.
         factor: r.
@@ -127,6 +128,8 @@ def write_thin_dataset(data: str, thick: Path, target: Path, *, factor: int, axi
     if data == "interpolated_true_labels":
         for subfolder in filter(lambda name: (thick / name).is_dir(), ("labelsTr", "labelsTs")):
             shutil.copytree(thick / f"{subfolder}HR", target / subfolder, dirs_exist_ok=True)
+    if data == "pairs":
+        _add_true_images(thick, target)
     if data == "interpolated_sparse":
         _ignore_between_slices(thick, target, factor=factor, axis=axis)
 
@@ -144,6 +147,21 @@ def interpolate_dataset(thick: Path, target: Path, *, factor: int, axis: int) ->
             else:
                 FILES().write_image(interpolate(torch.from_numpy(values), factor, axis).numpy(), output, grid)
     shutil.copy(thick / "dataset.json", target)
+
+
+def _add_true_images(thick: Path, target: Path) -> None:
+    """The true thin slices of the training cases as further channels, which nothing but a keeper's training may see."""
+    shutil.rmtree(target / "imagesTs", ignore_errors=True)
+    shutil.rmtree(target / "labelsTs", ignore_errors=True)
+    dataset = read_dataset_json(target / "dataset.json", required=("channel_names",))
+    names = dataset["channel_names"]
+    own = len(names)
+    for case, files in list_cases(thick / "imagesTrHR", FILE_ENDING, channels=own).items():
+        for channel, file in enumerate(files):
+            shutil.copy(file, target / "imagesTr" / f"{case}_{own + channel:04d}{FILE_ENDING}")
+    true = {str(own + channel): f"{names[str(channel)]}, true thin slices" for channel in range(own)}
+    both = {**dataset, "channel_names": {**names, **true}, PRIVILEGED_KEY: list(true)}
+    write_atomically(target / "dataset.json", json.dumps(both))
 
 
 def _ignore_between_slices(thick: Path, target: Path, *, factor: int, axis: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from benchmarks.quality.benchmark import CONFIGURATION, Benchmark
-from benchmarks.quality.rows import PLANS
+from benchmarks.quality.rows import GUIDED_PLANS, PLANS
 from rehrseg_nnunet.cli.thin_plans import plan_thin_input
-from rehrseg_nnunet.config.presets import apply_preset, load_preset, scale_width
+from rehrseg_nnunet.config.presets import add_blocks, apply_preset, load_preset, scale_width
 from rehrseg_nnunet.config.rehrseg import BLOCK, parse_block
 from rehrseg_nnunet.nnunet.dataset_json import PREPROCESS_FIRST, read_json
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
@@ -30,7 +30,10 @@ def write_plans(benchmark: Benchmark, key: str, *, settings: str = "") -> None:
     folder = benchmark.folder("preprocessed", benchmark.dataset("thick"))
     name = benchmark.plans_name("_".join(filter(None, [settings, key])))
     stock = _stock_plans(benchmark, "thick")
-    plans = apply_preset(stock, load_preset(benchmark.preset), plans_name=name)
+    preset = load_preset(benchmark.preset)
+    plans = apply_preset(stock, preset, plans_name=name)
+    if key in GUIDED_PLANS:
+        plans = add_blocks(plans, preset, methods=["guidance"])
     if PLANS[key].get("segmentation", {}).get("input") == "thin":
         plans = _with_thin_input(benchmark, plans)
     for configuration in plans["configurations"].values():
@@ -65,14 +68,20 @@ def keep_plans(benchmark: Benchmark) -> None:
 
 
 def write_hr_plans(benchmark: Benchmark, data: str) -> None:
-    """nnU-Net's plans for thin slices, with the width and batch size of the thick slices' plans."""
+    """nnU-Net's plans for thin slices, with the width and batch size of the thick slices' plans.
+
+    Those of pairs have the preset's `guidance` block.
+    """
     folder = benchmark.folder("preprocessed", benchmark.dataset(data))
     thick = benchmark.folder("preprocessed", benchmark.dataset("thick")) / f"{benchmark.plans_name()}.json"
     plans = _stock_plans(benchmark, data)
     plans["plans_name"] = benchmark.plans_name()
     configuration = plans["configurations"][CONFIGURATION]
     configuration["batch_size"] = json.loads(thick.read_text())["configurations"][CONFIGURATION]["batch_size"]
-    scale_width(configuration["architecture"]["arch_kwargs"], load_preset(benchmark.preset).network_width)
+    preset = load_preset(benchmark.preset)
+    scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
+    if data == "pairs":
+        plans = add_blocks(plans, preset, methods=["guidance"])
     _write_once(folder / f"{benchmark.plans_name()}.json", plans)
 
 

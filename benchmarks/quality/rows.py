@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Changes = Mapping[str, Mapping[str, Any]]
+Data = Literal["thick", "interpolated", "interpolated_true_labels", "interpolated_sparse", "true_hr", "pairs"]
 
 # Plans beside the preset's: what each has in its `rehrseg` block instead, by group of settings.
 PLANS: dict[str, Changes] = {
@@ -28,7 +29,9 @@ PLANS: dict[str, Changes] = {
     "thinExact": {"segmentation": {"input": "thin", "exact_pair_probability": 0.25}},
     "thinWeighted": {"segmentation": {"input": "thin", "hr_uncertainty_weighting": True}},
     "interpolatingHead": {"segmentation": {"hr_head": {"label_mode": "direct", "upsampling": "interpolate"}}},
+    "thinGuided": {"segmentation": {"input": "thin"}},
 }
+GUIDED_PLANS = ("thinGuided",)  # with the preset's `guidance` block besides
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Row:
         after: keys of rows that must be trained before.
         plans: key of `PLANS`.
         stage_1: key of the row whose pseudo-HR cases and teacher it takes, if that has other plans.
+        keeper: key of the row that guides it, if any.
         hr: how it gets to HR: by a head of its own, by upsampling what it says at LR in every way, or as its data are.
             `rehrseg predict` adds a way to the upsampled ones, on the test set.
     """
@@ -52,27 +56,29 @@ class Row:
     key: str
     title: str
     trainer: str
-    data: Literal["thick", "interpolated", "interpolated_true_labels", "interpolated_sparse", "true_hr"] = "thick"
+    data: Data = "thick"
     start: Literal["none", "baseline", "scratch", "own"] = "baseline"
     after: Sequence[str] = ()
     plans: str = ""
     stage_1: str = ""
+    keeper: str = ""
     hr: Literal["head", "upsampled", "data"] = "head"
 
     @property
     def segments(self) -> bool:
-        """Whether it is a segmentation and not a restoring network (stage 1, SMORE)."""
+        """Whether it is a segmentation and not a network of images (stage 1, SMORE, teacher and keeper)."""
         return self.start != "own"
 
     @property
     def has_settings(self) -> bool:
         """Whether its training depends on the settings of this package, by more than a learning rate."""
-        return self.trainer.startswith(("REHRSegTrainer", "SelfSRTrainer", "SMORETrainer"))
+        return self.trainer.startswith(("REHRSegTrainer", "GuidedREHRSegTrainer", "SelfSRTrainer", "SMORETrainer"))
 
     @property
     def before(self) -> list[str]:
         """Keys of the rows that it builds on itself."""
-        return [*(["baseline"] if self.start == "baseline" else []), *self.after, *filter(None, [self.stage_1])]
+        start = ["baseline"] if self.start == "baseline" else []
+        return [*start, *self.after, *filter(None, [self.stage_1, self.keeper])]
 
 
 def _variant(key: str, title: str, suffix: str, *, after: Sequence[str] = ("self_sr",), plans: str = "") -> Row:
@@ -189,6 +195,17 @@ ROWS = {
         _thin("thin_bspline", "B-spline + signed distance as pseudo-HR data", "pseudoDataBSpline", stage_1=""),
         _thin("thin_pseudo_data", "pseudo-HR data of self-SR alone", "pseudoDataOnly"),
         _thin("thin_true_labels", "true HR labels (the room)", "trueLabels", stage_1=""),
+        Row("teacher", "teacher of the true thin slices", "GuidanceTeacherTrainer", "pairs", "own"),
+        Row("keeper", "keeper of the true thin slices", "KnowledgeKeeperTrainer", "pairs", "own", after=("teacher",)),
+        Row(
+            "thin_guided",
+            "thin input, guided by a keeper of the training cases' true thin slices",
+            "GuidedREHRSegTrainer",
+            start="scratch",
+            plans="thinGuided",
+            stage_1="self_sr",
+            keeper="keeper",
+        ),
         Row("scratch", "from scratch", "REHRSegTrainer", start="scratch", plans="scratch", stage_1="self_sr"),
     )
 }
@@ -253,6 +270,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "thin_bspline",
             "thin_pseudo_data",
             "thin_true_labels",
+            "thin_guided",
             "interpolated_true_labels",
         ),
     ),

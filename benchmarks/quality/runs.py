@@ -13,6 +13,8 @@ from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark
 from benchmarks.quality.clock import Clock
 from benchmarks.quality.commands import Execute, execute
 from benchmarks.quality.rows import ROWS, Row
+from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
+from rehrseg_nnunet.guided.report import SYNTHESIS_REPORT, TEACHER_REPORT
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.training_lengths import trainer_name
 from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
@@ -22,6 +24,8 @@ REPORTS = {
     "SMORETrainer": "smore_report.json",
     "SelfSRTrainer": "self_sr_report.json",
     "SelfSRTrainer_trueHRData": "self_sr_report.json",
+    "GuidanceTeacherTrainer": TEACHER_REPORT,
+    "KnowledgeKeeperTrainer": SYNTHESIS_REPORT,
 }
 
 
@@ -105,7 +109,8 @@ class Run:
         if not (self.report.is_file() and (self.folder / FINAL_CHECKPOINT).is_file()):
             return False
         at_hr = self.folder / "validation_hr"
-        cases = (self.folder / "validation").glob("*.nii.gz") if self.row.hr == "head" else ()
+        with_head = self.row.segments and self.row.hr == "head"
+        cases = (self.folder / "validation").glob("*.nii.gz") if with_head else ()
         return all((at_hr / case.name).is_file() for case in cases)
 
     def other(self, key: str) -> Run:
@@ -131,7 +136,8 @@ class Run:
             "nnUNet_results": str(self.results),
         }
         # empty, as good as unset, else: one that the user has set is of another comparison
-        variables[SELF_SR_VARIABLE] = str(self.other(self.row.stage_1).folder) if self.row.stage_1 else ""
+        for variable, key in {SELF_SR_VARIABLE: self.row.stage_1, KEEPER_VARIABLE: self.row.keeper}.items():
+            variables[variable] = str(self.other(key).folder) if key else ""
         return variables
 
 

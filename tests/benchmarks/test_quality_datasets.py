@@ -25,6 +25,7 @@ from rehrseg_nnunet.cli.simulate import AXES, add_arguments, simulate
 from rehrseg_nnunet.cli.simulate import run as run_simulate
 from rehrseg_nnunet.config.presets import load_preset
 from rehrseg_nnunet.config.rehrseg import BLOCK, load_config
+from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 
@@ -294,6 +295,25 @@ def test_interpolated_images_with_other_labels(simulated, tmp_path, factor, axis
     assert labels == {"background": 0, "a": 1, "b": 2, "ignore": 3}
 
 
+@pytest.mark.parametrize("axis", AXES)
+def test_pairs_are_interpolated_slices_and_the_true_ones(simulated, tmp_path, axis):
+    """Of training cases alone, with labels that know nothing of the truth."""
+    thick, targets = simulated(3, axis), {name: tmp_path / name for name in ("interpolated", "pairs")}
+    for data, target in targets.items():
+        write_thin_dataset(data, thick, target, factor=3, axis=AXES[axis])
+    interpolated, pairs = targets.values()
+    assert names(pairs) == ["dataset.json", "imagesTr", "labelsTr"]
+    for file in names(interpolated / "labelsTr"):
+        np.testing.assert_array_equal(values(pairs / "labelsTr" / file), values(interpolated / "labelsTr" / file))
+    for file in names(interpolated / "imagesTr"):
+        privileged = pairs / "imagesTr" / file.replace("_0000", "_0001")
+        np.testing.assert_array_equal(values(pairs / "imagesTr" / file), values(interpolated / "imagesTr" / file))
+        assert privileged.read_bytes() == (thick / "imagesTrHR" / file).read_bytes()
+    dataset, channels = (json.loads((folder / "dataset.json").read_text()) for folder in (pairs, thick))
+    assert dataset["channel_names"]["0"] == channels["channel_names"]["0"]
+    assert PairedChannels.of_dataset(dataset) == PairedChannels(source=(0,), privileged=(1,))
+
+
 def test_plans_for_another_patch_are_what_nnunet_plans_for_it(nnunet_plans):
     configuration = nnunet_plans("Dataset504_Tiny", (4.0, 1.0, 1.0))["configurations"][CONFIGURATION]
     before = json.dumps(configuration)
@@ -396,13 +416,34 @@ def prepared(make_benchmark, write_source, write_json, recorder, nnunet_plans, m
         write_json(folder / "nnUNetPlans.json", nnunet_plans(raw.name, spacing))
 
     recorder.effect = effect
-    return benchmark, lambda *plans, **options: prepare(
-        benchmark, {"interpolated", "true_hr"}, set(plans), recorder, **options
+    return benchmark, lambda *plans, data=("interpolated", "true_hr"), **options: prepare(
+        benchmark, set(data), set(plans), recorder, **options
     )
 
 
 def plans_of(benchmark, data, name="rehrsegCPU"):
     return json.loads((benchmark.folder("preprocessed", benchmark.dataset(data)) / f"{name}.json").read_text())
+
+
+def test_plans_of_both_methods_and_of_pairs(prepared, monkeypatch):
+    def with_thin_input(plans):
+        """As planned, but without nnU-Net's planner."""
+        network = {"patch_size": [1, 16, 16], "batch_size": 3, "architecture": {"arch_kwargs": {}}}
+        block = plans["configurations"][CONFIGURATION][BLOCK]
+        block["segmentation"] = {**block["segmentation"], "input": "thin", "thin": network}
+        return plans
+
+    monkeypatch.setattr("benchmarks.quality.plans.plan_thin_input", with_thin_input)
+    benchmark, run = prepared
+    run("thin", "thinGuided", data={"pairs"})
+    thin, guided = (plans_of(benchmark, "thick", f"rehrsegCPU_{key}") for key in ("thin", "thinGuided"))
+    block = load_preset("cpu").block("guidance")
+    both = guided["configurations"][CONFIGURATION]
+    assert {key: value for key, value in both.items() if key != "guidance"} == thin["configurations"][CONFIGURATION]
+    pairs = plans_of(benchmark, "pairs")["configurations"][CONFIGURATION]
+    assert pairs["guidance"] == both["guidance"] == block
+    assert "guidance" not in thin["configurations"][CONFIGURATION]
+    assert pairs["spacing"] == pytest.approx([0.9, 1.1, 1.0])
 
 
 def test_everything_is_prepared_once(prepared, recorder):

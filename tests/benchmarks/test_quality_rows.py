@@ -68,7 +68,7 @@ def test_titles_tell_rows_apart():
 
 
 def builds_on(row):
-    others = {*row.after, row.stage_1} | ({"baseline"} if row.start == "baseline" else set())
+    others = {*row.after, row.stage_1, row.keeper} | ({"baseline"} if row.start == "baseline" else set())
     return others - {""}
 
 
@@ -87,6 +87,7 @@ def test_the_order_of_the_main_row():
     with_smore = [row.key for row in in_order(["rehrseg_smore"])]
     assert with_smore == ["baseline", "smore", "self_sr_smore", "rehrseg_smore"]
     assert [row.key for row in in_order(["scratch"])] == ["self_sr", "scratch"]
+    assert [row.key for row in in_order(["thin_guided"])] == ["self_sr", "teacher", "keeper", "thin_guided"]
 
 
 def test_an_unknown_row_is_one_clear_line(tmp_path):

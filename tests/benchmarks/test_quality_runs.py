@@ -16,6 +16,7 @@ from benchmarks.quality.benchmark import OFFSETS
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import predict, scores_file, seconds_file, train
 from rehrseg_nnunet.cli.predict import add_arguments
+from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.training_start import BASELINE
 from rehrseg_nnunet.self_sr.frozen import SELF_SR_VARIABLE
@@ -48,13 +49,14 @@ def test_a_fresh_training(make_run, recorder):
         "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
         "nnUNet_results": str(work / "seed_7" / "nnUNet_results"),
         SELF_SR_VARIABLE: "",
+        KEEPER_VARIABLE: "",
     }
     assert run.folder == (
         work / "seed_7/nnUNet_results/Dataset504_Tiny_r4z/SelfSRTrainer__rehrsegCPU_direct__3d_fullres/fold_3"
     )
 
 
-@pytest.mark.parametrize("key", ["baseline", "smore", "self_sr", "rehrseg", "true_hr"])
+@pytest.mark.parametrize("key", ["baseline", "smore", "self_sr", "rehrseg", "true_hr", "teacher", "keeper"])
 def test_nothing_is_done_for_a_finished_training(make_run, recorder, finish, key):
     run = make_run(key)
     finish(run)
@@ -119,6 +121,15 @@ def test_stage_1_of_other_plans_is_named(make_run, recorder, finish, key):
         trainer = "SelfSRTrainer_trueHRData" if key == "rehrseg_taught" else "SelfSRTrainer"
         assert other.parent.name == f"{trainer}__rehrsegCPU__3d_fullres"
         assert "seed_2" in other.parts
+
+
+def test_the_keeper_is_named_and_is_of_the_same_fold_and_seed(make_run, recorder):
+    run = make_run("thin_guided", fold=1, seed=2)
+    args = trained(run, recorder)
+    assert (args.tr, args.p) == ("GuidedREHRSegTrainer_20epochs", "rehrsegCPU_thinGuided")
+    keeper = make_run("keeper", fold=1, seed=2)
+    assert recorder.environments[0][KEEPER_VARIABLE] == str(keeper.folder)
+    assert keeper.folder.parts[-3:-1] == ("Dataset304_Tiny_r4z_pairs", "KnowledgeKeeperTrainer__rehrsegCPU__3d_fullres")
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 10, 20])
@@ -347,7 +358,8 @@ def test_execute_says_what_the_command_and_its_children_took():
 @pytest.mark.parametrize("key", ROWS)
 def test_named_settings_are_beside_others_only_where_they_count(make_run, key):
     plain, named = make_run(key), make_run(key, settings="v2")
-    depends = ROWS[key].trainer not in ("SafeTrainer", "ContinuedBaselineTrainer")
+    plain_trainers = "SafeTrainer", "ContinuedBaselineTrainer", "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
+    depends = ROWS[key].trainer not in plain_trainers
     assert (plain.folder != named.folder) == (plain.label != named.label) == depends
     assert all(other.settings == "v2" for other in named.pipeline)
 

@@ -10,6 +10,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from report_page import read_page
+from short_runs import PROGRESS
 from workspace import assert_same_field_of_view, environment, log_of, threads, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
@@ -46,7 +47,7 @@ def in_threads():
 @pytest.fixture(scope="module")
 def trained(nnunet):
     """Baseline, stage 1 and stage 2 of fold 0, each of the stages with its page."""
-    with environment(REHRSEG_REPORT="1"):
+    with environment(**{"REHRSEG_REPORT": "1", PROGRESS: "1"}):
         for trainer in ("nnUNetTrainer", "SelfSRTrainer", "REHRSegTrainer"):
             nnunet.train(trainer, THICK)
     return nnunet
@@ -102,6 +103,7 @@ def test_validation_is_nnunets_own_and_the_hr_files_cover_the_same_field_of_view
 
 def test_trainings_end_with_a_page_on_request(trained):
     stage_1, stage_2 = (trained.fold(trainer, THICK) for trainer in ("SelfSRTrainer", "REHRSegTrainer"))
+    assert all((fold / "progress.png").stat().st_size for fold in (stage_1, stage_2))
     validation = sorted(file.name.removesuffix(".nii.gz") for file in (stage_2 / "validation_hr").glob("*.nii.gz"))
     page = read_page(stage_2 / "report.html")
     assert sorted(page.cases) == validation

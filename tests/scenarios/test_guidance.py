@@ -15,7 +15,7 @@ import SimpleITK as sitk
 import torch
 from guided_runs import BASELINE, FOLDS, GUIDED, USUAL, keeper_in, keepers_of_all_folds, prepare_usual, run_of, without
 from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
-from short_runs import EPOCHS, STEPS
+from short_runs import EPOCHS, PROGRESS, STEPS
 from workspace import SHORT_RUNS, environment, log_of
 
 from benchmarks.guidance import image_scores
@@ -64,16 +64,13 @@ def paired(nnunet):
 
 @pytest.fixture(scope="module")
 def trained(paired):
-    """Teacher and keeper of fold 0 in both configurations; only one training draws `progress.png`, which is slow."""
-    from nnunetv2.training.logging.nnunet_logger import MetaLogger
-
-    first = paired.train(TEACHER, PAIRS)
-    assert (first / "progress.png").is_file()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
-        for trainer, configuration in ((KEEPER, "3d_fullres"), (TEACHER, "2d"), (KEEPER, "2d")):
-            paired.train(trainer, PAIRS, configuration=configuration)
-        yield paired
+    """Teacher and keeper of fold 0 in both configurations; only the first draws `progress.png`, which is slow."""
+    with environment(**{PROGRESS: "1"}):
+        first = paired.train(TEACHER, PAIRS)
+    assert (first / "progress.png").stat().st_size
+    for trainer, configuration in ((KEEPER, "3d_fullres"), (TEACHER, "2d"), (KEEPER, "2d")):
+        paired.train(trainer, PAIRS, configuration=configuration)
+    return paired
 
 
 @pytest.fixture(scope="module")
@@ -552,8 +549,6 @@ def test_five_folds_with_five_keepers(guided, tmp_path, monkeypatch):
     together /= together.sum(axis=0)
     found = np.load(next((tmp_path / "all").glob("*.npz")))["probabilities"]
     np.testing.assert_allclose(found, together, atol=1e-3)
-    for fold in FOLDS:
-        (guided.fold(GUIDED, USUAL, fold=fold) / "progress.png").touch()  # not drawn here, but demanded there
     guided.command("nnUNetv2_export_model_to_zip", "-d", USUAL, "-o", tmp_path / "model.zip", *flags)
     (tmp_path / "results").mkdir()
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))

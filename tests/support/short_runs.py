@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from types import SimpleNamespace
 
 import faults
@@ -15,13 +16,15 @@ COMMANDS = {
     "nnUNetv2_predict": ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point"),
 }
 EPOCHS, STEPS = "REHRSEG_TEST_EPOCHS", "REHRSEG_TEST_STEPS"
+PROGRESS = "REHRSEG_TEST_PROGRESS"  # draw progress.png
 FAULT = "REHRSEG_TEST_FAULT"  # an expression of faults.py
 
 
 def shorten(set_attribute=setattr):
     """Every training lasts as many epochs of as many steps as the two variables say (2 and 2), the rest as it is.
 
-    `progress.png` takes longer than such an epoch: it is drawn after the last one.
+    `progress.png` takes longer than such a training: it is an empty file unless the variable PROGRESS is set, and then
+    drawn after the last epoch.
     """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -32,7 +35,10 @@ def shorten(set_attribute=setattr):
         self.num_iterations_per_epoch = int(os.environ.get(STEPS, "2"))
         self.num_val_iterations_per_epoch = 1
         plot = self.logger.plot_progress_png
-        self.logger.plot_progress_png = lambda folder: plot(folder) if self.current_epoch == self.num_epochs - 1 else 0
+        drawn = self.num_epochs - 1 if PROGRESS in os.environ else None
+        self.logger.plot_progress_png = lambda folder: (
+            plot(folder) if self.current_epoch == drawn else Path(folder, "progress.png").touch()
+        )
         initialize(self)
 
     set_attribute(nnUNetTrainer, "initialize", short)

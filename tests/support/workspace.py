@@ -85,10 +85,18 @@ class Workspace:
 
     def plan(self, number: int, *, planner: str = "ExperimentPlanner") -> str:
         """Fingerprint and nnU-Net's plans; returns their name."""
-        from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+        from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+        from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiments
+
+        class FewVoxels(DatasetFingerprintExtractor):
+            """Draws 100,000 intensities, not 100 million: phantoms have a few thousand."""
+
+            def __init__(self, *args, **options):
+                super().__init__(*args, **options)
+                self.num_foreground_voxels_for_intensitystats = 1e5
 
         with environment(nnUNet_n_proc_DA="1"):  # planning sets as many threads
-            extract_fingerprints([number], num_processes=1)
+            extract_fingerprint_dataset(number, FewVoxels, 1)
             return plan_experiments([number], experiment_planner_class_name=planner)
 
     def preprocess(self, number: int, *, plans: str = "nnUNetPlans", configurations=("3d_fullres",)) -> None:
