@@ -9,7 +9,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from rehrseg_nnunet.config.blocks import learning_rate_from_trained
-from rehrseg_nnunet.config.guidance import BLOCK, load_config
 from rehrseg_nnunet.config.rehrseg import change_segmentation
 from rehrseg_nnunet.guided.guided_training import GuidedTraining
 from rehrseg_nnunet.guided.resolved_keeper import guide_by_plans
@@ -31,12 +30,18 @@ class GuidedREHRSegTrainer(GuidedTraining, rehrseg_trainer.REHRSegTrainer):
         Raises:
             ValueError: an invalid block, or two blocks that do not agree.
         """
-        rate = {"learning_rate_from_trained": learning_rate_from_trained(configuration)}
         super().read_settings(configuration)
-        # no baseline fits thin slices
-        start = {"from_baseline": False} if self.sees_thin_slices else {}
-        self.config = change_segmentation(self.config, rate)
-        self.guidance = load_config({**configuration, BLOCK: {**configuration.get(BLOCK, {}), **rate, **start}})
+        rate = self.guidance.learning_rate_from_trained
+        self.config = change_segmentation(self.config, {"learning_rate_from_trained": rate})
+
+    def guidance_block(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """The block, with the learning rate of either one; for thin slices, which no baseline fits, a random start."""
+        block = super().guidance_block(configuration)
+        block["learning_rate_from_trained"] = learning_rate_from_trained(configuration)
+        fusion = block.get("fusion", {})
+        if self.sees_thin_slices and fusion.get("start") is None:
+            block["fusion"] = {**fusion, "start": "paper"}
+        return block
 
     @staticmethod
     def build_network_architecture(

@@ -61,7 +61,7 @@ def prepare(benchmark: Benchmark, datasets: set[str], plans: set[str], execute: 
     for key in sorted({"", *plans}):
         write_plans(benchmark, key, settings=settings)
     for data in sorted(datasets):
-        write_hr_plans(benchmark, data)
+        write_hr_plans(benchmark, data, settings=settings)
 
 
 def _preprocess(benchmark: Benchmark, data: str, execute: Execute) -> None:

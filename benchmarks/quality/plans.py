@@ -67,22 +67,23 @@ def keep_plans(benchmark: Benchmark) -> None:
         write_plans(benchmark, "")
 
 
-def write_hr_plans(benchmark: Benchmark, data: str) -> None:
+def write_hr_plans(benchmark: Benchmark, data: str, *, settings: str = "") -> None:
     """nnU-Net's plans for thin slices, with the width and batch size of the thick slices' plans.
 
-    Those of pairs have the preset's `guidance` block.
+    Those of pairs have the preset's `guidance` block, and the name of the settings if they have one.
     """
+    name = benchmark.plans_name(settings if data == "pairs" else "")
     folder = benchmark.folder("preprocessed", benchmark.dataset(data))
     thick = benchmark.folder("preprocessed", benchmark.dataset("thick")) / f"{benchmark.plans_name()}.json"
     plans = _stock_plans(benchmark, data)
-    plans["plans_name"] = benchmark.plans_name()
+    plans["plans_name"] = name
     configuration = plans["configurations"][CONFIGURATION]
     configuration["batch_size"] = json.loads(thick.read_text())["configurations"][CONFIGURATION]["batch_size"]
     preset = load_preset(benchmark.preset)
     scale_width(configuration["architecture"]["arch_kwargs"], preset.network_width)
     if data == "pairs":
         plans = add_blocks(plans, preset, methods=["guidance"])
-    _write_once(folder / f"{benchmark.plans_name()}.json", plans)
+    _write_once(folder / f"{name}.json", plans)
 
 
 def _stock_plans(benchmark: Benchmark, data: str) -> dict[str, Any]:

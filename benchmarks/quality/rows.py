@@ -72,7 +72,7 @@ class Row:
     @property
     def has_settings(self) -> bool:
         """Whether its training depends on the settings of this package, by more than a learning rate."""
-        return self.trainer.startswith(("REHRSegTrainer", "GuidedREHRSegTrainer", "SelfSRTrainer", "SMORETrainer"))
+        return self.trainer not in ("SafeTrainer", "ContinuedBaselineTrainer")
 
     @property
     def before(self) -> list[str]:

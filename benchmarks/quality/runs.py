@@ -13,6 +13,7 @@ from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark
 from benchmarks.quality.clock import Clock
 from benchmarks.quality.commands import Execute, execute
 from benchmarks.quality.rows import ROWS, Row
+from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
 from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
 from rehrseg_nnunet.guided.report import SYNTHESIS_REPORT, TEACHER_REPORT
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
@@ -136,7 +137,12 @@ class Run:
             "nnUNet_results": str(self.results),
         }
         # empty, as good as unset, else: one that the user has set is of another comparison
-        for variable, key in {SELF_SR_VARIABLE: self.row.stage_1, KEEPER_VARIABLE: self.row.keeper}.items():
+        named = {
+            SELF_SR_VARIABLE: self.row.stage_1,
+            TEACHER_VARIABLE: "teacher" if "teacher" in self.row.after else "",
+            KEEPER_VARIABLE: self.row.keeper,
+        }
+        for variable, key in named.items():
             variables[variable] = str(self.other(key).folder) if key else ""
         return variables
 

@@ -148,7 +148,8 @@ class FusionConfig(StrictModel):
     start: Literal["identity", "paper"] | None = Field(
         default=None,
         description="`identity`: at the first step the network gives what the trained baseline gives; `paper`: random "
-        "features are added. null: `identity` with `from_baseline`, else `paper`, which learns faster from scratch",
+        "features are added. null: `identity` with `from_baseline`, else, and in REHRSeg's quality mode, `paper`, "
+        "which learns faster from scratch",
         json_schema_extra=OURS,
     )
     stages: tuple[PositiveInt, ...] | None = Field(
@@ -221,7 +222,7 @@ class GuidanceConfig(StrictModel):
     fusion: FusionConfig = Field(default=FusionConfig(), description="what guides a segmentation")
     from_baseline: bool = Field(
         default=True,
-        description="whether GuidedTrainer goes on from the fold's finished baseline, if there is one; false trains "
+        description="whether guided trainings go on from the fold's finished baseline, if there is one; false trains "
         "from scratch, guided from the first step",
         json_schema_extra=RELEASE,
     )

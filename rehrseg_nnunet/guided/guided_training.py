@@ -56,7 +56,12 @@ class GuidedTraining(_Trainer):
     def read_settings(self, configuration: Mapping[str, Any]) -> None:
         """Read the block, with the variant's changes, beside what the trainer reads without guidance."""
         super().read_settings(configuration)
-        self.guidance = change_config(load_config(configuration), self.guidance_changes)
+        block = self.guidance_block(configuration)
+        self.guidance = change_config(load_config({**configuration, BLOCK: block}), self.guidance_changes)
+
+    def guidance_block(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """The block that is read."""
+        return dict(configuration.get(BLOCK, {}))
 
     def change_plans(
         self, plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]
@@ -72,6 +77,8 @@ class GuidedTraining(_Trainer):
         self.learning_rate_from_trained = self.guidance.learning_rate_from_trained
         if not self.guidance.from_baseline:
             self.without_baseline = "guidance.from_baseline is false: training starts from scratch"
+        elif self.guidance.fusion.start == "identity":
+            self.without_baseline += "; guidance.fusion.start paper learns faster from there"
 
     def baseline_checkpoint(self) -> Path | None:
         """As without guidance; None if the settings want a training from scratch."""

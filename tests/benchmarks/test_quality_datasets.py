@@ -444,6 +444,8 @@ def test_plans_of_both_methods_and_of_pairs(prepared, monkeypatch):
     assert pairs["guidance"] == both["guidance"] == block
     assert "guidance" not in thin["configurations"][CONFIGURATION]
     assert pairs["spacing"] == pytest.approx([0.9, 1.1, 1.0])
+    run("thinGuided", data={"pairs"}, settings="v2")
+    assert plans_of(benchmark, "pairs", "rehrsegCPU_v2")["plans_name"] == "rehrsegCPU_v2"
 
 
 def test_everything_is_prepared_once(prepared, recorder):

@@ -16,6 +16,7 @@ from benchmarks.quality.benchmark import OFFSETS
 from benchmarks.quality.rows import ROWS
 from benchmarks.quality.runs import predict, scores_file, seconds_file, train
 from rehrseg_nnunet.cli.predict import add_arguments
+from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
 from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.training_start import BASELINE
@@ -49,6 +50,7 @@ def test_a_fresh_training(make_run, recorder):
         "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
         "nnUNet_results": str(work / "seed_7" / "nnUNet_results"),
         SELF_SR_VARIABLE: "",
+        TEACHER_VARIABLE: "",
         KEEPER_VARIABLE: "",
     }
     assert run.folder == (
@@ -121,6 +123,11 @@ def test_stage_1_of_other_plans_is_named(make_run, recorder, finish, key):
         trainer = "SelfSRTrainer_trueHRData" if key == "rehrseg_taught" else "SelfSRTrainer"
         assert other.parent.name == f"{trainer}__rehrsegCPU__3d_fullres"
         assert "seed_2" in other.parts
+
+
+def test_the_teacher_is_named(make_run, recorder):
+    trained(make_run("keeper", fold=1, seed=2), recorder)
+    assert recorder.environments[0][TEACHER_VARIABLE] == str(make_run("teacher", fold=1, seed=2).folder)
 
 
 def test_the_keeper_is_named_and_is_of_the_same_fold_and_seed(make_run, recorder):
@@ -358,8 +365,7 @@ def test_execute_says_what_the_command_and_its_children_took():
 @pytest.mark.parametrize("key", ROWS)
 def test_named_settings_are_beside_others_only_where_they_count(make_run, key):
     plain, named = make_run(key), make_run(key, settings="v2")
-    plain_trainers = "SafeTrainer", "ContinuedBaselineTrainer", "GuidanceTeacherTrainer", "KnowledgeKeeperTrainer"
-    depends = ROWS[key].trainer not in plain_trainers
+    depends = ROWS[key].trainer not in ("SafeTrainer", "ContinuedBaselineTrainer")
     assert (plain.folder != named.folder) == (plain.label != named.label) == depends
     assert all(other.settings == "v2" for other in named.pipeline)
 

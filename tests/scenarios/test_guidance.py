@@ -624,6 +624,7 @@ def test_it_starts_as_the_baseline_and_the_keeper_stays(guided_only):
 def test_it_starts_from_scratch_if_the_settings_say_so(guided_only):
     trainer = guided_trainer(guided_only, start=False)
     assert trainer.baseline_checkpoint() is not None
+    assert trainer.without_baseline.endswith("guidance.fusion.start paper learns faster from there")
     trainer.guidance = trainer.guidance.model_copy(update={"from_baseline": False})
     trainer.configure()
     trainer.start_from_trained()
