@@ -59,6 +59,7 @@ GUIDED_VARIANTS = {
     f"{GUIDED}_decoderOnly": {"fusion": {"kind": "decoder_only", "stages": None}},
     f"{GUIDED}_randomKeeper": {},
     f"{GUIDED}_untaughtKeeper": {},
+    "GuidedREHRSegTrainer_randomKeeper": {},
 }
 BOTH = "GuidedREHRSegTrainer"
 BASES = ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer", TEACHER, KEEPER, GUIDED, BOTH]

@@ -1,4 +1,4 @@
-"""Variants of GuidedTrainer: each without a part of the method, or without what the pairs have taught.
+"""Variants of guided trainers: each without a part of the method, or without what the pairs have taught.
 
 A variant has the settings that it names, everything else from the plans. With a length suffix it trains as long:
 `GuidedTrainer_sameLevel_50epochs`.
@@ -13,12 +13,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.guided.frozen_keeper import own_keeper, resolve
-from rehrseg_nnunet.guided.keeper_run import NoKeeperError, find_keeper
-from rehrseg_nnunet.guided.resolved_keeper import ResolvedKeeper, guide_by_plans
-from rehrseg_nnunet.nnunet.fold_run import FoldRun
-from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
-from rehrseg_nnunet.trainers import rehrseg_guided_trainer  # nnU-Net takes the first file in which it sees the name
+from rehrseg_nnunet.guided.guided_training import RandomKeeper
+from rehrseg_nnunet.guided.resolved_keeper import guide_by_plans
+
+# nnU-Net takes the first file in which it sees the name
+from rehrseg_nnunet.trainers import rehrseg_guided_rehrseg_trainer, rehrseg_guided_trainer
 
 
 class GuidedTrainer_scalarFusion(rehrseg_guided_trainer.GuidedTrainer):
@@ -45,18 +44,8 @@ class GuidedTrainer_decoderOnly(rehrseg_guided_trainer.GuidedTrainer):
     guidance_changes: ClassVar[Mapping[str, Any]] = {"fusion": {"kind": "decoder_only", "stages": None}}
 
 
-class GuidedTrainer_randomKeeper(rehrseg_guided_trainer.GuidedTrainer):
+class GuidedTrainer_randomKeeper(RandomKeeper, rehrseg_guided_trainer.GuidedTrainer):
     """Control: a frozen keeper that has learnt nothing. Needs no keeper, and is built like the one that there is."""
-
-    def choose_keeper(self) -> ResolvedKeeper:
-        """As the finished keeper is built, or, without one, as the plans of this dataset would build it."""
-        try:
-            run = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
-        except NoKeeperError:
-            self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
-            return own_keeper(PlannedDataset.of_trainer(self))
-        self.print_to_log_file(f"keeper: with random weights, built like {run.run.final_checkpoint}")
-        return resolve(run, self.seen_by(run))
 
 
 class GuidedTrainer_untaughtKeeper(GuidedTrainer_randomKeeper):
@@ -77,6 +66,10 @@ class GuidedTrainer_untaughtKeeper(GuidedTrainer_randomKeeper):
         return guide_by_plans(network, configuration_manager.configuration, learns=True)
 
 
+class GuidedREHRSegTrainer_randomKeeper(RandomKeeper, rehrseg_guided_rehrseg_trainer.GuidedREHRSegTrainer):
+    """Control: a frozen keeper that has learnt nothing. Needs no keeper, and is built like the one that there is."""
+
+
 VARIANTS = (
     GuidedTrainer_scalarFusion,
     GuidedTrainer_sameLevel,
@@ -84,4 +77,5 @@ VARIANTS = (
     GuidedTrainer_decoderOnly,
     GuidedTrainer_randomKeeper,
     GuidedTrainer_untaughtKeeper,
+    GuidedREHRSegTrainer_randomKeeper,
 )

@@ -40,6 +40,7 @@ REFERENCE_STEP_S = {
     "GuidanceTeacherTrainer": 0.2,
     "KnowledgeKeeperTrainer": 0.6,
     "GuidedTrainer": 0.5,
+    "GuidedREHRSegTrainer": 0.8,
 }
 BATCH_S = {"nnUNetTrainer": 0.05, "REHRSegTrainer": 0.1, "SelfSRTrainer": 0.4, "SMORETrainer": 0.1}
 

@@ -206,6 +206,15 @@ ROWS = {
             stage_1="self_sr",
             keeper="keeper",
         ),
+        Row(
+            "thin_guided_randomKeeper",
+            "thin input, guided by a random keeper",
+            "GuidedREHRSegTrainer_randomKeeper",
+            start="scratch",
+            plans="thinGuided",
+            stage_1="self_sr",
+            keeper="keeper",
+        ),
         Row("scratch", "from scratch", "REHRSegTrainer", start="scratch", plans="scratch", stage_1="self_sr"),
     )
 }
@@ -271,6 +280,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "thin_pseudo_data",
             "thin_true_labels",
             "thin_guided",
+            "thin_guided_randomKeeper",
             "interpolated_true_labels",
         ),
     ),

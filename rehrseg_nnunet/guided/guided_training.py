@@ -1,4 +1,4 @@
-"""What all trainings of guided segmentation networks have in common: see `GuidedTraining`."""
+"""What all trainings of guided segmentation networks have in common: see `GuidedTraining`, and `RandomKeeper`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.config.guidance import BLOCK, ResolvedGuidance, change_config, load_config
-from rehrseg_nnunet.guided.frozen_keeper import FrozenKeeper, open_keeper
+from rehrseg_nnunet.guided.frozen_keeper import FrozenKeeper, open_keeper, own_keeper, resolve
 from rehrseg_nnunet.guided.guided_network import guidance_of
 from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
-from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
+from rehrseg_nnunet.guided.keeper_run import KeeperRun, NoKeeperError, find_keeper
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
 from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds
 from rehrseg_nnunet.guided.source_view import SourceView
@@ -155,3 +155,20 @@ class GuidedTraining(_Trainer):
             stored = PlansManager(checkpoint["init_args"]["plans"]).get_configuration(self.configuration_name)
             self.guide_by(ResolvedKeeper.of(stored.configuration))
         super().load_checkpoint(filename_or_checkpoint)
+
+
+class RandomKeeper(GuidedTraining):
+    """Mixin before a guided trainer, a control: a frozen keeper that has learnt nothing.
+
+    Needs no keeper, and is built like the one that there is.
+    """
+
+    def choose_keeper(self) -> ResolvedKeeper:
+        """As the finished keeper is built, or, without one, as the plans of this dataset would build it."""
+        try:
+            run = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
+        except NoKeeperError:
+            self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
+            return own_keeper(self.guided_grid())
+        self.print_to_log_file(f"keeper: with random weights, built like {run.run.final_checkpoint}")
+        return resolve(run, self.seen_by(run))

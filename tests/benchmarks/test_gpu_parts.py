@@ -18,6 +18,7 @@ from benchmarks.gpu.correctness import Comparison
 from benchmarks.gpu.data import GPUData
 from benchmarks.gpu.parts import (
     BASE,
+    BOTH_METHODS,
     FULL_SECONDS,
     GUIDED,
     NOISELESS_TEACHER,
@@ -72,10 +73,10 @@ def test_every_trainer_is_compared_with_the_cpu_and_timed():
     stepped = {task.arguments["trainer"] for task in tasks() if task.function.endswith("correctness:steps")}
     timed = {task.arguments["trainer"] for task in tasks() if task.function.endswith("cost:steps")}
     own = {name for name in TRAINERS if "_" not in name} | {"nnUNetTrainer"}
-    assert own == {name.split("_")[0] for name in timed}
+    assert own == {name.split("_")[0] for name in {*timed, BOTH_METHODS}}
     assert timed == {*BASE, *OURS, *GUIDED}
     variants = {NOISELESS_TEACHER, *(f"REHRSegTrainer_{variant}" for variant in VARIANTS)}
-    assert stepped == timed - {"GuidanceTeacherTrainer"} | variants
+    assert stepped == timed - {"GuidanceTeacherTrainer"} | variants | {BOTH_METHODS}
 
 
 class Tiny:
@@ -153,8 +154,8 @@ def test_plans_of_pairs_with_unknown_settings_are_refused(tmp_path):
 
 def test_trainers_with_guidance_have_data_of_their_own(tmp_path):
     data = GPUData(tmp_path, "Dataset501_A", "Dataset601_A", "Dataset502_B", 4, (), (), "Dataset503_P", "Dataset504_S")
-    found = [data.dataset_of(name) for name in (NOISELESS_TEACHER, *GUIDED, *OURS)]
-    assert found == [data.pairs] * 3 + [data.scans] + [data.thick] * 3
+    found = [data.dataset_of(name) for name in (NOISELESS_TEACHER, *GUIDED, BOTH_METHODS, *OURS)]
+    assert found == [data.pairs] * 3 + [data.scans] + [data.thick] * 4
 
 
 @pytest.mark.parametrize("factor", [1.1, float("nan")])
