@@ -92,8 +92,8 @@ def begin(trained, monkeypatch):
     monkeypatch.setenv("REHRSEG_SELF_SR", str(trained.fold("SelfSRTrainer", THICK)))
     begun = []
 
-    def start(mode):
-        arguments = trained.dataset(THICK), "3d_fullres", 0, f"{BOTH}_1epoch", plans_of(mode)
+    def start(mode, trainer=BOTH):
+        arguments = trained.dataset(THICK), "3d_fullres", 0, f"{trainer}_1epoch", plans_of(mode)
         begun.append(get_trainer_from_args(*arguments, device=torch.device("cpu")))
         begun[-1].on_train_start()
         begun[-1].on_train_epoch_start()
@@ -161,6 +161,19 @@ def test_all_of_it_learns_but_the_keeper(begin, mode):
     assert guidance.fusions.training
     still = [name for name, parameter in guidance.fusions.named_parameters() if torch.equal(parameter, before[name])]
     assert [name for name in still if ".refinement." not in name] == []  # a gate's ReLU may be shut
+
+
+@pytest.mark.parametrize("mode", INPUTS)
+def test_the_control_is_built_like_the_keeper_and_knows_nothing(trained, begin, mode):
+    trainer = begin(mode, f"{BOTH}_randomKeeper")
+    keeper = guidance_of(trainer.network).keeper
+    taught = torch.load(trained.fold(KEEPER, PAIRS) / FINAL_CHECKPOINT, weights_only=False)["network_weights"]
+    expected = keeper_in(taught, prefix="keeper.")
+    assert {n: w.shape for n, w in keeper.state_dict().items()} == {n: w.shape for n, w in expected.items()}
+    assert hash_weights(keeper.state_dict()) != hash_weights(expected)
+    assert list(trainer.resolved.view.spacing_ratio) == kept_plans(trained, mode)[KEEPER_KEY]["view"]["spacing_ratio"]
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+    assert not keeper.training
 
 
 @pytest.mark.parametrize("mode", INPUTS)
