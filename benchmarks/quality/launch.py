@@ -5,7 +5,8 @@ the processes that nnU-Net starts for its data numpy draws anew, so patches diff
 
 PRECISION "bfloat16" runs the networks' layers in bfloat16, weights, losses and optimiser staying in float32. nnU-Net
 does so (in float16) on GPUs only; with bfloat16 instructions a CPU took 0.6 of the time for a step of the preset
-`cpu`'s U-Net.
+`cpu`'s U-Net. In "float32" 3D weights are laid out channels last: the same convolutions, which oneDNN computes faster,
+a step of that U-Net in 0.8 of the time on a CPU without AVX-512.
 
 SECONDS is the file for what the step "train" takes. It is written with every checkpoint, so that after a kill it holds
 the time of what is kept: the epochs that a resumed training repeats count once.
@@ -46,6 +47,8 @@ def main() -> None:
     torch.manual_seed(seed)
     if precision == "bfloat16":
         run_networks_in_bfloat16()
+    else:
+        lay_networks_channels_last()
     keep_threads()
     run_training_entry()
 
@@ -104,6 +107,20 @@ def run_networks_in_bfloat16() -> None:
         trainer.network.forward = in_bfloat16
 
     nnUNetTrainer.initialize = initialize_in_bfloat16
+
+
+def lay_networks_channels_last() -> None:
+    """From now on the 3D weights of every trainer that is initialised are channels last, and so its convolutions."""
+    initialize = nnUNetTrainer.initialize
+
+    @wraps(initialize)
+    def initialize_channels_last(trainer: nnUNetTrainer) -> None:
+        initialize(trainer)
+        for parameter in trainer.network.parameters():
+            if parameter.dim() == 5:  # a network can have 2D ones besides, which have no such layout
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+
+    nnUNetTrainer.initialize = initialize_channels_last
 
 
 def _to_float32(value: Any) -> Any:

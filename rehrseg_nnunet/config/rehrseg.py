@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from rehrseg_nnunet.config.changed_defaults import with_earlier_defaults
 from rehrseg_nnunet.config.models import OURS, StrictModel, validate_block
 from rehrseg_nnunet.config.removed_settings import describe_removed, drop_old_defaults, drop_removed
 from rehrseg_nnunet.config.segmentation import SegmentationConfig
@@ -133,8 +134,8 @@ def load_config(
     Args:
         configuration: `ConfigurationManager.configuration`, i.e. a configuration of the plans with inheritance
             resolved.
-        purpose: removed settings are dropped with a warning for "prediction"; for "training" silently, and only with
-            their old default.
+        purpose: for "prediction" removed settings are dropped with a warning, and keys that are younger than the model
+            have the values of its day; for "training" they are dropped silently, and only with their old default.
 
     Raises:
         NotImplementedError: a 2d or cascaded configuration.
@@ -152,6 +153,7 @@ def load_config(
             "an input beside pseudo-HR data; train 3d_fullres instead"
         )
     check_thick_slices(configuration["spacing"])
-    drop = drop_removed if purpose == "prediction" else drop_old_defaults
-    config = parse_block(drop(configuration.get(BLOCK, {})))
+    block = configuration.get(BLOCK, {})
+    stored = purpose == "prediction"
+    config = parse_block(with_earlier_defaults(drop_removed(block)) if stored else drop_old_defaults(block))
     return ResolvedConfig(**{**dict(config), "factor": config.factor or sr_factor(configuration["spacing"])})

@@ -156,9 +156,8 @@ class SegmentationConfig(StrictModel):
         default=HRHeadConfig(),
         description="the HR head",
     )
-    # Stored models without the key must keep predicting the mean, whatever becomes the default of new trainings.
-    hr_from: HRSource = Field(
-        default="mean",
+    hr_from: HRSource = Field(  # models without the key: `changed_defaults`
+        default="lr",
         description="what `rehrseg predict` takes thin slices from, unless `--hr_from` says otherwise: the HR `head`, "
         "the `lr` logits interpolated along z, or the `mean` of both; with `input: thin` it is the network itself",
         json_schema_extra=OURS,

@@ -63,12 +63,13 @@ def test_threads_are_as_many_as_the_variable_says(start, monkeypatch, variable, 
     assert asked == counts
 
 
-def test_only_bfloat16_changes_the_trainer(start):
-    initialize = nnUNetTrainer.initialize
-    start("0", "float32")
-    assert nnUNetTrainer.initialize is initialize
-    start("0", "bfloat16")
-    assert nnUNetTrainer.initialize is not initialize
+@pytest.mark.parametrize("precision", launch.PRECISIONS)
+def test_a_precision_is_that_of_the_launch(start, monkeypatch, precision):
+    chosen = []
+    monkeypatch.setattr(launch, "run_networks_in_bfloat16", lambda: chosen.append("bfloat16"))
+    monkeypatch.setattr(launch, "lay_networks_channels_last", lambda: chosen.append("float32"))
+    start("0", precision)
+    assert chosen == [precision]
 
 
 class Outputs(NamedTuple):
@@ -124,6 +125,30 @@ def test_other_networks_and_the_state_dict_stay_as_they_are(network):
     other = Network()
     other(torch.rand(4, 64))
     assert other.computed_in == torch.float32
+
+
+def test_channels_last_changes_the_layout_of_3d_weights_and_no_result(monkeypatch):
+    def initialize(trainer):
+        trainer.network = nn.ModuleList([nn.Conv3d(3, 8, 3, padding=1), nn.Conv2d(4, 8, 3)])
+
+    monkeypatch.setattr(nnUNetTrainer, "initialize", initialize)
+    networks, image = [], torch.rand(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    for lay in (lambda: None, launch.lay_networks_channels_last):
+        torch.manual_seed(0)
+        lay()
+        trainer = SimpleNamespace()
+        nnUNetTrainer.initialize(trainer)
+        trainer.network[0](image).square().sum().backward()
+        networks.append(trainer.network)
+    plain, last = networks
+    assert last[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert last[0](image).is_contiguous(memory_format=torch.channels_last_3d)
+    assert not last[0].weight.is_contiguous()
+    assert last[1].weight.is_contiguous()
+    torch.testing.assert_close(last[0].weight.grad, plain[0].weight.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(last[0](image), plain[0](image), rtol=1e-4, atol=1e-5)
+    for name, weights in plain.state_dict().items():
+        assert torch.equal(weights, last.state_dict()[name])
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_thin_input_needs_its_network():
     with pytest.raises(ValueError, match=r"rehrseg\.segmentation: input thin needs .* `rehrseg plan --input thin"):
         parse_block({"segmentation": {"input": "thin", "thin": {**THIN, "batch_size": None}}})
     assert parse_block({"segmentation": {"input": "thin", "thin": THIN}}).segmentation.hr_source == "head"
-    assert parse_block({"segmentation": {"thin": THIN}}).segmentation.hr_source == "mean"
+    assert parse_block({"segmentation": {"thin": THIN}}).segmentation.hr_source == "lr"
 
 
 def test_the_network_of_thin_slices_takes_the_place_of_that_of_thick_ones():

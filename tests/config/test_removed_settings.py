@@ -87,7 +87,7 @@ def test_each_is_tested_here():
 def test_prediction_does_without_them_and_says_so_once(block, caplog):
     given = configuration(block)
     configs = [load_config(given, purpose="prediction") for _ in range(3)]
-    assert configs == [load_config(configuration(WITHOUT))] * 3
+    assert configs == [load_config(configuration(WITHOUT), purpose="prediction")] * 3
     assert given == configuration(block)
     (warning,) = warnings(caplog)
     assert warning.endswith("self_sr.label_profile, self_sr.export.keep_volume, segmentation.affinity_per_slice")
