@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -940,6 +941,43 @@ def other_teacher(dataset):
     weights = build_teacher({**PAIR_CONFIGURATION, "guidance": {"base_features": 4}}).state_dict()
     torch.save({"network_weights": weights}, run.final_checkpoint)
     return raised(open_teacher, replace(OWN_RUN, results=dataset.folder), PAIR_CONFIGURATION, checkpoint="final")
+
+
+def written_teacher(dataset):
+    """A finished teacher, and how to open it for its own configuration."""
+    run = KeeperRun(write_keeper(dataset.folder, trainer="GuidanceTeacherTrainer"))
+    weights = build_teacher(run.configuration).state_dict()
+    torch.save({"network_weights": weights}, run.run.final_checkpoint)
+    return run, partial(open_teacher, replace(run.run, trainer="KnowledgeKeeperTrainer"), checkpoint="final")
+
+
+@provoke("The teacher was trained with other strides, level restoration or normalisation")
+def teacher_of_other_plans(dataset):
+    run, open_for = written_teacher(dataset)
+    return raised(open_for, {**run.configuration, "use_mask_for_norm": [False, True]})
+
+
+@provoke("The training of the teacher has diverged")
+def diverged_teacher(dataset):
+    run, open_for = written_teacher(dataset)
+    weights = torch.load(run.run.final_checkpoint, weights_only=True)["network_weights"]
+    weights["image_range"].fill_(torch.nan)
+    torch.save({"network_weights": weights}, run.run.final_checkpoint)
+    return raised(open_for, run.configuration)
+
+
+@provoke("`REHRSEG_TEACHER` names another trainer's folder")
+def no_teachers_folder(dataset):
+    run, open_for = written_teacher(dataset)
+    with environment(REHRSEG_TEACHER=str(write_keeper(dataset.folder).folder)):
+        return raised(open_for, run.configuration)
+
+
+@provoke("The keeper was taught without augmented intensities")
+def unseen_intensities(dataset):
+    guidance = {"base_features": 4, "keeper": {"source_augmentation": "spatial"}}
+    own, keeper = planned(), KeeperRun(write_keeper(dataset.folder, guidance=guidance))
+    return warned(doubts_of(own, keeper, view_of(own, keeper)))
 
 
 @provoke("A pair has a constant channel")

@@ -8,7 +8,6 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.blocks import learning_rate_from_trained
 from rehrseg_nnunet.config.rehrseg import change_segmentation
 from rehrseg_nnunet.guided.guided_training import GuidedTraining
 from rehrseg_nnunet.guided.resolved_keeper import guide_by_plans
@@ -35,9 +34,8 @@ class GuidedREHRSegTrainer(GuidedTraining, rehrseg_trainer.REHRSegTrainer):
         self.config = change_segmentation(self.config, {"learning_rate_from_trained": rate})
 
     def guidance_block(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
-        """The block, with the learning rate of either one; for thin slices, which no baseline fits, a random start."""
+        """As of any guided training; for thin slices, which no baseline fits, a random start."""
         block = super().guidance_block(configuration)
-        block["learning_rate_from_trained"] = learning_rate_from_trained(configuration)
         fusion = block.get("fusion", {})
         if self.sees_thin_slices and fusion.get("start") is None:
             block["fusion"] = {**fusion, "start": "paper"}

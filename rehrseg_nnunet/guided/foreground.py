@@ -6,6 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import binary_fill_holes
 
+FOREGROUND = "foreground"  # name of the label that a dataset of pairs has where people gave none
 MASKED_SHARE = 0.1  # of exact zeros, which no scanner gives: a mask was laid over the image
 AIR = 0.25  # of the bright voxels' mean: dark voxels that are brighter than that are no air
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rehrseg_nnunet.guided.networks import build_teacher, planned_shape
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from rehrseg_nnunet.config.guidance import load_config
+from rehrseg_nnunet.guided.networks import build_teacher, planned_shape, stored_channels
 from rehrseg_nnunet.guided.teacher import Teacher
 from rehrseg_nnunet.nnunet.companions import Companion
+from rehrseg_nnunet.nnunet.dataset_json import read_plans
 from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT, FOLD_FOLDER, FoldRun
 from rehrseg_nnunet.nnunet.weights import hash_weights, load_frozen, read_weights
 
@@ -46,18 +50,45 @@ def open_teacher(own: FoldRun, configuration: Mapping[str, Any], *, checkpoint: 
         ValueError: it does not fit or is damaged; likewise.
     """
     run = TEACHER.require(own)
+    if not run.trainer.startswith(TEACHER.trainer):
+        raise ValueError(f"{TEACHER_VARIABLE} must name a fold folder of {TEACHER.trainer}, got {run.folder}")
     file = run.chosen_checkpoint(checkpoint)
-    shape = planned_shape(configuration)
+    shape, remedy = planned_shape(configuration), f"train the teacher again: {run.command}"
     teacher = build_teacher(configuration)
     teacher.reconstruction = None  # of its training alone
     load_frozen(
         teacher,
         file,
         sizes=f"widths {list(shape.widths)}, {shape.privileged_channels} privileged channels",
-        remedy=f"train the teacher again: {run.command}",
+        remedy=remedy,
         without=TRAINING_ALONE,
     )
+    _check_plans(run, configuration, remedy=remedy)
     return FrozenTeacher(file, teacher, hash_weights(teacher.state_dict()))
+
+
+def _check_plans(run: FoldRun, configuration: Mapping[str, Any], *, remedy: str) -> None:
+    """Weights alone do not say all: they fit networks of other strides too, and images in other units."""
+    file = run.folder.parent / "plans.json"
+    trained = PlansManager(read_plans(file, remedy=remedy)).get_configuration(run.configuration).configuration
+    its, wanted = _seen(trained), _seen(configuration)
+    for name, value in wanted.items():
+        if its[name] != value:
+            raise ValueError(f"{file} must have the keeper's {name} {value}, got {its[name]}; {remedy}")
+
+
+def _seen(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What the features of the better scan depend on beside the weights."""
+    shape, channels = planned_shape(configuration), stored_channels(configuration).privileged
+    per_channel = {
+        key: [configuration[key][channel] for channel in channels]
+        for key in ("normalization_schemes", "use_mask_for_norm")
+    }
+    return {
+        "strides": [list(level) for level in shape.strides],
+        "guidance.level_restoration": load_config(configuration).level_restoration,
+        **per_channel,
+    }
 
 
 def teacher_of(keeper: FoldRun, sha256: str) -> FoldRun | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.config.blocks import learning_rate_from_trained
 from rehrseg_nnunet.config.guidance import BLOCK, ResolvedGuidance, change_config, load_config
 from rehrseg_nnunet.guided.frozen_keeper import FrozenKeeper, open_keeper, own_keeper, resolve
 from rehrseg_nnunet.guided.guided_network import guidance_of
@@ -60,8 +61,13 @@ class GuidedTraining(_Trainer):
         self.guidance = change_config(load_config({**configuration, BLOCK: block}), self.guidance_changes)
 
     def guidance_block(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
-        """The block that is read."""
-        return dict(configuration.get(BLOCK, {}))
+        """The block that is read, with the learning rate that ContinuedBaselineTrainer takes, the fair rival.
+
+        Raises:
+            ValueError: two blocks that do not agree.
+        """
+        rate = learning_rate_from_trained(configuration)
+        return {**configuration.get(BLOCK, {}), "learning_rate_from_trained": rate}
 
     def change_plans(
         self, plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]

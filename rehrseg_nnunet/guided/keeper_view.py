@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from rehrseg_nnunet.config.guidance import load_config
 from rehrseg_nnunet.guided.keeper_run import KeeperRun
 from rehrseg_nnunet.guided.networks import planned_shape
 from rehrseg_nnunet.guided.shape import require_patch
@@ -149,7 +150,16 @@ def _ct(planned: PlannedDataset, channel: int) -> tuple[float, float]:
 
 def doubts_of(own: PlannedDataset, keeper: KeeperRun, view: SourceView) -> list[str]:
     """What may make guidance worse, one sentence each."""
-    return [*_other_patches(own, keeper, view), *_stretched_patches(own, keeper, view)]
+    return [*_other_patches(own, keeper, view), *_stretched_patches(own, keeper, view), *_other_intensities(keeper)]
+
+
+def _other_intensities(keeper: KeeperRun) -> list[str]:
+    if load_config(keeper.configuration).keeper.source_augmentation == "full":
+        return []
+    return [
+        "the keeper was taught without augmented intensities (guidance.keeper.source_augmentation), which the patches "
+        "that it guides have: it has never seen any like these; train it with full"
+    ]
 
 
 def _other_patches(own: PlannedDataset, keeper: KeeperRun, view: SourceView) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rehrseg_nnunet.guided.foreground import foreground
+from rehrseg_nnunet.guided.foreground import FOREGROUND, foreground
 from rehrseg_nnunet.guided.pair_checks import doubtful_pairs, edge_correlation
 from rehrseg_nnunet.guided.pair_files import CaseFolder
 from rehrseg_nnunet.guided.paired_channels import KEY
@@ -194,7 +194,7 @@ def _label_numbers(folders: PairFolders, processes: int) -> dict[int, int]:
 
 
 def _label_names(numbers: Mapping[int, int]) -> dict[str, int]:
-    return {f"label_{value}": number for value, number in numbers.items()} or {"foreground": 1}
+    return {f"label_{value}": number for value, number in numbers.items()} or {FOREGROUND: 1}
 
 
 def _say_doubts(found: Mapping[str, CheckedCase]) -> None:

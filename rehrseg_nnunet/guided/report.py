@@ -22,6 +22,7 @@ from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.evaluation.figures import Cut, Panel, draw_planes, grey_window, save_figure
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.evaluation.volumes import Volume, largest_section
+from rehrseg_nnunet.guided.foreground import FOREGROUND
 from rehrseg_nnunet.guided.image_scores import image_scores, mean_of_defined
 from rehrseg_nnunet.guided.pair_transforms import split_channels
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
@@ -124,15 +125,15 @@ def load_pair(dataset: Cases, identifier: str, channels: PairedChannels, label_m
 def scored_voxels(labels: np.ndarray, privileged: np.ndarray, label_manager: LabelManager) -> np.ndarray:
     """Where images are scored: in the head, as far as it is known.
 
-    The only label of a dataset is taken for the head, as `rehrseg pair` makes it. Of others all counts that nnU-Net did
-    not mask, but for the privileged image's least value, which is what skull-stripped scans have outside.
+    The label that `rehrseg pair` makes where people gave none is the head. Beside labels of structures all counts that
+    nnU-Net did not mask, but for the privileged image's least value, which is what skull-stripped scans have outside.
 
     Args:
         labels: (D, H, W), preprocessed.
         privileged: (P, D, H, W).
         label_manager: nnU-Net's.
     """
-    if len(label_manager.foreground_labels) == 1 and (labels > 0).any():
+    if label_manager.label_dict.keys() == {"background", FOREGROUND} and (labels > 0).any():
         return labels > 0
     least = privileged.min(axis=tuple(range(1, privileged.ndim)), keepdims=True)
     return (labels >= 0) & (privileged > least).any(axis=0)
@@ -205,8 +206,10 @@ def write_case(trainer: PairedTraining, identifier: str, image: np.ndarray, prop
     plans = trainer.plans_manager
     writer = whole_files(plans.image_reader_writer_class)()
     stem = str(Path(trainer.output_folder) / "validation" / identifier)
-    for own, channel in zip(file_stems(stem, trainer.channels.privileged), image, strict=True):
-        values = in_case_grid(channel, properties, plans, trainer.configuration_manager)
+    configuration, numbers = trainer.configuration_manager, trainer.channels.privileged
+    for own, number, channel in zip(file_stems(stem, numbers), numbers, image, strict=True):
+        masked = configuration.use_mask_for_norm[number]
+        values = in_case_grid(channel, properties, plans, configuration, masked=masked)
         writer.write_image(values, own + trainer.dataset_json["file_ending"], properties)
 
 

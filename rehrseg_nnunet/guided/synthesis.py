@@ -93,17 +93,20 @@ def in_case_grid(
     properties: Mapping[str, Any],
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
+    *,
+    masked: bool,
 ) -> np.ndarray:
     """One channel of a preprocessed case's image on the grid of the case's file.
 
     It is resampled linearly where the plans' spacing is another. What nnU-Net cropped, which was 0 in every channel,
-    becomes the image's least value.
+    becomes what background is beside it: 0 if the channel is normalised within a mask, else the image's least value.
 
     Args:
         image: (D, H, W), preprocessed.
         properties: of the preprocessed case.
         plans_manager: nnU-Net's.
         configuration_manager: nnU-Net's, of the plans' configuration.
+        masked: the plans' `use_mask_for_norm` of the channel.
 
     Returns:
         (z, y, x) float32, in the order of the file's array.
@@ -116,6 +119,7 @@ def in_case_grid(
         set_order_along_z(configuration, 1, kinds=("probabilities",))
         resample = ConfigurationManager(configuration).resampling_fn_probabilities
         image = np.asarray(resample(image[None].astype(np.float32), cropped, planned, spacing))[0]
-    whole = np.full(properties["shape_before_cropping"], image.min(), dtype=np.float32)
+    background = 0.0 if masked else image.min()
+    whole = np.full(properties["shape_before_cropping"], background, dtype=np.float32)
     whole[tuple(slice(*edges) for edges in properties["bbox_used_for_cropping"])] = image
     return whole.transpose([int(axis) for axis in plans_manager.transpose_backward])

@@ -74,7 +74,8 @@ def load_frozen(
         The same object.
 
     Raises:
-        ValueError: the checkpoint is unreadable or belongs to a network of other sizes; names what differs.
+        ValueError: the checkpoint is unreadable, of a training that diverged, or of a network of other sizes; names
+            what differs.
     """
     weights = {k: v for k, v in read_weights(checkpoint, remedy=remedy).items() if not k.startswith(without)}
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
@@ -86,5 +87,7 @@ def load_frozen(
             f"{checkpoint} must fit the plans ({sizes}), but {key} is {found.get(key, 'missing')} and not "
             f"{expected.get(key, 'expected')}; {remedy}"
         )
+    if name := first_not_finite(weights):
+        raise ValueError(f"{checkpoint} must hold finite weights, got NaN or infinite ones in {name}; {remedy}")
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)

@@ -39,10 +39,12 @@ class ChannelGrid(NativeGrid):
     Attributes:
         number: of the channel among the privileged ones.
         channel: its number in the paired dataset.
+        masked: whether it is normalised within a mask.
     """
 
     number: int
     channel: int
+    masked: bool
 
     @property
     def name(self) -> str:
@@ -85,7 +87,8 @@ class SynthesisPredictor(HRPredictor):
         channels = stored_channels(resolved)
         plans_manager = PlansManager(source_plans(plans, configuration, resolved, channels))
         self.channels = channels
-        self.grids = tuple(ChannelGrid(number, channel) for number, channel in enumerate(channels.privileged))
+        masked = resolved["use_mask_for_norm"]
+        self.grids = tuple(ChannelGrid(n, channel, masked[channel]) for n, channel in enumerate(channels.privileged))
         self.manual_initialization(
             build_keeper(resolved),
             plans_manager,
@@ -177,6 +180,6 @@ def export_images(
     writer = plans_manager.image_reader_writer_class()
     for grid, own, stem in zip(grids, properties[GRIDS], stems(output, grids), strict=True):
         image = np.asarray(torch.as_tensor(images[grid.number]).float())
-        values = in_case_grid(image, own, plans_manager, configuration_manager)
+        values = in_case_grid(image, own, plans_manager, configuration_manager, masked=grid.masked)
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
         writer.write_image(values, stem + dataset_json["file_ending"], own)

@@ -110,6 +110,16 @@ def test_a_patch_of_one_voxel_at_the_bottleneck_is_refused(keeper):
         view_of(planned(patch_size=[2, 4, 4]), keeper())
 
 
+@pytest.mark.parametrize(("augmentation", "doubts"), [("full", 0), ("spatial", 1)])
+def test_a_keeper_that_has_seen_no_augmented_intensities_is_doubted(keeper, augmentation, doubts):
+    """A guided training has nnU-Net's augmentation, whatever the keeper's had."""
+    own = planned()
+    pairs = keeper(guidance={"base_features": 4, "keeper": {"source_augmentation": augmentation}})
+    said = doubts_of(own, pairs, view_of(own, pairs))
+    assert len(said) == doubts
+    assert all("train it with full" in line for line in said)
+
+
 @pytest.mark.parametrize(("edge", "doubts"), [(24, 0), (32, 0), (48, 1), (12, 1)])
 def test_patches_of_another_size_are_doubted(keeper, edge, doubts):
     own, pairs = planned(patch_size=[16, edge, 24]), keeper()

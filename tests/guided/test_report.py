@@ -38,7 +38,11 @@ def test_the_line_does_not_see_what_lies_outside():
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [({"background": 0, "head": 1}, "head"), ({"background": 0, "a": 1, "b": 2}, "seen")],
+    [
+        ({"background": 0, "foreground": 1}, "head"),
+        ({"background": 0, "tumour": 1}, "seen"),
+        ({"background": 0, "a": 1, "b": 2}, "seen"),
+    ],
 )
 def test_images_are_scored_in_the_head(names, expected):
     labels = np.zeros((1, 4, 6), np.int16)
@@ -54,7 +58,7 @@ def test_images_are_scored_in_the_head(names, expected):
 
 def test_a_case_without_a_head_is_scored_as_far_as_it_is_seen():
     labels, privileged = np.zeros((1, 4, 6), np.int16), np.arange(24.0).reshape(1, 1, 4, 6)
-    found = scored_voxels(labels, privileged, LabelManager({"background": 0, "head": 1}, None))
+    found = scored_voxels(labels, privileged, LabelManager({"background": 0, "foreground": 1}, None))
     assert found.sum() == 23
 
 

@@ -68,8 +68,10 @@ def test_patches_of_a_ramp_join(restored):
         assert abs(further.mean()) < slope
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("forward", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
-def test_the_file_gets_what_was_cropped_and_turned(forward):
+def test_the_file_gets_what_was_cropped_and_turned(forward, masked):
+    """Normalised within a mask, background is 0 beside it too, and not the darkest of the head."""
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(7, 9, 11)).astype(np.float32)
     turned = raw.transpose(forward)
@@ -83,8 +85,8 @@ def test_the_file_gets_what_was_cropped_and_turned(forward):
     cropped = turned[tuple(slice(*edges) for edges in box)]
     spacing = [properties["spacing"][axis] for axis in forward]
     configuration = ConfigurationManager({"spacing": spacing, **RESAMPLING})
-    found = in_case_grid(cropped, properties, plans(forward), configuration)
-    expected = np.full_like(turned, cropped.min())
+    found = in_case_grid(cropped, properties, plans(forward), configuration, masked=masked)
+    expected = np.full_like(turned, 0 if masked else cropped.min())
     expected[tuple(slice(*edges) for edges in box)] = cropped
     np.testing.assert_array_equal(found, expected.transpose(np.argsort(forward)))
 
@@ -100,11 +102,11 @@ def test_a_ramp_is_resampled_to_a_ramp():
     }
     fine = np.broadcast_to((np.arange(12.0) + 0.5)[:, None, None] / 2, (12, 10, 8))
     configuration = ConfigurationManager({"spacing": [1.0, 1.0, 1.0], **RESAMPLING})
-    found = in_case_grid(fine, properties, plans(), configuration)
+    found = in_case_grid(fine, properties, plans(), configuration, masked=False)
     np.testing.assert_allclose(found[1:-1, 0, 0], np.arange(1, 5) + 0.5, atol=1e-5)
     coarse = np.broadcast_to((np.arange(3.0) + 0.5)[:, None, None] * 2, (3, 10, 8))
     configuration = ConfigurationManager({"spacing": [4.0, 1.0, 1.0], **RESAMPLING})
-    found = in_case_grid(coarse, properties, plans(), configuration)
+    found = in_case_grid(coarse, properties, plans(), configuration, masked=False)
     np.testing.assert_allclose(found[1:-1, 0, 0], np.arange(1, 5) + 0.5, atol=1e-5)
 
 

@@ -48,7 +48,9 @@ def in_threads():
 def trained(nnunet):
     """Baseline, stage 1 and stage 2 of fold 0, each of the stages with its page."""
     with environment(**{"REHRSEG_REPORT": "1", PROGRESS: "1"}):
-        for trainer in ("nnUNetTrainer", "SelfSRTrainer", "REHRSegTrainer"):
+        with threads():
+            nnunet.train("nnUNetTrainer", THICK)
+        for trainer in ("SelfSRTrainer", "REHRSegTrainer"):
             nnunet.train(trainer, THICK)
     return nnunet
 
@@ -127,6 +129,7 @@ def test_both_predict_commands(trained, tmp_path):
         assert_same_field_of_view(sitk.ReadImage(str(file)), sitk.ReadImage(str(hr / file.name)), factor=FACTOR)
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_training_goes_on_where_it_was(trained):
     folder = trained.fold("REHRSegTrainer", THICK)
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)

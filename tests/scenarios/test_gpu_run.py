@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from short_runs import draw_few_intensities
 from workspace import environment
 
 from benchmarks.gpu import prepare
@@ -55,7 +56,9 @@ def run(nnunet, tmp_path_factory):
         "demo",
         "--tiny",
     ]
-    with environment(nnUNet_raw="", nnUNet_preprocessed="", nnUNet_results="", REHRSEG_SELF_SR=""):
+    variables = {"nnUNet_raw": "", "nnUNet_preprocessed": "", "nnUNet_results": "", "REHRSEG_SELF_SR": ""}
+    with environment(**variables), pytest.MonkeyPatch.context() as patch:
+        draw_few_intensities(patch.setattr)
         prepare.main([str(argument) for argument in (*arguments, *counts, "--wheels", base / "none")])
     (base / "stub").mkdir()
     (base / "stub" / "SimpleITK.py").write_text(STUB)

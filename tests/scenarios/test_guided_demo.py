@@ -11,9 +11,10 @@ pytestmark = pytest.mark.slow
 
 def test_all_steps_and_the_tables(tmp_path, monkeypatch, capsys):
     from nnunetv2.training.logging.nnunet_logger import MetaLogger
-    from short_runs import use_threads
+    from short_runs import draw_few_intensities, use_threads
 
     use_threads(monkeypatch.setattr)
+    draw_few_intensities(monkeypatch.setattr)
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # slow
     for name in ("STEPS_PER_EPOCH", "VALIDATION_STEPS"):
         monkeypatch.setattr(demo_folder, name, 1)

@@ -1,8 +1,6 @@
 """SMORE, the learnt initialisation: its cases are the ones that stage 1 is trained on, if they are there and whole."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -155,16 +153,6 @@ def test_regions_and_an_ignore_label(prepared):
         assert (labels[0, :FACTOR] == 3).all()
         assert not (labels[0, FACTOR:] == 3).any()
     assert "(SMORE)" in log_of(prepared.train("SelfSRTrainer", 3))
-
-
-def test_nnunet_finds_the_trainer_by_its_name(prepared):
-    """In a process of its own, as nnUNetv2_train looks it up."""
-    code = (
-        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"
-        "print([find(name).__name__ for name in ('SMORETrainer', 'SMORETrainer_100epochs')])"
-    )
-    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert "['SMORETrainer', 'SMORETrainer_100epochs']" in output
 
 
 def load_cases(folder):

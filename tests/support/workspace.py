@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from short_runs import EPOCHS, FAULT, STEPS, shorten, use_threads
+from short_runs import EPOCHS, FAULT, STEPS, draw_few_intensities, shorten, use_threads
 
 from rehrseg_nnunet.cases.phantom import write_phantom_dataset
 from rehrseg_nnunet.cli.main import main
@@ -47,6 +47,7 @@ class Workspace:
         ensure_trainer_path()
         patch.setenv("nnUNet_n_proc_DA", "0")
         shorten(patch.setattr)
+        draw_few_intensities(patch.setattr)
         if threads:
             use_threads(patch.setattr)
 
@@ -78,25 +79,27 @@ class Workspace:
         return folder
 
     def prepare(self, number: int, *, planner: str = "ExperimentPlanner", options=()) -> None:
-        """Fingerprint, plans, preprocessed data for 3d_fullres, and plans `tiny`, which share them."""
+        """Fingerprint, plans, preprocessed data for 3d_fullres, and plans `tiny`, which share them.
+
+        Restoring networks take batches of 2, not the preset's 8: that is most of such a training.
+        """
         name = self.plan(number, planner=planner)
         self.preprocess(number, plans=name)
         self.rehrseg("plan", "-d", number, "-p", name, "--preset", "demo", "-o", "tiny", *options)
+        file = self.plans(number)
+        plans = json.loads(file.read_text())
+        for configuration in plans["configurations"].values():
+            for network in ("self_sr", "smore"):
+                if network in configuration.get("rehrseg", {}):
+                    configuration["rehrseg"][network]["batch_size"] = 2
+        file.write_text(json.dumps(plans, indent=4))
 
     def plan(self, number: int, *, planner: str = "ExperimentPlanner") -> str:
         """Fingerprint and nnU-Net's plans; returns their name."""
-        from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
         from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiments
 
-        class FewVoxels(DatasetFingerprintExtractor):
-            """Draws 100,000 intensities, not 100 million: phantoms have a few thousand."""
-
-            def __init__(self, *args, **options):
-                super().__init__(*args, **options)
-                self.num_foreground_voxels_for_intensitystats = 1e5
-
         with environment(nnUNet_n_proc_DA="1"):  # planning sets as many threads
-            extract_fingerprint_dataset(number, FewVoxels, 1)
+            extract_fingerprint_dataset(number, num_processes=1)
             return plan_experiments([number], experiment_planner_class_name=planner)
 
     def preprocess(self, number: int, *, plans: str = "nnUNetPlans", configurations=("3d_fullres",)) -> None:
