@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from benchmarks.quality.benchmark import CONFIGURATION, FILE_ENDING, Benchmark, labelled_files
 from benchmarks.quality.commands import Execute
@@ -23,7 +24,8 @@ from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.nnunet.whole_files import whole_files
 from rehrseg_nnunet.slices.geometry import scale_slice_geometry
 from rehrseg_nnunet.slices.shape_interpolation import interpolate_labels
-from rehrseg_nnunet.slices.slice_profile import degrade_labels, interpolate
+from rehrseg_nnunet.slices.slice_profile import interpolate
+from rehrseg_nnunet.slices.slice_upsampling import centre_slices
 
 SUBFOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 FILES = whole_files(SimpleITKIO)  # reads and writes them
@@ -183,11 +185,40 @@ def _ignore_between_slices(thick: Path, target: Path, *, factor: int, axis: int)
     write_atomically(target / "dataset.json", json.dumps({**dataset, "labels": labels}))
 
 
-def decimate_folder(source: Path, target: Path, *, factor: int, axis: int) -> None:
-    """HR segmentations on the thick slices, by the label at each slice's centre (ties: lower side, in every case)."""
-    for file, labels, properties in read_folder(source, labels=True):
-        thick = degrade_labels(torch.from_numpy(labels), factor, axis).numpy()
-        FILES().write_seg(thick, str(target / file.name), scale_slice_geometry(properties, axis, factor))
+def decide_at_centres(source: Path, target: Path, *, factor: int, axis: int, label_manager: LabelManager) -> None:
+    """HR predictions on the thick slices: what their probabilities say at the slices' centres.
+
+    As `centre_slices` does for this package's networks of thin slices. Labels alone would have to choose one of two
+    central slices, and lose to a method that may take their mean.
+
+    Args:
+        source: predictions with probabilities (npz).
+        target: folder that is there.
+        factor: r.
+        axis: of the slices in the files' arrays.
+        label_manager: of the predictions.
+
+    Raises:
+        FileNotFoundError: a prediction has no probabilities.
+    """
+    for file, _, properties in read_folder(source, labels=True):
+        thin = torch.from_numpy(read_probabilities(file.with_name(f"{file.name[:-7]}.npz"))).float()
+        thick = centre_slices(thin.movedim(axis + 1, 1)[None], factor)[0].movedim(1, axis + 1)
+        labels = np.asarray(label_manager.convert_probabilities_to_segmentation(thick))
+        FILES().write_seg(
+            labels.astype(np.int16), str(target / file.name), scale_slice_geometry(properties, axis, factor)
+        )
+
+
+def read_probabilities(file: Path) -> np.ndarray:
+    """(K, ...) probabilities that nnU-Net saved.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: predict with probabilities")
+    return np.load(file)["probabilities"]
 
 
 def read_folder(folder: Path, *, labels: bool) -> Iterator[tuple[Path, np.ndarray, dict[str, Any]]]:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from benchmarks.quality.benchmark import Benchmark
-from benchmarks.quality.datasets import FILES, decimate_folder, read_folder, whole
+from benchmarks.quality.datasets import FILES, decide_at_centres, read_folder, whole
 from benchmarks.quality.filling import fill_cases
 from benchmarks.quality.runs import Run, scores_file
 from benchmarks.quality.unbiased import choose_on_folder, decide_folder, has_probabilities
@@ -106,10 +108,17 @@ def _lr_folder(run: Run, name: str) -> Path:
     source = _source(run, name)
     if run.row.hr != "data":
         return source
-    target = run.predictions / f"{name}_slice_centres"
+    target = run.predictions / f"{name}_at_centres"
     if not target.is_dir():
+        plans = PlansManager(str(run.folder.parent / "plans.json"))
         with whole(target) as partial:
-            decimate_folder(source, partial, factor=run.benchmark.factor, axis=run.benchmark.array_axis)
+            decide_at_centres(
+                source,
+                partial,
+                factor=run.benchmark.factor,
+                axis=run.benchmark.array_axis,
+                label_manager=plans.get_label_manager(_dataset_json(run.benchmark)),
+            )
     return target
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.quality.datasets import FILES, read_folder, whole
+from benchmarks.quality.datasets import FILES, read_folder, read_probabilities, whole
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
 from rehrseg_nnunet.restoration.label_volumes import offsets_for
 
@@ -77,14 +77,3 @@ def decide_folder(predictions: Path, target: Path, offsets: np.ndarray) -> None:
 def has_probabilities(folders: Iterable[Path]) -> bool:
     """Whether every folder has probabilities: those of an earlier version may have none."""
     return all(any(folder.glob("*.npz")) for folder in folders)
-
-
-def read_probabilities(file: Path) -> np.ndarray:
-    """(K, ...) probabilities that nnU-Net saved.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: predict with probabilities")
-    return np.load(file)["probabilities"]

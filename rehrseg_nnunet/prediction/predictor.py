@@ -45,7 +45,7 @@ from rehrseg_nnunet.prediction.image_checks import raise_failures
 from rehrseg_nnunet.prediction.inputs import Images, case_name, endings_of
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid, OutputGrid
 from rehrseg_nnunet.prediction.slice_phases import Mirrors, PhaseMean, mirrored_phases
-from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode, sees_thin_slices
+from rehrseg_nnunet.segmentation.hr_network import gives_hr_logits, hr_factor, output_mode
 from rehrseg_nnunet.slices.slice_profile import at_phase, interpolate_logits
 from rehrseg_nnunet.slices.slice_upsampling import interleave_slices
 
@@ -200,8 +200,9 @@ class HRPredictor(nnUNetPredictor):
             return torch.as_tensor(super().predict_sliding_window_return_logits(input_image)).cpu()
         slices = input_image.shape[1]
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        # an HR head, which was trained on every phase, gains nothing from them
-        phases = self.factor if self.hr_from == "lr" or sees_thin_slices(self.network) else 1
+        # an HR head, trained on every phase, gains nothing from them; what a network of thin slices sees would
+        # be interpolated twice
+        phases = self.factor if self.hr_from == "lr" else 1
         passes = []
         for phase, mirrors in mirrored_phases(axes, slices=slices, factor=phases).items():
             self._mirrors = mirrors

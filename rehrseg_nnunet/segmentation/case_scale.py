@@ -35,7 +35,8 @@ class CaseScale:
     ) -> CaseScale:
         """The scale of a pseudo-HR case.
 
-        Eq. 7 downsamples U before it brings it to [0, 1]. The scale is one for the thick slices of all phases.
+        Eq. 7 downsamples U, as the labels, before it brings it to [0, 1]. The scale is one for the thick slices of all
+        phases.
 
         Args:
             data: (C + 1, r*D, H, W), U last.
@@ -48,8 +49,10 @@ class CaseScale:
         if not normalise_uncertainty:
             return cls(unit)
         uncertainty = np.asarray(data[-1:, :, :, :])[0].astype(np.float64)
-        sums = np.cumsum(np.concatenate([np.zeros_like(uncertainty[:1]), uncertainty]), axis=0)
-        lowest, highest = np.percentile((sums[factor:] - sums[:-factor]) / factor, PERCENTILES)
+        first, last = (factor - 1) // 2, factor // 2  # the slices whose mean a thick slice's U is: one for odd r
+        slices = len(uncertainty) - factor + 1  # thick ones, of all phases
+        thick = (uncertainty[first : first + slices] + uncertainty[last : last + slices]) / 2
+        lowest, highest = np.percentile(thick, PERCENTILES)
         return cls(unit, float(lowest), float(highest))
 
     def apply(self, targets: PatchTargets) -> PatchTargets:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -37,14 +37,8 @@ class TrainingOutputs(NamedTuple):
 
 
 class HRNetwork(Extension):
-    """Base of the extensions that give thin slices.
+    """Base of the extensions that give thin slices."""
 
-    Attributes:
-        sees_thin_slices: the network itself works on thin slices: its logits of thick ones come from those of thin
-            ones, not the other way round.
-    """
-
-    sees_thin_slices: ClassVar[bool] = False
     if TYPE_CHECKING:  # attributes or properties
 
         @property
@@ -58,11 +52,6 @@ class HRNetwork(Extension):
 def gives_hr_logits(network: nn.Module) -> bool:
     """Whether the network, wrapped or not, is one of stage 2."""
     return is_extended(network, HRNetwork)
-
-
-def sees_thin_slices(network: nn.Module) -> bool:
-    """Whether the network, wrapped or not, is one of stage 2 that works on thin slices."""
-    return gives_hr_logits(network) and _hr_network(network).sees_thin_slices
 
 
 def _hr_network(network: nn.Module) -> HRNetwork:

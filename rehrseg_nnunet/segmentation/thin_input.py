@@ -14,7 +14,7 @@ Convention:
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,7 +40,6 @@ class ThinInput(HRNetwork):
         stride: of the network along z.
     """
 
-    sees_thin_slices: ClassVar[bool] = True
     encoder: Any
     decoder: Any
     factor: int

@@ -25,7 +25,7 @@ from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentatio
 from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut, as_on_thin_slices
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
-from rehrseg_nnunet.slices.slice_upsampling import repeat_last_slice
+from rehrseg_nnunet.slices.slice_upsampling import centre_slices, repeat_last_slice
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
 Region = int | Sequence[int]
@@ -81,7 +81,7 @@ class DegradeTransform(BasicTransform):
         return {
             **data_dict,
             "image": lr.masked_fill(padding, 0),
-            "regression_target": uncertainty if self.hr_uncertainty else slice_mean(uncertainty, self.factor),
+            "regression_target": uncertainty if self.hr_uncertainty else at_centres(uncertainty, self.factor),
             "segmentation": strip_halo(segmentation, HALO_LR_SLICES * self.factor),
         }
 
@@ -168,7 +168,7 @@ class SetTargetsAside(BasicTransform):
         others = {key: value for key, value in data_dict.items() if key != "regression_target"}
         image, segmentation = data_dict["image"], data_dict["segmentation"]
         uncertainty = data_dict["regression_target"].float().clamp(0, 1)
-        lr = slice_mean(uncertainty, self.factor) if self.hr_uncertainty else uncertainty
+        lr = at_centres(uncertainty, self.factor) if self.hr_uncertainty else uncertainty
         has_data = (segmentation[:1] >= 0).amax((2, 3), keepdim=True)  # the loader pads labels with -1
         if self.sparse_label is not None and is_sparse(segmentation, self.sparse_label):
             has_data = torch.zeros_like(has_data)
@@ -286,6 +286,11 @@ def is_true_acquisition(segmentation: torch.Tensor) -> bool:
 def slice_mean(volume: torch.Tensor, factor: int) -> torch.Tensor:
     """Mean over the r slices of every LR slice: (C, r*D, H, W) to (C, D, H, W)."""
     return volume.unflatten(1, (-1, factor)).mean(2)
+
+
+def at_centres(uncertainty: torch.Tensor, factor: int) -> torch.Tensor:
+    """U of LR slices, as their labels are taken: at their centres. (1, r*D, H, W) to (1, D, H, W)."""
+    return centre_slices(uncertainty[None], factor)[0]
 
 
 def strip_halo(volume: torch.Tensor, slices: int) -> torch.Tensor:

@@ -3,17 +3,18 @@
 import argparse
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from benchmarks.quality.benchmark import CONFIGURATION, OFFSETS, labelled_files
 from benchmarks.quality.datasets import (
     copy_cases,
     copy_true_hr,
-    decimate_folder,
+    decide_at_centres,
     interpolate_dataset,
     prepare,
     read_folder,
@@ -26,7 +27,6 @@ from rehrseg_nnunet.cli.simulate import run as run_simulate
 from rehrseg_nnunet.config.presets import load_preset
 from rehrseg_nnunet.config.rehrseg import BLOCK, load_config
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
-from rehrseg_nnunet.slices.slice_profile import degrade_labels
 
 
 def names(folder):
@@ -213,18 +213,29 @@ def test_interpolated_thin_slices_lie_where_the_true_ones_do(simulated, tmp_path
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_true_thin_labels_decimated_are_the_thick_slices_but_for_the_side_of_ties(simulated, tmp_path, factor, axis):
-    thick = simulated(factor, axis)
-    decimate_folder(thick / "labelsTrHR", tmp_path / "slice_centres", factor=factor, axis=AXES[axis])
-    assert names(tmp_path / "slice_centres") == ["case_0.nii.gz", "case_1.nii.gz"]
-    for number, (file, _, _) in enumerate(read_folder(tmp_path / "slice_centres", labels=True)):
-        image = sitk.ReadImage(str(file))
-        truth = sitk.ReadImage(str(thick / "labelsTr" / file.name))
-        assert same_grid(image, truth)
-        fine = torch.from_numpy(sitk.GetArrayFromImage(sitk.ReadImage(str(thick / "labelsTrHR" / file.name))))
-        sides = [degrade_labels(fine, factor, AXES[axis], upper_ties=upper).numpy() for upper in (False, True)]
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sides[0])
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(truth), sides[number])  # ties in turn
+def test_thick_slices_get_what_the_probabilities_say_at_their_centres(simulated, tmp_path, factor, axis):
+    """As a network of thin slices says it, whatever its labels say on either side of the centre."""
+    thick, rng = simulated(factor, axis), np.random.default_rng(0)
+    predicted = tmp_path / "predicted"
+    shutil.copytree(thick / "labelsTrHR", predicted)
+    saved = {}
+    for file, labels, _ in read_folder(predicted, labels=True):
+        soft = np.stack([labels == label for label in range(3)]) + rng.uniform(0, 1.5, (3, *labels.shape))
+        saved[file.name] = soft.astype(np.float32)
+        np.savez_compressed(predicted / f"{file.name[:-7]}.npz", probabilities=saved[file.name])
+    (tmp_path / "centres").mkdir()
+    label_manager = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+    how = {"factor": factor, "axis": AXES[axis], "label_manager": label_manager}
+    decide_at_centres(predicted, tmp_path / "centres", **how)
+    assert names(tmp_path / "centres") == ["case_0.nii.gz", "case_1.nii.gz"]
+    for file, labels, _ in read_folder(tmp_path / "centres", labels=True):
+        assert same_grid(sitk.ReadImage(str(file)), sitk.ReadImage(str(thick / "labelsTr" / file.name)))
+        fine = np.moveaxis(saved[file.name], AXES[axis] + 1, 1)
+        inner = [fine[:, k::factor] for k in {(factor - 1) // 2, factor // 2}]
+        np.testing.assert_array_equal(labels, np.moveaxis(sum(inner).argmax(axis=0), 0, AXES[axis]))
+    (predicted / "case_1.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"case_1\.npz is missing: predict with probabilities"):
+        decide_at_centres(predicted, tmp_path / "centres", **how)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -250,7 +261,11 @@ def test_interpolating_labels_and_decimating_them_gives_them_back(write_volume, 
     np.testing.assert_allclose(
         image.GetOrigin(), np.array(geometry["origin"]) + step * 4 * (0.5 / factor - 0.5), atol=1e-4
     )
-    decimate_folder(thin / "labelsTr", back, factor=factor, axis=axis)
+    sure = np.stack([sitk.GetArrayFromImage(image) == label for label in range(3)]).astype(np.float32)
+    np.savez_compressed(thin / "labelsTr" / "a.npz", probabilities=sure)
+    label_manager = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+    back.mkdir()
+    decide_at_centres(thin / "labelsTr", back, factor=factor, axis=axis, label_manager=label_manager)
     returned = sitk.ReadImage(str(back / "a.nii.gz"))
     assert same_grid(returned, sitk.ReadImage(str(thick / "labelsTr" / "a.nii.gz")))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(returned), labels)

@@ -255,38 +255,41 @@ def test_without_probabilities_the_remedy_is_named_and_nothing_is_written(upsamp
 
 @pytest.fixture
 def thin_run(make):
-    """A row that is trained on thin slices, so that its validation is at HR."""
+    """A row that is trained on thin slices, so that its validation is at HR; its probabilities by case."""
     run, write = make("true_hr")
+    rng, probabilities = np.random.default_rng(2), {}
     for name, folder in {"validation": run.folder / "validation", "test": run.predictions / "hr"}.items():
         for case in CASES[name]:
-            write(folder / f"{case}.nii.gz", halves(HR, 1))
-    return run
+            soft = np.stack([halves(HR, 1) == label for label in range(3)]) + rng.uniform(0, 1.2, size=(3, *HR))
+            probabilities[case] = (soft / soft.sum(axis=0)).astype(np.float32)
+            write(folder / f"{case}.nii.gz", probabilities[case].argmax(axis=0).astype(np.uint8))
+            np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities[case])
+    return run, probabilities
 
 
-def at_slice_centres(labels):
-    """Of four thin slices the inner two decide, where they differ the outer two, and at last the second."""
-    first, second, third, fourth = (labels[start::FACTOR].astype(int) for start in range(FACTOR))
-    votes = [(first == inner).astype(int) + (fourth == inner) for inner in (second, third)]
-    return np.where(votes[1] > votes[0], third, second)
+def at_slice_centres(probabilities):
+    """Of four thin slices what the inner two say together."""
+    return (probabilities[:, 1::FACTOR] + probabilities[:, 2::FACTOR]).argmax(axis=0)
 
 
 def test_a_row_on_thin_slices(thin_run):
-    score(thin_run)
-    for name, resolutions in read_scores(thin_run).items():
-        check(resolutions["hr"][""], name, dict.fromkeys(CASES[name], halves(HR, 1)), HR)
-        check(resolutions["lr"][""], name, dict.fromkeys(CASES[name], at_slice_centres(halves(HR, 1))), LR)
+    run, probabilities = thin_run
+    score(run)
+    for name, resolutions in read_scores(run).items():
+        check(resolutions["hr"][""], name, {case: probabilities[case].argmax(axis=0) for case in CASES[name]}, HR)
+        check(resolutions["lr"][""], name, {case: at_slice_centres(probabilities[case]) for case in CASES[name]}, LR)
 
 
 def test_interrupted_scoring_is_repeated_on_all_cases(thin_run, monkeypatch):
-    decimate = scores.decimate_folder
+    (thin_run, _), decide = thin_run, scores.decide_at_centres
 
     def fail(source, target, **options):
-        decimate(source, target, **options)
+        decide(source, target, **options)
         (target / "case_1.nii.gz").unlink()
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scores, "decimate_folder", fail)
+        patch.setattr(scores, "decide_at_centres", fail)
         with pytest.raises(OSError, match="disk full"):
             score(thin_run)
     score(thin_run)

@@ -211,6 +211,22 @@ def test_the_hr_head_alone_and_the_mean_of_both(tiny, two_headed):
     torch.testing.assert_close(mean, (hr + spline_of(lr)) / 2, atol=5e-3, rtol=5e-3)
 
 
+@pytest.mark.parametrize(("source", "phases"), [("lr", FACTOR), ("head", 1), ("mean", 1)])
+def test_only_interpolated_logits_are_taken_at_other_phases(tiny, two_headed, monkeypatch, source, phases):
+    """A network of thin slices, whose source is the head, would see the scan interpolated twice."""
+    network, _, image = two_headed
+    asked = set()
+
+    def noted(volume, phase, *arguments):
+        asked.add(phase % FACTOR)
+        return at_phase(volume, phase, *arguments)
+
+    monkeypatch.setattr(module, "at_phase", noted)
+    tiny.predictor(network=network, hr_from=source).predict_sliding_window_return_logits(image)
+    assert len(asked) == phases
+    assert 0 in asked
+
+
 @pytest.mark.parametrize("stored", ["head", "lr", "mean", None])
 def test_the_model_says_where_its_thin_slices_come_from(tiny, two_headed, stored):
     """A model of before the setting has the mean; whoever asks for something else gets it."""

@@ -14,7 +14,6 @@ from rehrseg_nnunet.segmentation.hr_network import (
     gives_hr_logits,
     hr_factor,
     output_mode,
-    sees_thin_slices,
     set_output_mode,
 )
 from rehrseg_nnunet.segmentation.thin_input import add_thin_input, padded_slices
@@ -125,9 +124,7 @@ def test_all_weights_learn_from_the_training_outputs():
 def test_it_answers_as_the_network_with_an_hr_head_does():
     plain, network = unet(), thin(unet(), 4)
     assert not gives_hr_logits(plain)
-    assert not sees_thin_slices(plain)
     assert gives_hr_logits(network)
-    assert sees_thin_slices(network)
     assert hr_factor(network) == 4
     assert get_output_mode(network) == "lr"
     set_output_mode(network, "hr")

@@ -28,8 +28,8 @@ from rehrseg_nnunet.segmentation.transforms import (
     LRLabelTransform,
     TakeUncertaintyOut,
     ThinScales,
+    at_centres,
     build_training_transforms,
-    slice_mean,
 )
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels, half_support
 
@@ -153,7 +153,9 @@ def test_patch_equals_a_crop_of_the_degraded_volume_at_every_phase(factor, first
         at = [k - first for k in real]
         padding = [k for k in range(3) if k not in at]
         torch.testing.assert_close(image[:, at], degrade(whole[:-1], factor, 1)[:, real])
-        torch.testing.assert_close(uncertainty[:, at], slice_mean(whole[-1:], factor)[:, real])
+        centre = [(factor - 1) // 2, factor // 2]  # of a thick slice, as its labels
+        expected_u = whole[-1:].unflatten(1, (-1, factor))[:, :, centre].mean(2)
+        torch.testing.assert_close(uncertainty[:, at], expected_u[:, real])
         hr = whole_labels.unflatten(1, (-1, factor))[:, real]
         assert torch.equal(hr_labels.unflatten(1, (-1, factor))[:, at], hr.clamp(min=0))
         expected = degrade_labels(whole_labels, factor, 1)[:, real].clamp(min=0)
@@ -284,7 +286,7 @@ def test_uncertainty_of_thin_slices_is_that_of_the_case(dummy_2d, true_lr):
     _, _, targets = sample_at(data, labels, 2, factor=factor, phase=0, patch=patch, transforms=transforms, lr=lr)
     whole = torch.from_numpy(data[-1:, 8:20])
     torch.testing.assert_close(targets.hr_uncertainty, whole)
-    torch.testing.assert_close(targets.uncertainty, torch.zeros(1, *patch) if true_lr else slice_mean(whole, factor))
+    torch.testing.assert_close(targets.uncertainty, torch.zeros(1, *patch) if true_lr else at_centres(whole, factor))
 
 
 @pytest.mark.parametrize("dummy_2d", [True, False])
@@ -307,9 +309,12 @@ def test_uncertainty_is_downsampled_first_and_brought_to_0_and_1_then(dummy_2d, 
         )[2].uncertainty
         for first in range(0, 35, 5)
     ]
-    means = np.stack([data[-1, k : k + factor].mean(0) for k in range(data.shape[1] - factor + 1)])  # of all phases
-    low, high = np.percentile(means, (0.5, 99.5))
-    expected = (means[phase::factor][:35] - low) / (high - low)
+    centre = [(factor - 1) // 2, factor // 2]  # of a thick slice, as its labels
+    thick = np.stack(
+        [data[-1, k : k + factor][centre].mean(0) for k in range(data.shape[1] - factor + 1)]
+    )  # all phases
+    low, high = np.percentile(thick, (0.5, 99.5))
+    expected = (thick[phase::factor][:35] - low) / (high - low)
     np.testing.assert_allclose(torch.cat(found, dim=1)[0], expected.clip(0, 1), atol=1e-5)
     assert expected.min() < 0.05 < 0.95 < expected.max()
 

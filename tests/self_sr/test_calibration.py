@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rehrseg_nnunet.self_sr.calibration import BINS, Calibration
+from rehrseg_nnunet.self_sr.calibration import BINS, Calibration, _edges
 
 
 def samples(seed=0, voxels=20_000, probability=lambda u: u**2):
@@ -32,8 +32,26 @@ def test_it_never_falls_and_keeps_the_mean(seed, voxels):
     values = calibration.apply(np.linspace(-1, 2, 200))
     assert (np.diff(values) >= 0).all()
     assert 0 <= values.min() <= values.max() <= 1
-    sizes = [len(part) for part in np.array_split(uncertainty, BINS) if len(part)]
-    assert np.average(calibration.wrong, weights=sizes) == pytest.approx(wrong.mean(), abs=1e-6)
+    assert len(calibration.wrong) <= BINS
+    edges = [0, *_edges(np.sort(uncertainty).astype(np.float64)), voxels]
+    assert np.average(calibration.wrong, weights=np.diff(edges)) == pytest.approx(wrong.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.01, 0.003, 0.001])
+def test_a_small_structure_in_a_large_scan_keeps_its_u(share):
+    """At entropy ln 2 two labels are as likely, so half of them are wrong, however few voxels there are of these."""
+    rng = np.random.default_rng(0)
+    probability = np.where(rng.random(300_000) < share, rng.uniform(0, 0.5, 300_000), 0.001 * rng.random(300_000))
+    entropy = -probability * np.log(probability) - (1 - probability) * np.log(1 - probability)
+    calibration = Calibration.fit([(entropy.astype(np.float32), rng.random(300_000) < probability)])
+    assert calibration.apply(np.float32(0.69)) == pytest.approx(0.5, abs=0.1)
+    assert calibration.apply(np.float32(0.33)) == pytest.approx(0.1, abs=0.05)
+    assert calibration.apply(np.float32(0.0)) < 0.01
+
+
+def test_one_value_of_u_is_one_probability():
+    calibration = Calibration.fit([(np.full(200, 0.3, np.float32), np.arange(200) < 50)])
+    assert calibration == Calibration((pytest.approx(0.3),), (0.25,))
 
 
 def test_a_u_that_says_nothing_becomes_the_share_of_wrong_labels():
