@@ -5,8 +5,8 @@ Convention:
     channel k*r + p holding phase p of class k, behind the K channels of the LR logits, and are unfolded at the end: HR
     slice r*d + p is phase p of LR slice d. The result is the mean of the HR head's logits and of the interpolated LR
     logits, or one of the two (`hr_from`). LR logits alone, which are all that a network without an HR head has, are
-    taken at several phases (`slice_phases`). So are those of a network that sees thin slices (`thin_input`), which take
-    the place of an HR head's. A model whose planned slices are not thick has r = 1: its logits are nnU-Net's own.
+    taken at several phases (`slice_phases`). Those of a network that sees thin slices (`thin_input`) take the place of
+    an HR head's. A model whose planned slices are not thick has r = 1: its logits are nnU-Net's own.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Where between two anatomical positions the slices of a scan lie, their phase, is an accident, as left and right of a
 mirrored image are. nnU-Net averages as many predictions as there are combinations of mirrored axes. Here they also see
 the scan at different phases, so averaging over phases takes no more of them. Logits of thick slices gain by it, also
-those of REHRSegTrainer's networks, which are trained on all phases; those of its HR head do not.
+those of REHRSegTrainer's networks, which are trained on all phases; those of its HR head do not, nor do those of a
+network that interpolates its thick slices to thin ones.
 
 Convention:
     At phase p, from -r/2 to r/2, the scan is resampled to slices that lie p HR slices behind the acquired ones
