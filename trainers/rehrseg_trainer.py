@@ -339,5 +339,9 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             self.network.require_forward_param_sync = False
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)
-        predict_hr_validation(self, hr_from=self.config.segmentation.hr_source)
+        # as `rehrseg predict` does: what is stored with a model of an earlier version may lack today's keys
+        stored = PlansManager(str(Path(self.output_folder_base, "plans.json")))
+        configuration = stored.get_configuration(self.configuration_name).configuration
+        source = load_config(configuration, purpose="prediction").segmentation.hr_source
+        predict_hr_validation(self, hr_from=source)
         report_when_all_are_done(self)

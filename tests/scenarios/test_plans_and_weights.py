@@ -17,6 +17,8 @@ from benchmarks import cost
 from rehrseg_nnunet.config import removed_settings
 from rehrseg_nnunet.config.rehrseg import upgraded_plans
 from rehrseg_nnunet.nnunet.weights import hash_weights
+from rehrseg_nnunet.prediction import fold_validation
+from rehrseg_nnunet.prediction.predictor import HRPredictor
 
 pytestmark = pytest.mark.slow
 
@@ -238,6 +240,32 @@ def test_a_finished_model_of_an_earlier_version_predicts_the_same(trained, tmp_p
             file.write_text(original)
         assert len(warned_of_removed(caplog)) == 1
         assert_same_voxels(voxels(old), voxels(new))
+
+
+@pytest.mark.parametrize(("stored", "source"), [("lr", "lr"), ("head", "head"), (None, "mean")])
+def test_val_takes_thin_slices_from_where_predictions_of_the_model_do(trained, monkeypatch, stored, source):
+    """Without the key the model is one of before it, whatever today's default is."""
+    asked = []
+
+    class Noted(HRPredictor):
+        def __init__(self, *args, **options):
+            asked.append(options["hr_from"])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(fold_validation, "HRPredictor", Noted)
+    file = trained.fold("REHRSegTrainer", THICK).parent / "plans.json"
+    original = file.read_text()
+    plans = json.loads(original)
+    segmentation = plans["configurations"]["3d_fullres"]["rehrseg"]["segmentation"]
+    assert segmentation.pop("hr_from") == "lr"
+    if stored is not None:
+        segmentation["hr_from"] = stored
+    file.write_text(json.dumps(plans))
+    try:
+        trained.train("REHRSegTrainer", THICK, "--val")
+    finally:
+        file.write_text(original)
+    assert asked == [source]
 
 
 @pytest.mark.parametrize("trainer", ["SMORETrainer", "SelfSRTrainer", "REHRSegTrainer", "ContinuedBaselineTrainer"])
