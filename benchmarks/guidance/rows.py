@@ -57,6 +57,16 @@ class Row:
         return self.data == "pairs"
 
     @property
+    def rival(self) -> str:
+        """Key of nnU-Net on the scan alone, for as many epochs and from the same start."""
+        return "in_one_go" if self.epochs == "both" else "continued"
+
+    @property
+    def control(self) -> str:
+        """Key of the same training with a random keeper, if it has a taught one."""
+        return f"{self.key}_randomKeeper" if f"{self.key}_randomKeeper" in ROWS else ""
+
+    @property
     def before(self) -> list[str]:
         """Keys of the rows that must be trained before, but for the keeper."""
         return [key for key in (self.start, self.teacher) if key]
@@ -124,6 +134,12 @@ ROWS = {
             "guided_scratch_randomKeeper", "guided from scratch by a random keeper, identity start", "randomKeeper"
         ),
         _from_scratch("guided_scratch_paperFusion", "guided from scratch, fusion as in the paper", plans="paperFusion"),
+        _from_scratch(
+            "guided_scratch_paperFusion_randomKeeper",
+            "guided from scratch by a random keeper, fusion as in the paper",
+            "randomKeeper",
+            plans="paperFusion",
+        ),
         _from_scratch(
             "true_guides_scratch",
             "guided from scratch by guides of the true better scan, identity start",
