@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rehrseg_nnunet.cases.case_dataset import Cases
 from rehrseg_nnunet.cases.turned import TurnedCases
-from rehrseg_nnunet.config.rehrseg import BLOCK, change_segmentation, load_config, with_thin_network
+from rehrseg_nnunet.config.rehrseg import BLOCK, ResolvedConfig, change_segmentation, load_config, with_thin_network
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.label_loss import build_label_loss
@@ -339,9 +339,13 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             self.network.require_forward_param_sync = False
         with output_mode(self.network, "lr"):
             super().perform_actual_validation(save_probabilities)
-        # as `rehrseg predict` does: what is stored with a model of an earlier version may lack today's keys
-        stored = PlansManager(str(Path(self.output_folder_base, "plans.json")))
-        configuration = stored.get_configuration(self.configuration_name).configuration
-        source = load_config(configuration, purpose="prediction").segmentation.hr_source
-        predict_hr_validation(self, hr_from=source)
+        predict_hr_validation(self, hr_from=self._stored_config().segmentation.hr_source)
         report_when_all_are_done(self)
+
+    def _stored_config(self) -> ResolvedConfig:
+        """The settings that `rehrseg predict` reads: a model of an earlier version may lack some of today's keys."""
+        file = Path(self.output_folder).parent / "plans.json"
+        if not file.is_file():
+            return self.config
+        configuration = PlansManager(str(file)).get_configuration(self.configuration_name).configuration
+        return load_config(configuration, purpose="prediction")

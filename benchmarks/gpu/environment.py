@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,3 +46,5 @@ def make_workspace(context: Context) -> Iterator[dict[str, Any]]:
         trainer = build(name, dataset, plans, device="cpu")
         trainer.initialize()
         trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+        plans_file = Path(trainer.output_folder).parent / "plans.json"  # as every training leaves it
+        plans_file.write_text(json.dumps(trainer.plans_manager.plans))

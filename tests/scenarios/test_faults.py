@@ -294,7 +294,7 @@ def test_a_full_disk_during_the_export_loses_no_complete_case(trained, tmp_path)
         fold = disk / source.relative_to(trained.results)
         shutil.copytree(source, fold, ignore=shutil.ignore_patterns("pseudo_hr*", "training_log*"))
         message = rf"{fold / 'pseudo_hr'}/phantom_.*.b2nd could not be written completely .*free space there .*--val"
-        with filled(disk, free=int(2.5 * case_bytes)), pytest.raises(OSError, match=message):
+        with filled(disk, free=int(2.2 * case_bytes)), pytest.raises(OSError, match=message):
             trained.train(STAGE_1, THICK, "--val")
         complete = times(fold / "pseudo_hr")
         assert len(complete) == 3 * len(list((fold / "pseudo_hr_cases").glob("*.json"))) > 0
