@@ -310,9 +310,8 @@ def test_uncertainty_is_downsampled_first_and_brought_to_0_and_1_then(dummy_2d, 
         for first in range(0, 35, 5)
     ]
     centre = [(factor - 1) // 2, factor // 2]  # of a thick slice, as its labels
-    thick = np.stack(
-        [data[-1, k : k + factor][centre].mean(0) for k in range(data.shape[1] - factor + 1)]
-    )  # all phases
+    phases = range(data.shape[1] - factor + 1)  # where a thick slice can begin
+    thick = np.stack([data[-1, k : k + factor][centre].mean(0) for k in phases])
     low, high = np.percentile(thick, (0.5, 99.5))
     expected = (thick[phase::factor][:35] - low) / (high - low)
     np.testing.assert_allclose(torch.cat(found, dim=1)[0], expected.clip(0, 1), atol=1e-5)
