@@ -57,7 +57,8 @@ class ThinInput(HRNetwork):
         the slices that `padded_slices` counts.
         """
         slices = image.shape[2] * self.factor
-        skips = self.encoder(repeat_last_slice(self.interpolation(image), padded_slices(slices, self.stride)))
+        thin_image = interpolate_scan(image, self.interpolation)
+        skips = self.encoder(repeat_last_slice(thin_image, padded_slices(slices, self.stride)))
         outputs = self.decoder(skips)
         finest, coarser = (outputs[0], outputs[1:]) if isinstance(outputs, list) else (outputs, None)
         thin = finest[:, :, :slices]
@@ -80,6 +81,23 @@ class ThinInput(HRNetwork):
         inside = skip[:, :, : -(-slices * self.factor // stride)]
         lines = functional.adaptive_avg_pool2d(inside.flatten(3), (slices, inside[0, 0, 0].numel()))
         return lines.unflatten(3, inside.shape[3:])
+
+
+def interpolate_scan(image: torch.Tensor, interpolation: ImageInterpolation) -> torch.Tensor:
+    """Interpolate (B, C, D, H, W) to (B, C, r*D, H, W), padding after the interpolation and not before.
+
+    nnU-Net pads a scan that has fewer slices than a patch with slices of zeros. Through the interpolation they would
+    darken the scan's outer slices, as in no scan that fills the patch. So the slices at either end that are 0 in all
+    channels stay 0, and what is between them is interpolated as if they were not there.
+    """
+    shown = (image != 0).any(dim=-1).any(dim=-1).any(dim=1)  # (B, D)
+    inside = (shown.cumsum(dim=1) > 0) & (shown.flip(1).cumsum(dim=1) > 0).flip(1)
+    places = torch.arange(image.shape[2], device=image.device)
+    first, last = inside.int().argmax(dim=1), places[-1] - inside.flip(1).int().argmax(dim=1)
+    nearest = places.expand_as(inside).clamp(first[:, None], last[:, None])
+    repeated = image.take_along_dim(nearest[:, None, :, None, None], dim=2)
+    thin = interpolation(repeated)
+    return thin * inside.repeat_interleave(thin.shape[2] // image.shape[2], dim=1)[:, None, :, None, None]
 
 
 def padded_slices(slices: int, stride: int) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
+from torch.nn import functional
 
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.segmentation.hr_network import (
@@ -16,7 +17,7 @@ from rehrseg_nnunet.segmentation.hr_network import (
     output_mode,
     set_output_mode,
 )
-from rehrseg_nnunet.segmentation.thin_input import add_thin_input, padded_slices
+from rehrseg_nnunet.segmentation.thin_input import add_thin_input, interpolate_scan, padded_slices
 from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, centre_slices, repeat_last_slice
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
@@ -102,6 +103,24 @@ def test_where_slices_are_missing_at_the_far_end_the_last_one_is_repeated_and_se
         outputs = network(image(5))
     assert outputs.hr.shape[2] == 15
     assert outputs.student.shape[2] == 5
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 1)])
+@pytest.mark.parametrize("factor", [3, 4])
+def test_a_padded_scan_is_interpolated_as_the_scan_and_padded_then(factor, before, after):
+    interpolation = ImageInterpolation(factor, "spline")
+    scan = image(slices=5)
+    scan[:, :, 2] = 0  # within the scan a slice of zeros is one that was acquired
+    scan[:, 0, 0] = 0  # and so is one that another channel shows something in
+    whole = image(slices=5 + before + after, seed=2)
+    batch = torch.cat([functional.pad(scan, (0, 0, 0, 0, before, after)), whole])
+    alone = functional.pad(interpolation(scan), (0, 0, 0, 0, factor * before, factor * after))
+    torch.testing.assert_close(interpolate_scan(batch, interpolation), torch.cat([alone, interpolation(whole)]))
+
+
+def test_a_patch_beyond_the_scan_stays_empty():
+    empty = torch.zeros(1, 2, 3, 4, 4)
+    assert torch.equal(interpolate_scan(empty, ImageInterpolation(4, "spline")), torch.zeros(1, 2, 12, 4, 4))
 
 
 def test_weights_keep_their_names_and_every_new_one_is_a_segmentation_layers():
