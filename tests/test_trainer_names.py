@@ -50,6 +50,7 @@ GUIDANCE_VARIANTS = {
     f"{KEEPER}_noFeatures": {"keeper": {"matching_weight": 0, "distillation_weight": 0}},
     f"{KEEPER}_noAdversary": {"keeper": {"adversarial_weight": 0}},
     f"{KEEPER}_noRecalibration": {"keeper": {"recalibration": False}},
+    f"{KEEPER}_noResidual": {"keeper": {"residual": False}},
 }
 GUIDED = "GuidedTrainer"
 GUIDED_VARIANTS = {

@@ -50,6 +50,12 @@ class KnowledgeKeeperTrainer_noRecalibration(rehrseg_knowledge_keeper_trainer.Kn
     changes: ClassVar[Mapping[str, Any]] = {"keeper": {"recalibration": False}}
 
 
+class KnowledgeKeeperTrainer_noResidual(rehrseg_knowledge_keeper_trainer.KnowledgeKeeperTrainer):
+    """A keeper that learns all of the teacher's features from the source, as in the paper."""
+
+    changes: ClassVar[Mapping[str, Any]] = {"keeper": {"residual": False}}
+
+
 VARIANTS = (
     GuidanceTeacherTrainer_noNoise,
     GuidanceTeacherTrainer_noFeatureReconstruction,
@@ -57,4 +63,5 @@ VARIANTS = (
     KnowledgeKeeperTrainer_noFeatures,
     KnowledgeKeeperTrainer_noAdversary,
     KnowledgeKeeperTrainer_noRecalibration,
+    KnowledgeKeeperTrainer_noResidual,
 )

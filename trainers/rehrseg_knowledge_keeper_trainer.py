@@ -113,7 +113,7 @@ class KnowledgeKeeperTrainer(PairedTraining, PluginTrainer, nnUNetTrainer):
                 f"{teacher.checkpoint} must be the teacher that this training was begun with, got other weights; put "
                 "that teacher back, or train without --c"
             )
-        network.take_decoder(teacher.network)
+        network.take_from(teacher.network)
         network.teacher_sha256.copy_(hash_tensor(teacher.sha256))
         self.set_image_range(teacher.network.get_buffer("image_range"))
         teacher.network.to(self.device)

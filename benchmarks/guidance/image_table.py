@@ -61,6 +61,7 @@ def title_of(run: Run) -> str:
     parts = [run.row.title, *([] if run.row.key == "l1_unet" else [f"width {config.base_features}"])]
     if run.row.teacher:
         parts += [f"kernel {config.keeper.kernel}", f"distillation {config.keeper.distillation_weight:g}"]
+        parts += [] if config.keeper.residual else ["not residual"]
         parts += ["no adversary"] if not config.keeper.adversarial_weight else []
     parts += [] if config.schedule == "constant" else [SCHEDULES[config.schedule]]
     return ", ".join([*parts, f"{run.epochs or getattr(config, run.row.epochs).epochs} epochs"])

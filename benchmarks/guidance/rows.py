@@ -13,6 +13,7 @@ Data = Literal["pairs", "source", "privileged", "both", "synthesised", "everyone
 PLANS: dict[str, Mapping[str, Any]] = {
     "": {},
     "kernel3": {"keeper": {"kernel": 3}},
+    "direct": {"keeper": {"kernel": 3, "residual": False}},
     "width16": {"base_features": 16, "keeper": {"kernel": 3}},
     "distill1": {"keeper": {"kernel": 3, "distillation_weight": 1.0}},
     "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
@@ -113,6 +114,8 @@ ROWS = {
         _keeper("", "noAdversary"),
         _keeper("kernel3"),
         _keeper("kernel3", "noAdversary"),
+        _keeper("direct"),
+        _keeper("direct", "noAdversary"),
         _keeper("distill1"),
         _keeper("distill30"),
         _keeper("polynomial"),

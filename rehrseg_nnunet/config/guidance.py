@@ -81,6 +81,12 @@ class KeeperConfig(StrictModel):
         "(position-aware recalibration)",
         json_schema_extra=RELEASE,
     )
+    residual: bool = Field(
+        default=True,
+        description="start from the teacher's features of the usual scan, and learn what they lack; false learns all "
+        "of the better scan's features from the usual scan",
+        json_schema_extra=OURS,
+    )
     distillation_weight: float = Field(
         default=1.0,
         ge=0,

@@ -87,5 +87,6 @@ def _built_by(configuration: Mapping[str, Any], view: SourceView) -> ResolvedKee
         kernel=config.keeper.kernel,
         recalibration=config.keeper.recalibration,
         level_restoration=config.level_restoration,
+        residual=config.keeper.residual,
         view=view,
     )

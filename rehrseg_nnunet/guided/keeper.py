@@ -4,6 +4,14 @@ With x the source image: g_1..g_L = K(x) shall be E_T(y), and y~ = D_T(g_1..g_L)
 
 Going down, every level has a dense block, and a strided convolution to the next. Going up, every level joins what it
 has extracted with the guide of the coarser one, by two attention maps, and recalibrates the sum (`recalibration`).
+
+A residual keeper (not in the paper) starts from what the teacher sees in the source, which is much of what it would see
+in the better scan, and learns what that lacks:
+
+    g_l = M_l E_T(P x)_l + gamma_l K(x)_l
+
+M_l is a 1x1 convolution, the identity at first; gamma_l one number a channel, 0 at first; P, where there are more or
+fewer source channels than privileged ones, their 1x1 convolution, at first the mean.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ from rehrseg_nnunet.guided.instance_blocks import (
 from rehrseg_nnunet.guided.level_restoration import PatchLevelMap, patch_level, restore, standardise
 from rehrseg_nnunet.guided.recalibration import PositionRecalibration
 from rehrseg_nnunet.guided.shape import GROWTHS, GuidanceShape
-from rehrseg_nnunet.guided.teacher import Features, Teacher, TeacherDecoder
+from rehrseg_nnunet.guided.teacher import Features, Teacher, TeacherDecoder, TeacherEncoder
 
 
 class ExtractionBlock(nn.Module):
@@ -95,6 +103,39 @@ class GuideBlock(nn.Module):
         return self.recalibration(own)
 
 
+class SourceFeatures(nn.Module):
+    """M_l E_T(P x)_l: what a teacher sees in the source, made more like what it sees in the privileged image.
+
+    E_T stays as it is.
+
+    Args:
+        shape: levels, widths and channels.
+
+    Attributes:
+        encoder: E_T.
+    """
+
+    def __init__(self, shape: GuidanceShape) -> None:
+        super().__init__()
+        sources, privileged, dimension = shape.source_channels, shape.privileged_channels, shape.dimension
+        self.projection = nn.Identity()
+        if sources != privileged:
+            self.projection = pointwise(sources, privileged, dimension=dimension)
+            nn.init.constant_(self.projection.weight, 1 / sources)  # pyright: ignore[reportArgumentType] # a convolution
+        self.encoder = TeacherEncoder(shape)
+        initialise(self.encoder)
+        self.encoder.requires_grad_(False)
+        self.maps = nn.ModuleList(pointwise(width, width, dimension=dimension, bias=True) for width in shape.widths)
+        for layer in self.maps:
+            nn.init.dirac_(layer.weight)  # pyright: ignore[reportArgumentType] # a convolution
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, source: torch.Tensor) -> Features:
+        """(B, source_channels, *size) to (B, widths[l], *size of level l)."""
+        seen = self.encoder(self.projection(source))
+        return tuple(layer(features) for layer, features in zip(self.maps, seen, strict=True))
+
+
 class Keeper(nn.Module):
     """K: guides of the teacher's sizes from source patches.
 
@@ -105,16 +146,24 @@ class Keeper(nn.Module):
         kernel: size of all convolutions but the strided ones; odd.
         recalibration: whether guides are recalibrated by position.
         level_restoration: whether patches are standardised first.
+        residual: whether guides are what the teacher sees in the source, and what is learnt besides.
 
     Attributes:
         shape: as given.
+        source_features: of a residual keeper, else None.
 
     Raises:
         ValueError: an even kernel.
     """
 
     def __init__(
-        self, shape: GuidanceShape, *, kernel: int = 7, recalibration: bool = True, level_restoration: bool = True
+        self,
+        shape: GuidanceShape,
+        *,
+        kernel: int = 7,
+        recalibration: bool = True,
+        level_restoration: bool = True,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
@@ -142,6 +191,10 @@ class Keeper(nn.Module):
             )
         )
         initialise(self)
+        self.source_features = SourceFeatures(shape) if residual else None
+        if residual:
+            one = (1,) * shape.dimension
+            self.gamma = nn.ParameterList(torch.zeros(width, *one) for width in shape.widths)
 
     def forward(self, source: torch.Tensor) -> Features:
         """(B, source_channels, *size) to g_1..g_L, (B, widths[l], *size of level l)."""
@@ -153,7 +206,11 @@ class Keeper(nn.Module):
         guides: list[torch.Tensor] = []
         for level in reversed(range(len(extracted))):
             guides.append(self.guides[level](extracted[level], guides[-1] if guides else None))
-        return tuple(guides[::-1])
+        if self.source_features is None:
+            return tuple(guides[::-1])
+        seen = self.source_features(source)
+        learnt = (guide * gamma.to(guide.dtype) for gamma, guide in zip(self.gamma, guides[::-1], strict=True))
+        return tuple(own + more for own, more in zip(seen, learnt, strict=True))
 
 
 class KeeperOutput(NamedTuple):
@@ -179,6 +236,7 @@ class KeeperNetwork(nn.Module):
         recalibration: of the keeper.
         level_restoration: must be as in the teacher's training. The synthesised patch then has the level that
             `PatchLevelMap` makes of the source patch's.
+        residual: of the keeper, whose E_T is the teacher's then.
 
     Attributes:
         keeper: K.
@@ -187,23 +245,36 @@ class KeeperNetwork(nn.Module):
     """
 
     def __init__(
-        self, shape: GuidanceShape, *, kernel: int = 7, recalibration: bool = True, level_restoration: bool = True
+        self,
+        shape: GuidanceShape,
+        *,
+        kernel: int = 7,
+        recalibration: bool = True,
+        level_restoration: bool = True,
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        self.keeper = Keeper(shape, kernel=kernel, recalibration=recalibration, level_restoration=level_restoration)
+        self.keeper = Keeper(
+            shape,
+            kernel=kernel,
+            recalibration=recalibration,
+            level_restoration=level_restoration,
+            residual=residual,
+        )
         self.decoder = TeacherDecoder(shape)
         initialise(self.decoder)
         self.decoder.requires_grad_(False).eval()
         self.level = PatchLevelMap(shape.source_channels, shape.privileged_channels) if level_restoration else None
 
-    def take_decoder(self, teacher: Teacher) -> None:
-        """Copy the weights of a trained teacher's decoder.
+    def take_from(self, teacher: Teacher) -> None:
+        """Copy the weights of a trained teacher's decoder, and of its encoder if the keeper is residual.
 
         Raises:
             RuntimeError: a teacher of another shape.
         """
-        decoder = self.decoder
-        decoder.load_state_dict(teacher.decoder.state_dict())
+        self.decoder.load_state_dict(teacher.decoder.state_dict())
+        if self.keeper.source_features is not None:
+            self.keeper.source_features.encoder.load_state_dict(teacher.encoder.state_dict())
 
     def train(self, mode: bool = True) -> KeeperNetwork:
         """Training mode for all but the decoder."""

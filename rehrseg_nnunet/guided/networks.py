@@ -74,6 +74,7 @@ def build_keeper(configuration: Mapping[str, Any]) -> KeeperNetwork:
         kernel=config.keeper.kernel,
         recalibration=config.keeper.recalibration,
         level_restoration=config.level_restoration,
+        residual=config.keeper.residual,
     )
     keeper.register_buffer("image_range", torch.ones(shape.privileged_channels))
     keeper.register_buffer("teacher_sha256", torch.zeros(HASH_BYTES, dtype=torch.uint8))

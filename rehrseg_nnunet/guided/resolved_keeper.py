@@ -22,7 +22,7 @@ from rehrseg_nnunet.guided.shape import GuidanceShape
 from rehrseg_nnunet.guided.source_view import SourceView
 
 KEEPER_KEY = "guidance_keeper"
-BUILT_FROM = ("shape", "kernel", "recalibration", "level_restoration", "view")
+BUILT_FROM = ("shape", "kernel", "recalibration", "level_restoration", "residual", "view")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class ResolvedKeeper:
         kernel: of the keeper.
         recalibration: of the keeper.
         level_restoration: of the keeper.
+        residual: of the keeper.
         view: from the segmentation's patches to the keeper's.
         run: folder of the training that it comes from; to be read by people only.
         sha256: of its weights; to be read by people only.
@@ -43,6 +44,7 @@ class ResolvedKeeper:
     kernel: int
     recalibration: bool
     level_restoration: bool
+    residual: bool
     view: SourceView
     run: str = ""
     sha256: str = ""
@@ -79,6 +81,7 @@ class ResolvedKeeper:
             kernel=self.kernel,
             recalibration=self.recalibration,
             level_restoration=self.level_restoration,
+            residual=self.residual,
         )
 
 

@@ -24,9 +24,9 @@ def patch(name, channels=1, batch=2, dtype=torch.float32):
 
 
 def taught(network):
-    """Recalibration with random scalars, as after training."""
+    """Recalibration and gamma with random numbers, as after training."""
     for name, parameter in network.named_parameters():
-        if "recalibration" in name:
+        if "recalibration" in name or "gamma" in name:
             torch.nn.init.uniform_(parameter, 0.3, 1.5)
     return network
 
@@ -39,24 +39,26 @@ def test_the_paper_s_networks_have_their_weights():
     assert counted(Keeper(GuidanceShape(**plane, widths=(16,) * 5, convs_per_block=2))) == 161_831
 
 
-@pytest.mark.parametrize("recalibration", [True, False])
-@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("settings", [{}, {"recalibration": False}, {"residual": True}])
+@pytest.mark.parametrize(("kernel", "channels"), [(3, (2, 3)), (7, (2, 2))])
 @pytest.mark.parametrize("name", TABLES)
-def test_weights_are_as_many_as_the_layers_say(name, kernel, recalibration):
-    shape = shape_of(name, source_channels=2, privileged_channels=3)
-    network = KeeperNetwork(shape, kernel=kernel, recalibration=recalibration)
-    assert counted(network.keeper) == keeper_count(shape, kernel, recalibration=recalibration)
+def test_weights_are_as_many_as_the_layers_say(name, kernel, channels, settings):
+    sources, privileged = channels
+    shape = shape_of(name, source_channels=sources, privileged_channels=privileged)
+    network = KeeperNetwork(shape, kernel=kernel, **settings)
+    assert counted(network.keeper) == keeper_count(shape, kernel, **settings)
     assert counted(network.decoder) == decoder_count(shape)
-    assert counted(network.level) == 2 * (2 * 3 + 3)
+    assert counted(network.level) == 2 * (sources * privileged + privileged)
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("sources", "privileged"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize(("name", "size"), PATCHES)
-def test_guides_have_the_sizes_of_the_teacher_s_features(name, size, sources, privileged):
+def test_guides_have_the_sizes_of_the_teacher_s_features(name, size, sources, privileged, residual):
     shape = shape_of(name, source_channels=sources, privileged_channels=privileged)
     image = torch.randn(2, privileged, *size)
     features = Teacher(shape).features(image)
-    output = KeeperNetwork(shape, kernel=3)(torch.randn(2, sources, *size))
+    output = KeeperNetwork(shape, kernel=3, residual=residual)(torch.randn(2, sources, *size))
     assert [own.shape for own in output.guides] == [own.shape for own in features]
     assert output.image.shape == image.shape
 
@@ -96,9 +98,10 @@ def test_a_guide_is_the_sum_of_both_sides_by_their_own_maps():
     torch.testing.assert_close(block(extracted, coarser), first * above + second * own)
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", TABLES)
-def test_a_times_x_plus_b_gives_the_same_guides(name):
-    keeper = taught(Keeper(shape_of(name, source_channels=2), kernel=3)).double()
+def test_a_times_x_plus_b_gives_the_same_guides(name, residual):
+    keeper = taught(Keeper(shape_of(name, source_channels=2), kernel=3, residual=residual)).double()
     image = patch(name, 2, dtype=torch.float64)
     a, b = (torch.rand(2, 2, *(1,) * (image.ndim - 2), dtype=torch.float64) + 0.1 for _ in range(2))
     for guide, other in zip(keeper(image), keeper(100 * a * image - 30 * b), strict=True):
@@ -141,19 +144,55 @@ def test_without_restoration_there_is_no_level():
 def test_synthesis_is_the_teacher_s_decoder_on_the_guides():
     teacher = Teacher(shape_of("cube")).eval()
     network = KeeperNetwork(shape_of("cube"), kernel=3)
-    network.take_decoder(teacher)
+    network.take_from(teacher)
     image = patch("cube")
     guides, synthesised = network(image)
     mean, std = image.mean((2, 3, 4), keepdim=True), image.std((2, 3, 4), correction=0, keepdim=True)
     torch.testing.assert_close(synthesised, teacher.decoder(guides) * std + mean)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        network.take_decoder(Teacher(shape_of("cube", widths=(4, 8, 32))))
+        network.take_from(Teacher(shape_of("cube", widths=(4, 8, 32))))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_residual_keeper_starts_from_what_the_teacher_makes_of_the_source(name, channels):
+    shape = shape_of(name, source_channels=channels, privileged_channels=channels)
+    teacher, image = Teacher(shape).eval(), patch(name, channels)
+    network = KeeperNetwork(shape, kernel=3, residual=True)
+    network.take_from(teacher)
+    output = network(image)
+    torch.testing.assert_close(output.guides, teacher.features(image))
+    if channels == 1:  # each of several starts at the source's mean level
+        torch.testing.assert_close(output.image, teacher(image).image)
+
+
+def test_a_residual_keeper_of_more_channels_starts_from_their_mean():
+    """Each channel as it is standardised."""
+    shape = shape_of("cube", source_channels=3, widths=(4, 8, 16))
+    teacher, image = Teacher(shape, level_restoration=False).eval(), patch("cube", 3)
+    network = KeeperNetwork(shape, kernel=3, residual=True)
+    network.take_from(teacher)
+    mean, std = image.mean((2, 3, 4), keepdim=True), image.std((2, 3, 4), correction=0, keepdim=True)
+    seen = ((image - mean) / std).mean(1, keepdim=True)
+    torch.testing.assert_close(network(image).guides, teacher.features(seen))
+
+
+def test_a_residual_keeper_adds_to_that_what_a_plain_one_gives_by_one_number_a_channel():
+    plain = taught(Keeper(shape_of("cube"), kernel=3)).double()
+    keeper = Keeper(shape_of("cube"), kernel=3, residual=True).double()
+    keeper.load_state_dict({**keeper.state_dict(), **plain.state_dict()})
+    image = patch("cube", dtype=torch.float64)
+    seen = keeper(image)
+    taught(keeper)
+    keeper.load_state_dict({**keeper.state_dict(), **plain.state_dict()})
+    expected = [own + gamma * more for own, gamma, more in zip(seen, keeper.gamma, plain(image), strict=True)]
+    torch.testing.assert_close(keeper(image), tuple(expected))
 
 
 def taught_steps(network, loss, *, steps=3):
     """Steps as the trainer makes them, with weight decay."""
     teacher = Teacher(shape_of("cube")).requires_grad_(False).eval()
-    network.take_decoder(teacher)
+    network.take_from(teacher)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for _ in range(steps):
@@ -165,17 +204,19 @@ def taught_steps(network, loss, *, steps=3):
     return before
 
 
-def test_the_decoder_is_frozen_and_all_else_learns():
-    network = KeeperNetwork(shape_of("cube"), kernel=3)
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_teacher_s_parts_are_frozen_and_all_else_learns(residual):
+    frozen = ("decoder.", "keeper.source_features.encoder.")
+    network = KeeperNetwork(shape_of("cube"), kernel=3, residual=residual)
     before = taught_steps(network, KeeperLoss([1.0]))
     assert network.training
     assert network.keeper.training
     assert not network.decoder.training
     assert not any(module.training for module in network.decoder.modules())
     for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name]) == name.startswith("decoder."), name
+        assert torch.equal(value, before[name]) == name.startswith(frozen), name
     for name, parameter in network.named_parameters():
-        assert (parameter.grad is None) == name.startswith("decoder."), name
+        assert (parameter.grad is None) == name.startswith(frozen), name
 
 
 @pytest.mark.parametrize(
@@ -189,7 +230,7 @@ def test_the_decoder_is_frozen_and_all_else_learns():
 @pytest.mark.parametrize("name", ["thick slices", "plane"])
 def test_every_weight_gets_a_finite_gradient(name, weights):
     shape = shape_of(name)
-    network, teacher = taught(KeeperNetwork(shape, kernel=3)), Teacher(shape).requires_grad_(False)
+    network, teacher = taught(KeeperNetwork(shape, kernel=3, residual=True)), Teacher(shape).requires_grad_(False)
     for image in (patch(name), torch.ones_like(patch(name))):
         network.zero_grad()
         KeeperLoss([1.0], **weights)(network(image), teacher.features(image), image).backward()
@@ -201,7 +242,7 @@ def test_every_weight_gets_a_finite_gradient(name, weights):
 @pytest.mark.parametrize("name", ["cube", "plane"])
 def test_mixed_precision(name, dtype, share):
     """Normalising a few voxels of an untaught network magnifies the rounding; nothing overflows."""
-    network = taught(KeeperNetwork(shape_of(name), kernel=3))
+    network = taught(KeeperNetwork(shape_of(name), kernel=3, residual=True))
     image = 1000 + 5 * patch(name)
     expected = network(image)
     with torch.autocast("cpu", dtype=dtype):
@@ -215,7 +256,7 @@ def test_mixed_precision(name, dtype, share):
 
 @pytest.mark.parametrize("network", [KeeperNetwork, Keeper])
 def test_it_compiles_to_one_graph(network):
-    network = taught(network(shape_of("thick slices"), kernel=3))
+    network = taught(network(shape_of("thick slices"), kernel=3, residual=True))
     torch.compiler.reset()  # graphs of other tests of the same code count otherwise
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     image = patch("thick slices")
@@ -225,9 +266,9 @@ def test_it_compiles_to_one_graph(network):
 
 
 def test_copies_and_weights_give_the_same():
-    network = taught(KeeperNetwork(shape_of("cube"), kernel=3))
+    network = taught(KeeperNetwork(shape_of("cube"), kernel=3, residual=True))
     image = patch("cube")
-    other = KeeperNetwork(shape_of("cube"), kernel=3)
+    other = KeeperNetwork(shape_of("cube"), kernel=3, residual=True)
     other.load_state_dict(network.state_dict())
     for same in (copy.deepcopy(network), pickle.loads(pickle.dumps(network)), other):
         assert torch.equal(same(image).image, network(image).image)

@@ -19,6 +19,7 @@ def resolved(**changes):
         "kernel": 5,
         "recalibration": False,
         "level_restoration": True,
+        "residual": False,
         "view": SourceView(channels=(1,), axes=(0, 2, 1), spacing_ratio=(1.0, 1.5, 1.0)),
         "run": "Dataset610/KnowledgeKeeperTrainer/fold_0",
         "sha256": "ab" * 32,
@@ -54,7 +55,7 @@ def test_a_keeper_that_learns():
 
 def test_weights_and_runs_may_differ_in_one_plans_file():
     assert resolved().is_built_like(resolved(run="fold_1", sha256="cd"))
-    for changes in ({"kernel": 3}, {"recalibration": True}, {"view": SourceView(channels=(0,))}):
+    for changes in ({"kernel": 3}, {"recalibration": True}, {"residual": True}, {"view": SourceView(channels=(0,))}):
         assert not resolved().is_built_like(resolved(**changes))
     wider = dataclasses.replace(keeper_for(3).shape, widths=(8, 8, 8))
     assert not resolved().is_built_like(resolved(shape=wider))

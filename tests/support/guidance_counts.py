@@ -43,7 +43,13 @@ def reconstruction_count(shape):
     return projection_count(shape) + blocks
 
 
-def keeper_count(shape, kernel=7, *, recalibration=True):
+def source_features_count(shape):
+    projection = shape.source_channels * shape.privileged_channels
+    maps = sum(width * width + width for width in shape.widths)
+    return encoder_count(shape) + maps + projection * (shape.source_channels != shape.privileged_channels)
+
+
+def keeper_count(shape, kernel=7, *, recalibration=True, residual=False):
     entering, total = shape.source_channels, projection_count(shape)
     for n, width in enumerate(shape.widths):
         size, growth = sized(shape, n, kernel), width // 4
@@ -54,6 +60,7 @@ def keeper_count(shape, kernel=7, *, recalibration=True):
             total += weights(strided(shape, n + 1), extracted, growth)
             total += 2 * (2 * width + 1)  # the two maps
         entering = growth
+    total += residual * (source_features_count(shape) + sum(shape.widths))
     return total + recalibration * len(shape.widths) * (5 + len(shape.strides[0]))
 
 

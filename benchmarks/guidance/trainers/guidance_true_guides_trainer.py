@@ -82,6 +82,7 @@ class GuidedTrainer_trueGuides(rehrseg_guided_trainer.GuidedTrainer):
             kernel=1,  # there is none
             recalibration=False,
             level_restoration=teacher.network.level_restoration,
+            residual=False,
             view=SourceView(channels=tuple(range(first, first + channels))),
             run=str(teacher.checkpoint.parent),
             sha256=teacher.sha256,
