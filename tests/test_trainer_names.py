@@ -47,7 +47,7 @@ GUIDANCE_VARIANTS = {
     f"{TEACHER}_noNoise": {"teacher": {"noise_std": 0}},
     f"{TEACHER}_noFeatureReconstruction": {"teacher": {"feature_weight": 0}},
     f"{KEEPER}_noMatching": {"keeper": {"matching_weight": 0}},
-    f"{KEEPER}_noFeatures": {"keeper": {"matching_weight": 0, "distillation_weight": 0}},
+    f"{KEEPER}_noFeatures": {"keeper": {"matching_weight": 0, "distillation_weight": 0, "residual": False}},
     f"{KEEPER}_noAdversary": {"keeper": {"adversarial_weight": 0}},
     f"{KEEPER}_noRecalibration": {"keeper": {"recalibration": False}},
     f"{KEEPER}_noResidual": {"keeper": {"residual": False}},

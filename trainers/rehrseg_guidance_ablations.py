@@ -33,9 +33,11 @@ class KnowledgeKeeperTrainer_noMatching(rehrseg_knowledge_keeper_trainer.Knowled
 
 
 class KnowledgeKeeperTrainer_noFeatures(rehrseg_knowledge_keeper_trainer.KnowledgeKeeperTrainer):
-    """A keeper that sees the teacher's features in no loss, only what its decoder makes of the guides."""
+    """A keeper that never sees the teacher's features, only what its decoder makes of the guides."""
 
-    changes: ClassVar[Mapping[str, Any]] = {"keeper": {"distillation_weight": 0.0, "matching_weight": 0.0}}
+    changes: ClassVar[Mapping[str, Any]] = {
+        "keeper": {"distillation_weight": 0.0, "matching_weight": 0.0, "residual": False}
+    }
 
 
 class KnowledgeKeeperTrainer_noAdversary(rehrseg_knowledge_keeper_trainer.KnowledgeKeeperTrainer):

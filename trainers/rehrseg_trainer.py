@@ -34,7 +34,7 @@ from rehrseg_nnunet.segmentation.hr_network import output_mode, set_output_mode
 from rehrseg_nnunet.segmentation.loader import ExactPairs, HRPatchLoader, initial_lr_patch_size
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.teacher import SelfSRTeacher
-from rehrseg_nnunet.segmentation.thin_input import add_thin_input, thin_slices_seen
+from rehrseg_nnunet.segmentation.thin_input import add_thin_input, pads_as_background, thin_slices_seen
 from rehrseg_nnunet.segmentation.transforms import ThinScales, build_training_transforms
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
 from rehrseg_nnunet.self_sr.frozen import SELF_SR, open_self_sr
@@ -100,7 +100,12 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         )
         sizes = {"factor": config.factor, "teacher_channels": config.self_sr.base_features}
         if config.segmentation.input == "thin":
-            return add_thin_input(network, **sizes, interpolation=config.segmentation.interpolation)
+            return add_thin_input(
+                network,
+                **sizes,
+                interpolation=config.segmentation.interpolation,
+                interpolates_padding=pads_as_background(configuration_manager.configuration),
+            )
         return add_hr_head(network, **sizes, config=config.segmentation.hr_head)
 
     def _build_loss(self) -> nn.Module:
@@ -312,6 +317,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             sparse_labels=self.config.segmentation.exact_pair_probability > 0,
             hr_uncertainty=self._weights_hr,
             sees_thin_slices=self.sees_thin_slices,
+            keeps_padding=self.sees_thin_slices and not pads_as_background(self.configuration_manager.configuration),
         )
 
     def on_train_epoch_start(self) -> None:

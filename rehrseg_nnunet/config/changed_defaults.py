@@ -10,23 +10,30 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-# by path below the block
-EARLIER_DEFAULTS = {"segmentation.hr_from": "mean"}
+# of each block, by path below it
+EARLIER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "rehrseg": {"segmentation.hr_from": "mean"},
+    "guidance": {"keeper.residual": False},
+}
 
 
-def with_earlier_defaults(block: Any) -> Any:
-    """A stored model's `rehrseg` block with what its version did where later ones have a key; what is no block stays.
+def with_earlier_defaults(block: Any, name: str) -> Any:
+    """A stored model's block with what its version did where later ones have a key; what is no block stays.
+
+    Args:
+        block: of the model's plans.
+        name: `rehrseg` or `guidance`.
 
     Example:
-        >>> with_earlier_defaults({"factor": 4})
+        >>> with_earlier_defaults({"factor": 4}, "rehrseg")
         {'factor': 4, 'segmentation': {'hr_from': 'mean'}}
-        >>> with_earlier_defaults({"segmentation": {"hr_from": "head"}})
+        >>> with_earlier_defaults({"segmentation": {"hr_from": "head"}}, "rehrseg")
         {'segmentation': {'hr_from': 'head'}}
     """
     if not isinstance(block, Mapping):
         return block
     result = copy.deepcopy(dict(block))
-    for path, value in EARLIER_DEFAULTS.items():
+    for path, value in EARLIER_DEFAULTS[name].items():
         *groups, key = path.split(".")
         group = result
         for name in groups:

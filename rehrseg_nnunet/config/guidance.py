@@ -16,9 +16,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from rehrseg_nnunet.config.changed_defaults import with_earlier_defaults
 from rehrseg_nnunet.config.models import OURS, PAPER, RELEASE, StrictModel, validate_block
 
 BLOCK = "guidance"
+CHANNELS_KEY, KEEPER_KEY = "guidance_channels", "guidance_keeper"
+WRITTEN_BY_TRAININGS = (CHANNELS_KEY, KEEPER_KEY)  # beside the block, in the plans that are kept with a model
 
 
 class TeacherConfig(StrictModel):
@@ -301,7 +304,9 @@ def load_config(configuration: Mapping[str, Any]) -> ResolvedGuidance:
             "guidance does not support cascades: the previous stage's segmentation is an input that the keeper, which "
             "sees images alone, does not have; train 3d_fullres instead"
         )
-    config = parse_block(configuration.get(BLOCK, {}))
+    block = configuration.get(BLOCK, {})
+    stored = any(key in configuration for key in WRITTEN_BY_TRAININGS)
+    config = parse_block(with_earlier_defaults(block, BLOCK) if stored else block)
     is_3d = len(configuration["spacing"]) == 3
     resolved = {
         "features_double": is_3d,

@@ -155,5 +155,5 @@ def load_config(
     check_thick_slices(configuration["spacing"])
     block = configuration.get(BLOCK, {})
     stored = purpose == "prediction"
-    config = parse_block(with_earlier_defaults(drop_removed(block)) if stored else drop_old_defaults(block))
+    config = parse_block(with_earlier_defaults(drop_removed(block), BLOCK) if stored else drop_old_defaults(block))
     return ResolvedConfig(**{**dict(config), "factor": config.factor or sr_factor(configuration["spacing"])})

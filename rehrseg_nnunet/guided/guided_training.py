@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -166,7 +167,8 @@ class GuidedTraining(_Trainer):
 class RandomKeeper(GuidedTraining):
     """Mixin before a guided trainer, a control: a frozen keeper that has learnt nothing.
 
-    Needs no keeper, and is built like the one that there is.
+    Needs no keeper, and is built like the one that there is, but never residual: it has no teacher to start from, and
+    all of it shall be at work from the first step.
     """
 
     def choose_keeper(self) -> ResolvedKeeper:
@@ -175,6 +177,6 @@ class RandomKeeper(GuidedTraining):
             run = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
         except NoKeeperError:
             self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
-            return own_keeper(self.guided_grid())
+            return replace(own_keeper(self.guided_grid()), residual=False)
         self.print_to_log_file(f"keeper: with random weights, built like {run.run.final_checkpoint}")
-        return resolve(run, self.seen_by(run))
+        return replace(resolve(run, self.seen_by(run)), residual=False)

@@ -6,9 +6,9 @@ Going down, every level has a dense block, and a strided convolution to the next
 has extracted with the guide of the coarser one, by two attention maps, and recalibrates the sum (`recalibration`).
 
 A residual keeper (not in the paper) starts from what the teacher sees in the source, which is much of what it would see
-in the better scan, and learns what that lacks:
+in the better scan, and learns what that lacks. With k_1..k_L for what the above gives:
 
-    g_l = M_l E_T(P x)_l + gamma_l K(x)_l
+    g_l = M_l E_T(P x)_l + gamma_l k_l
 
 M_l is a 1x1 convolution, the identity at first; gamma_l one number a channel, 0 at first; P, where there are more or
 fewer source channels than privileged ones, their 1x1 convolution, at first the mean.
@@ -228,7 +228,7 @@ class KeeperOutput(NamedTuple):
 class KeeperNetwork(nn.Module):
     """The keeper with the teacher's decoder, which stays as it is: a network that can synthesise alone.
 
-    The decoder's weights need no gradient, and it is in evaluation mode always.
+    The teacher's parts need no gradient, and the decoder is in evaluation mode always.
 
     Args:
         shape: levels, widths and channels.

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from rehrseg_nnunet.config.guidance import load_config
+from rehrseg_nnunet.config.guidance import CHANNELS_KEY, load_config
 from rehrseg_nnunet.guided.discriminator import Discriminator, stages_that_fit
 from rehrseg_nnunet.guided.keeper import KeeperNetwork
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.guided.shape import GuidanceShape, guidance_shape, require_patch
 from rehrseg_nnunet.guided.teacher import Teacher
 
-CHANNELS_KEY = "guidance_channels"
 HASH_BYTES = 32
 
 

@@ -15,13 +15,12 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from rehrseg_nnunet.config.guidance import FusionConfig, load_config
+from rehrseg_nnunet.config.guidance import KEEPER_KEY, FusionConfig, load_config
 from rehrseg_nnunet.guided.guided_network import add_guidance
 from rehrseg_nnunet.guided.keeper import Keeper
 from rehrseg_nnunet.guided.shape import GuidanceShape
 from rehrseg_nnunet.guided.source_view import SourceView
 
-KEEPER_KEY = "guidance_keeper"
 BUILT_FROM = ("shape", "kernel", "recalibration", "level_restoration", "residual", "view")
 
 
@@ -34,8 +33,8 @@ class ResolvedKeeper:
         kernel: of the keeper.
         recalibration: of the keeper.
         level_restoration: of the keeper.
-        residual: of the keeper.
         view: from the segmentation's patches to the keeper's.
+        residual: of the keeper.
         run: folder of the training that it comes from; to be read by people only.
         sha256: of its weights; to be read by people only.
     """
@@ -44,8 +43,8 @@ class ResolvedKeeper:
     kernel: int
     recalibration: bool
     level_restoration: bool
-    residual: bool
     view: SourceView
+    residual: bool = False
     run: str = ""
     sha256: str = ""
 

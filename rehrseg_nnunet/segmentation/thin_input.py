@@ -14,6 +14,7 @@ Convention:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,10 @@ from rehrseg_nnunet.nnunet.extended_network import extend, unwrap
 from rehrseg_nnunet.segmentation.hr_head import as_unet, student_stage
 from rehrseg_nnunet.segmentation.hr_network import HRNetwork, OutputMode, TrainingOutputs, gives_hr_logits
 from rehrseg_nnunet.slices.geometry import InterpolationKind
-from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, centre_slices, repeat_last_slice
+from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, centre_slices, repeat_last_slice, scan_slices
+
+# nnU-Net's normalisations after which 0 is the background, as it was before
+UNSHIFTED = ("NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
 
 
 class ThinInput(HRNetwork):
@@ -36,6 +40,7 @@ class ThinInput(HRNetwork):
         factor: r.
         output_mode: see `set_output_mode`.
         interpolation: from thick to thin slices.
+        interpolates_padding: whether padding is interpolated with the scan, see `pads_as_background`.
         student_stage: index of the encoder stage that is the student of the distillation.
         stride: of the network along z.
     """
@@ -45,6 +50,7 @@ class ThinInput(HRNetwork):
     factor: int
     output_mode: OutputMode
     interpolation: ImageInterpolation
+    interpolates_padding: bool
     student_stage: int
     stride: int
 
@@ -57,7 +63,9 @@ class ThinInput(HRNetwork):
         the slices that `padded_slices` counts.
         """
         slices = image.shape[2] * self.factor
-        thin_image = interpolate_scan(image, self.interpolation)
+        thin_image = (
+            self.interpolation(image) if self.interpolates_padding else interpolate_scan(image, self.interpolation)
+        )
         skips = self.encoder(repeat_last_slice(thin_image, padded_slices(slices, self.stride)))
         outputs = self.decoder(skips)
         finest, coarser = (outputs[0], outputs[1:]) if isinstance(outputs, list) else (outputs, None)
@@ -86,18 +94,26 @@ class ThinInput(HRNetwork):
 def interpolate_scan(image: torch.Tensor, interpolation: ImageInterpolation) -> torch.Tensor:
     """Interpolate (B, C, D, H, W) to (B, C, r*D, H, W), padding after the interpolation and not before.
 
-    nnU-Net pads a scan that has fewer slices than a patch with slices of zeros. Through the interpolation they would
-    darken the scan's outer slices, as in no scan that fills the patch. So the slices at either end that are 0 in all
-    channels stay 0, and what is between them is interpolated as if they were not there.
+    Padding (`scan_slices`) would change the scan's outer slices, as it does in no scan that fills the patch. So it
+    stays 0, and what is between is interpolated as if it were not there.
     """
-    shown = (image != 0).any(dim=-1).any(dim=-1).any(dim=1)  # (B, D)
-    inside = (shown.cumsum(dim=1) > 0) & (shown.flip(1).cumsum(dim=1) > 0).flip(1)
+    inside = scan_slices(image)
     places = torch.arange(image.shape[2], device=image.device)
     first, last = inside.int().argmax(dim=1), places[-1] - inside.flip(1).int().argmax(dim=1)
     nearest = places.expand_as(inside).clamp(first[:, None], last[:, None])
     repeated = image.take_along_dim(nearest[:, None, :, None, None], dim=2)
     thin = interpolation(repeated)
     return thin * inside.repeat_interleave(thin.shape[2] // image.shape[2], dim=1)[:, None, :, None, None]
+
+
+def pads_as_background(configuration: Mapping[str, Any]) -> bool:
+    """Whether the zeros that nnU-Net pads with are what a configuration's scans show beside the body, in all channels.
+
+    So it is with masked (skull-stripped) images and with intensities that nobody has shifted. Then padding continues
+    the scan, and slices of zeros may be the scan's own.
+    """
+    channels = zip(configuration["normalization_schemes"], configuration["use_mask_for_norm"], strict=True)
+    return all(scheme in UNSHIFTED or masked for scheme, masked in channels)
 
 
 def padded_slices(slices: int, stride: int) -> int:
@@ -111,7 +127,12 @@ def thin_slices_seen(network: nn.Module, slices: int) -> int:
 
 
 def add_thin_input(
-    network: nn.Module, *, factor: int, teacher_channels: int, interpolation: InterpolationKind
+    network: nn.Module,
+    *,
+    factor: int,
+    teacher_channels: int,
+    interpolation: InterpolationKind,
+    interpolates_padding: bool = False,
 ) -> nn.Module:
     """Make a U-Net that nnU-Net planned for thin slices take thick ones, and give it a distillation adaptor.
 
@@ -122,6 +143,7 @@ def add_thin_input(
         factor: r.
         teacher_channels: Ct, channels of the teacher's features.
         interpolation: kind, see `ImageInterpolation`.
+        interpolates_padding: whether padding is interpolated with the scan, see `pads_as_background`.
 
     Returns:
         The same object, in output mode "lr": thick slices in, logits of thick slices out.
@@ -147,6 +169,7 @@ def add_thin_input(
         factor=factor,
         output_mode="lr",
         interpolation=ImageInterpolation(factor, interpolation).to(layer.weight.device),
+        interpolates_padding=interpolates_padding,
         student_stage=stage,
         stride=math.prod(stride[0] for stride in unet.encoder.strides),
     )

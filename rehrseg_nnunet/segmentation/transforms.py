@@ -25,7 +25,7 @@ from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentatio
 from rehrseg_nnunet.nnunet.augmentation import StockTransforms, TakeChannelsOut, as_on_thin_slices
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.slices.slice_profile import degrade, degrade_labels
-from rehrseg_nnunet.slices.slice_upsampling import centre_slices, repeat_last_slice
+from rehrseg_nnunet.slices.slice_upsampling import centre_slices, repeat_last_slice, scan_slices
 
 HALO_LR_SLICES = 2  # half_support(r) = ceil(1.5 r) HR slices, in whole LR slices
 Region = int | Sequence[int]
@@ -181,6 +181,24 @@ class SetTargetsAside(BasicTransform):
         }
 
 
+class KeepPaddingEmpty(BasicTransform):
+    """Transforms of intensities that leave padding 0, by which thin input tells it from the scan.
+
+    Args:
+        transforms: of the LR image.
+    """
+
+    def __init__(self, transforms: Sequence[BasicTransform]):
+        super().__init__()
+        self.transforms = ComposeTransforms(list(transforms))
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """Transform a sample."""
+        padding = ~scan_slices(data_dict["image"][None])[0]
+        data_dict = self.transforms(**data_dict)
+        return {**data_dict, "image": data_dict["image"].masked_fill(padding[:, None, None], 0)}
+
+
 class LRLabelTransform(BasicTransform):
     """Derive the LR labels from the HR labels as they are now, so that both agree after every augmentation.
 
@@ -310,6 +328,7 @@ def build_training_transforms(
     sparse_labels: bool = False,
     hr_uncertainty: bool = False,
     sees_thin_slices: bool = False,
+    keeps_padding: bool = False,
 ) -> ComposeTransforms:
     """Put degradation, LR labels and packing into nnU-Net's training transforms.
 
@@ -330,6 +349,7 @@ def build_training_transforms(
         sparse_labels: some samples have labels on planes of single voxels only, `ignore_label` elsewhere.
         hr_uncertainty: give U at HR too.
         sees_thin_slices: the network is one of thin slices, so intensities change as nnU-Net changes these.
+        keeps_padding: the network tells padding from the scan, so it stays 0.
 
     Raises:
         NotImplementedError: a transform in the list that does not keep image, U and HR labels together.
@@ -342,6 +362,7 @@ def build_training_transforms(
     else:  # without the conversions to 2D and back
         on_hr = [_on_hr_grid(cast("SpatialTransform", t), factor) for t in parts.spatial]
         spatial = [*(KeepAcquiredSlices(_keep_sparse(t, sparse_label), t) for t in on_hr), degradation]
+    intensity = [as_on_thin_slices(t, factor) if sees_thin_slices else t for t in parts.intensity]
     pack = PackHRTargets(
         regions=regions,
         ignore_label=ignore_label,
@@ -355,7 +376,7 @@ def build_training_transforms(
             *spatial,
             *parts.mirrors,
             SetTargetsAside(factor, hr_uncertainty=hr_uncertainty, sparse_label=sparse_label),
-            *(as_on_thin_slices(t, factor) if sees_thin_slices else t for t in parts.intensity),
+            *([KeepPaddingEmpty(intensity)] if keeps_padding else intensity),
             LRLabelTransform(factor),
             *parts.labels,
             pack,

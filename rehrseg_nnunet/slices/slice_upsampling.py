@@ -119,6 +119,15 @@ def centre_slices(maps: torch.Tensor, factor: int) -> torch.Tensor:
     return groups[:, :, :, factor // 2 - 1 : factor // 2 + 1].mean(dim=3)
 
 
+def scan_slices(image: torch.Tensor) -> torch.Tensor:
+    """Which slices of (B, C, D, H, W) are the scan's: (B, D), false for slices of zeros at either end.
+
+    With slices of zeros nnU-Net pads a scan that has fewer slices than a patch. All of an empty image are false.
+    """
+    shown = (image != 0).any(dim=-1).any(dim=-1).any(dim=1)
+    return (shown.cumsum(dim=1) > 0) & (shown.flip(1).cumsum(dim=1) > 0).flip(1)
+
+
 def repeat_last_slice(maps: torch.Tensor, slices: int) -> torch.Tensor:
     """Maps (..., D, H, W) with their last slice repeated until there are `slices`."""
     missing = slices - maps.shape[-3]

@@ -32,8 +32,17 @@ def configuration(keeper, **fusion):
     return json.loads(json.dumps(block))
 
 
-def test_it_comes_back_from_json():
-    assert ResolvedKeeper.of(configuration(resolved())) == resolved()
+@pytest.mark.parametrize("residual", [True, False])
+def test_it_comes_back_from_json(residual):
+    keeper = resolved(residual=residual)
+    assert ResolvedKeeper.of(configuration(keeper)) == keeper
+    assert (keeper.build().source_features is not None) == residual
+
+
+def test_one_that_was_stored_before_there_were_residual_ones_is_not():
+    plans = configuration(resolved())
+    del plans[KEEPER_KEY]["residual"]
+    assert ResolvedKeeper.of(plans) == resolved()
 
 
 def test_a_network_is_built_again_from_the_plans_alone():

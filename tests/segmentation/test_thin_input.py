@@ -17,7 +17,7 @@ from rehrseg_nnunet.segmentation.hr_network import (
     output_mode,
     set_output_mode,
 )
-from rehrseg_nnunet.segmentation.thin_input import add_thin_input, interpolate_scan, padded_slices
+from rehrseg_nnunet.segmentation.thin_input import add_thin_input, interpolate_scan, padded_slices, pads_as_background
 from rehrseg_nnunet.slices.slice_upsampling import ImageInterpolation, centre_slices, repeat_last_slice
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
@@ -116,6 +116,36 @@ def test_a_padded_scan_is_interpolated_as_the_scan_and_padded_then(factor, befor
     batch = torch.cat([functional.pad(scan, (0, 0, 0, 0, before, after)), whole])
     alone = functional.pad(interpolation(scan), (0, 0, 0, 0, factor * before, factor * after))
     torch.testing.assert_close(interpolate_scan(batch, interpolation), torch.cat([alone, interpolation(whole)]))
+
+
+ZSCORE, CT = "ZScoreNormalization", "CTNormalization"
+
+
+@pytest.mark.parametrize(
+    ("schemes", "masked", "expected"),
+    [
+        ([ZSCORE], [False], False),
+        ([ZSCORE], [True], True),
+        ([CT], [False], False),
+        (["NoNormalization", "RescaleTo01Normalization"], [False, False], True),
+        ([ZSCORE, ZSCORE], [True, False], False),  # one channel tells padding from the scan
+        (["SomebodysNormalization"], [False], False),
+    ],
+)
+def test_padding_is_interpolated_where_zeros_are_the_scans_background(schemes, masked, expected):
+    configuration = {"normalization_schemes": schemes, "use_mask_for_norm": masked}
+    assert pads_as_background(configuration) == expected
+
+
+@pytest.mark.parametrize("interpolates_padding", [True, False])
+def test_the_network_sees_padding_as_it_was_told(interpolates_padding):
+    stock = unet().eval()
+    settings = {"factor": 4, "teacher_channels": 5, "interpolation": "spline"}
+    network = add_thin_input(copy.deepcopy(stock), **settings, interpolates_padding=interpolates_padding).eval()
+    scan, interpolation = functional.pad(image(slices=3), (0, 0, 0, 0, 0, 1)), ImageInterpolation(4, "spline")
+    seen = interpolation(scan) if interpolates_padding else interpolate_scan(scan, interpolation)
+    with output_mode(network, "hr"):
+        torch.testing.assert_close(network(scan)[1], stock(seen))
 
 
 def test_a_patch_beyond_the_scan_stays_empty():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -535,6 +536,23 @@ def test_a_network_of_thin_slices_gets_augmentation_of_thin_slices():
 
     assert lowers_resolution(sees_thin_slices=True) == (0,)
     assert lowers_resolution() is None
+
+
+@pytest.mark.parametrize("dummy_2d", [True, False])
+def test_intensities_leave_padding_empty_where_the_network_tells_it_from_the_scan(dummy_2d):
+    """Padding of nothing but zeros is how a network of thin slices knows it, at prediction too."""
+    factor, patch = 4, (6, 9, 8)
+    data, labels = volume(factor, lr_slices=4)
+    spatial = fixed(patch, dummy_2d=dummy_2d).transforms
+    noise = [GaussianNoiseTransform(noise_variance=(0.5, 0.5)), GaussianNoiseTransform(noise_variance=(0.5, 0.5))]
+    stock = ComposeTransforms([*spatial[:-1], *noise, spatial[-1]])
+    at = {"factor": factor, "phase": 0, "patch": patch}
+    options = {"factor": factor, "highest_label": 3, "sees_thin_slices": True}
+    for keeps in (True, False):
+        transforms = build_training_transforms(stock, **options, keeps_padding=keeps)
+        image = sample_at(data, labels, -1, transforms=transforms, **at)[0]
+        empty = (image == 0).flatten(2).all(2).all(0)
+        assert empty.tolist() == ([True, False, False, False, False, True] if keeps else [False] * 6)
 
 
 def test_stock_list_is_not_changed_and_everything_pickles():
