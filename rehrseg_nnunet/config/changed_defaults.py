@@ -36,8 +36,8 @@ def with_earlier_defaults(block: Any, name: str) -> Any:
     for path, value in EARLIER_DEFAULTS[name].items():
         *groups, key = path.split(".")
         group = result
-        for name in groups:
-            group = group.setdefault(name, {}) if isinstance(group, dict) else None
+        for part in groups:
+            group = group.setdefault(part, {}) if isinstance(group, dict) else None
         if isinstance(group, dict):
             group.setdefault(key, value)
     return result

@@ -172,11 +172,14 @@ class RandomKeeper(GuidedTraining):
     """
 
     def choose_keeper(self) -> ResolvedKeeper:
-        """As the finished keeper is built, or, without one, as the plans of this dataset would build it."""
+        """Built as above; without a finished keeper as the plans of this dataset would build it."""
+        return replace(self._built_like(), residual=False)
+
+    def _built_like(self) -> ResolvedKeeper:
         try:
             run = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
         except NoKeeperError:
             self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
-            return replace(own_keeper(self.guided_grid()), residual=False)
+            return own_keeper(self.guided_grid())
         self.print_to_log_file(f"keeper: with random weights, built like {run.run.final_checkpoint}")
-        return replace(resolve(run, self.seen_by(run)), residual=False)
+        return resolve(run, self.seen_by(run))

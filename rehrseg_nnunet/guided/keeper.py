@@ -231,40 +231,24 @@ class KeeperNetwork(nn.Module):
     The teacher's parts need no gradient, and the decoder is in evaluation mode always.
 
     Args:
-        shape: levels, widths and channels.
-        kernel: of the keeper.
-        recalibration: of the keeper.
-        level_restoration: must be as in the teacher's training. The synthesised patch then has the level that
-            `PatchLevelMap` makes of the source patch's.
-        residual: of the keeper, whose E_T is the teacher's then.
+        keeper: K. With level restoration, which must be as in the teacher's training, the synthesised patch has the
+            level that `PatchLevelMap` makes of the source patch's.
 
     Attributes:
-        keeper: K.
+        keeper: as given.
         decoder: D_T.
         level: four numbers (for one channel on either side), or None without level restoration.
     """
 
-    def __init__(
-        self,
-        shape: GuidanceShape,
-        *,
-        kernel: int = 7,
-        recalibration: bool = True,
-        level_restoration: bool = True,
-        residual: bool = False,
-    ) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         super().__init__()
-        self.keeper = Keeper(
-            shape,
-            kernel=kernel,
-            recalibration=recalibration,
-            level_restoration=level_restoration,
-            residual=residual,
-        )
+        shape = keeper.shape
+        self.keeper = keeper
         self.decoder = TeacherDecoder(shape)
         initialise(self.decoder)
         self.decoder.requires_grad_(False).eval()
-        self.level = PatchLevelMap(shape.source_channels, shape.privileged_channels) if level_restoration else None
+        restored = keeper.level_restoration
+        self.level = PatchLevelMap(shape.source_channels, shape.privileged_channels) if restored else None
 
     def take_from(self, teacher: Teacher) -> None:
         """Copy the weights of a trained teacher's decoder, and of its encoder if the keeper is residual.

@@ -13,7 +13,7 @@ import torch
 
 from rehrseg_nnunet.config.guidance import CHANNELS_KEY, load_config
 from rehrseg_nnunet.guided.discriminator import Discriminator, stages_that_fit
-from rehrseg_nnunet.guided.keeper import KeeperNetwork
+from rehrseg_nnunet.guided.keeper import Keeper, KeeperNetwork
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.guided.shape import GuidanceShape, guidance_shape, require_patch
 from rehrseg_nnunet.guided.teacher import Teacher
@@ -68,16 +68,17 @@ def build_keeper(configuration: Mapping[str, Any]) -> KeeperNetwork:
     """
     config = load_config(configuration)
     shape = planned_shape(configuration)
-    keeper = KeeperNetwork(
+    keeper = Keeper(
         shape,
         kernel=config.keeper.kernel,
         recalibration=config.keeper.recalibration,
         level_restoration=config.level_restoration,
         residual=config.keeper.residual,
     )
-    keeper.register_buffer("image_range", torch.ones(shape.privileged_channels))
-    keeper.register_buffer("teacher_sha256", torch.zeros(HASH_BYTES, dtype=torch.uint8))
-    return keeper
+    network = KeeperNetwork(keeper)
+    network.register_buffer("image_range", torch.ones(shape.privileged_channels))
+    network.register_buffer("teacher_sha256", torch.zeros(HASH_BYTES, dtype=torch.uint8))
+    return network
 
 
 def build_discriminator(configuration: Mapping[str, Any]) -> Discriminator:

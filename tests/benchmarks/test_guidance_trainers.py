@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.guidance.trainers.guidance_l1_unet_trainer import ImageLoss, SynthesisingUNet
 from benchmarks.guidance.trainers.guidance_true_guides_trainer import TrueGuides, _first_channels
-from rehrseg_nnunet.guided.keeper import KeeperNetwork
+from rehrseg_nnunet.guided.keeper import Keeper, KeeperNetwork
 from rehrseg_nnunet.guided.level_restoration import patch_level
 from rehrseg_nnunet.guided.teacher import Teacher
 
@@ -31,7 +31,7 @@ def synthesising(*, level_restoration=True):
 
 def test_the_rival_treats_levels_as_the_keeper_does():
     torch.manual_seed(0)
-    rival, keeper = synthesising(), KeeperNetwork(shape_of("cube"), kernel=3).eval()
+    rival, keeper = synthesising(), KeeperNetwork(Keeper(shape_of("cube"), kernel=3)).eval()
     source = torch.randn(1, 1, 16, 16, 16)
     for network in (rival, keeper):
         nn.init.constant_(network.level.mean.bias, 0.5)

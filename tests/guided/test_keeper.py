@@ -19,6 +19,10 @@ def _seed():
     torch.manual_seed(0)
 
 
+def keeper_network(shape, **settings):
+    return KeeperNetwork(Keeper(shape, **settings))
+
+
 def patch(name, channels=1, batch=2, dtype=torch.float32):
     return torch.randn(batch, channels, *patch_of(name), dtype=dtype)
 
@@ -45,7 +49,7 @@ def test_the_paper_s_networks_have_their_weights():
 def test_weights_are_as_many_as_the_layers_say(name, kernel, channels, settings):
     sources, privileged = channels
     shape = shape_of(name, source_channels=sources, privileged_channels=privileged)
-    network = KeeperNetwork(shape, kernel=kernel, **settings)
+    network = keeper_network(shape, kernel=kernel, **settings)
     assert counted(network.keeper) == keeper_count(shape, kernel, **settings)
     assert counted(network.decoder) == decoder_count(shape)
     assert counted(network.level) == 2 * (sources * privileged + privileged)
@@ -58,7 +62,7 @@ def test_guides_have_the_sizes_of_the_teacher_s_features(name, size, sources, pr
     shape = shape_of(name, source_channels=sources, privileged_channels=privileged)
     image = torch.randn(2, privileged, *size)
     features = Teacher(shape).features(image)
-    output = KeeperNetwork(shape, kernel=3, residual=residual)(torch.randn(2, sources, *size))
+    output = keeper_network(shape, kernel=3, residual=residual)(torch.randn(2, sources, *size))
     assert [own.shape for own in output.guides] == [own.shape for own in features]
     assert output.image.shape == image.shape
 
@@ -110,19 +114,19 @@ def test_a_times_x_plus_b_gives_the_same_guides(name, residual):
 
 def test_the_synthesised_image_follows_the_source_s_level_at_the_start():
     """Four scalars at the identity: patches of one scan join as the scan's own do."""
-    network = KeeperNetwork(shape_of("thick slices"), kernel=3).double()
+    network = keeper_network(shape_of("thick slices"), kernel=3).double()
     image = patch("thick slices", dtype=torch.float64)
     torch.testing.assert_close(network(3 * image - 5).image, 3 * network(image).image - 5)
 
 
 def test_a_constant_source_patch_gives_a_constant_image():
-    network = KeeperNetwork(shape_of("cube"), kernel=3)
+    network = keeper_network(shape_of("cube"), kernel=3)
     image = torch.full((2, 1, 16, 16, 16), 4.0)
     torch.testing.assert_close(network(image).image, image, rtol=0, atol=1e-4)
 
 
 def test_four_scalars_can_learn_the_privileged_level():
-    network = KeeperNetwork(shape_of("cube"), kernel=3).double()
+    network = keeper_network(shape_of("cube"), kernel=3).double()
     image = patch("cube", dtype=torch.float64)
     before = network(image).image
     with torch.no_grad():
@@ -134,7 +138,7 @@ def test_four_scalars_can_learn_the_privileged_level():
 
 
 def test_without_restoration_there_is_no_level():
-    network = KeeperNetwork(shape_of("cube"), kernel=3, level_restoration=False).double()
+    network = keeper_network(shape_of("cube"), kernel=3, level_restoration=False).double()
     image = patch("cube", dtype=torch.float64)
     assert network.level is None
     output = network(image)
@@ -143,7 +147,7 @@ def test_without_restoration_there_is_no_level():
 
 def test_synthesis_is_the_teacher_s_decoder_on_the_guides():
     teacher = Teacher(shape_of("cube")).eval()
-    network = KeeperNetwork(shape_of("cube"), kernel=3)
+    network = keeper_network(shape_of("cube"), kernel=3)
     network.take_from(teacher)
     image = patch("cube")
     guides, synthesised = network(image)
@@ -158,7 +162,7 @@ def test_synthesis_is_the_teacher_s_decoder_on_the_guides():
 def test_a_residual_keeper_starts_from_what_the_teacher_makes_of_the_source(name, channels):
     shape = shape_of(name, source_channels=channels, privileged_channels=channels)
     teacher, image = Teacher(shape).eval(), patch(name, channels)
-    network = KeeperNetwork(shape, kernel=3, residual=True)
+    network = keeper_network(shape, kernel=3, residual=True)
     network.take_from(teacher)
     output = network(image)
     torch.testing.assert_close(output.guides, teacher.features(image))
@@ -170,7 +174,7 @@ def test_a_residual_keeper_of_more_channels_starts_from_their_mean():
     """Each channel as it is standardised."""
     shape = shape_of("cube", source_channels=3, widths=(4, 8, 16))
     teacher, image = Teacher(shape, level_restoration=False).eval(), patch("cube", 3)
-    network = KeeperNetwork(shape, kernel=3, residual=True)
+    network = keeper_network(shape, kernel=3, residual=True)
     network.take_from(teacher)
     mean, std = image.mean((2, 3, 4), keepdim=True), image.std((2, 3, 4), correction=0, keepdim=True)
     seen = ((image - mean) / std).mean(1, keepdim=True)
@@ -207,7 +211,7 @@ def taught_steps(network, loss, *, steps=3):
 @pytest.mark.parametrize("residual", [True, False])
 def test_the_teacher_s_parts_are_frozen_and_all_else_learns(residual):
     frozen = ("decoder.", "keeper.source_features.encoder.")
-    network = KeeperNetwork(shape_of("cube"), kernel=3, residual=residual)
+    network = keeper_network(shape_of("cube"), kernel=3, residual=residual)
     before = taught_steps(network, KeeperLoss([1.0]))
     assert network.training
     assert network.keeper.training
@@ -230,7 +234,7 @@ def test_the_teacher_s_parts_are_frozen_and_all_else_learns(residual):
 @pytest.mark.parametrize("name", ["thick slices", "plane"])
 def test_every_weight_gets_a_finite_gradient(name, weights):
     shape = shape_of(name)
-    network, teacher = taught(KeeperNetwork(shape, kernel=3, residual=True)), Teacher(shape).requires_grad_(False)
+    network, teacher = taught(keeper_network(shape, kernel=3, residual=True)), Teacher(shape).requires_grad_(False)
     for image in (patch(name), torch.ones_like(patch(name))):
         network.zero_grad()
         KeeperLoss([1.0], **weights)(network(image), teacher.features(image), image).backward()
@@ -242,7 +246,7 @@ def test_every_weight_gets_a_finite_gradient(name, weights):
 @pytest.mark.parametrize("name", ["cube", "plane"])
 def test_mixed_precision(name, dtype, share):
     """Normalising a few voxels of an untaught network magnifies the rounding; nothing overflows."""
-    network = taught(KeeperNetwork(shape_of(name), kernel=3, residual=True))
+    network = taught(keeper_network(shape_of(name), kernel=3, residual=True))
     image = 1000 + 5 * patch(name)
     expected = network(image)
     with torch.autocast("cpu", dtype=dtype):
@@ -254,7 +258,7 @@ def test_mixed_precision(name, dtype, share):
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("network", [KeeperNetwork, Keeper])
+@pytest.mark.parametrize("network", [keeper_network, Keeper])
 def test_it_compiles_to_one_graph(network):
     network = taught(network(shape_of("thick slices"), kernel=3, residual=True))
     torch.compiler.reset()  # graphs of other tests of the same code count otherwise
@@ -266,9 +270,9 @@ def test_it_compiles_to_one_graph(network):
 
 
 def test_copies_and_weights_give_the_same():
-    network = taught(KeeperNetwork(shape_of("cube"), kernel=3, residual=True))
+    network = taught(keeper_network(shape_of("cube"), kernel=3, residual=True))
     image = patch("cube")
-    other = KeeperNetwork(shape_of("cube"), kernel=3, residual=True)
+    other = keeper_network(shape_of("cube"), kernel=3, residual=True)
     other.load_state_dict(network.state_dict())
     for same in (copy.deepcopy(network), pickle.loads(pickle.dumps(network)), other):
         assert torch.equal(same(image).image, network(image).image)
