@@ -36,7 +36,7 @@ from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
 from rehrseg_nnunet.guided.networks import build_keeper, build_teacher
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
-from rehrseg_nnunet.guided.resolved_keeper import check_other_folds
+from rehrseg_nnunet.guided.resolved_keeper import check_other_folds, check_own_plans
 from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.guided.training import PairedTraining
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
@@ -183,6 +183,20 @@ def hidden_nan(dataset):
         dataset.write(f"{file.parent.name}/{file.stem}.nii.gz", values)
         file.unlink()
     dataset.describe(file_ending=".nii.gz")
+    return dataset.simulate()
+
+
+@provoke("A NIfTI header says twice where the image lies")
+def two_positions(dataset):
+    said = hidden_nan(dataset)  # the dataset as NIfTI files
+    assert not said["error"]
+    file = dataset.raw / "imagesTr" / "a_0000.nii.gz"
+    image, moved = nibabel.load(file), np.diag([1.0, 1, 1, 1])
+    moved[2, 3] = 9
+    image.set_qform(moved, code=1)
+    image.set_sform(image.affine, code=1)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), file)
+    shutil.rmtree(dataset.raw.parent / "Dataset002_A_r2z")
     return dataset.simulate()
 
 
@@ -463,6 +477,14 @@ def npz_without_dataset_json(dataset):
     return surfaces(dataset)
 
 
+@provoke("Surfaces of two cases would share a file: label `left_bone` of `knee`, `bone` of `knee_left`")
+def shared_surfaces(dataset):
+    dataset.describe(labels={"background": 0, "left_bone": 1, "bone": 2})
+    save_probabilities(dataset).unlink()
+    (dataset.raw / "predicted" / "a.nrrd").rename(dataset.raw / "predicted" / "b_left.nrrd")
+    return surfaces(dataset)
+
+
 @provoke("A folder has neither")
 def no_cases(dataset):
     for case in "ab":
@@ -623,6 +645,20 @@ def no_hr_head(dataset):
 
 @provoke("A cascade without `-prev_stage_predictions`")
 def cascade(dataset):
+    return cascaded(dataset)()
+
+
+@provoke("A segmentation of a cascade's previous stage lies elsewhere than the scan")
+def previous_stage_elsewhere(dataset):
+    predict, folder = cascaded(dataset), dataset.folder / "previous"
+    labels = scan() > 0
+    labels.SetOrigin([50.0, 0, 0])
+    folder.mkdir()
+    sitk.WriteImage(labels, str(folder / "scan.nii.gz"))
+    return predict("-prev_stage_predictions", folder)
+
+
+def cascaded(dataset):
     predict = Prediction(dataset)
     predict.model = write_random_model(predict.folder / "cascade", channels=3)  # one, and two labels
     change_json(predict.model / "dataset.json", channel_names={"0": "MRI"})
@@ -631,7 +667,7 @@ def cascade(dataset):
     plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
     plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "previous_stage": None}
     change_json(predict.model / "plans.json", **plans)
-    return predict()
+    return predict
 
 
 @provoke("`rehrseg viewers` with a `.seg.nrrd` or npz file")
@@ -1183,14 +1219,23 @@ def other_orientation(dataset):
 
 @provoke("A fold with another keeper architecture or fusion than the model's other folds")
 def other_folds(dataset):
+    return raised(check_other_folds, *fold_of_another_kind(dataset))
+
+
+@provoke("Folds that began together, with keepers of different architecture")
+def folds_together(dataset):
+    return raised(check_own_plans, *fold_of_another_kind(dataset))
+
+
+def fold_of_another_kind(dataset):
+    """A fold of a model whose plans fold 1 has written, which has a checkpoint."""
     keeper = KeeperRun(write_keeper(dataset.folder))
     resolved, folder = resolve(keeper, SourceView(channels=(0,))), dataset.folder / "GuidedTrainer__p__3d_fullres"
     (folder / "fold_1").mkdir(parents=True)
     (folder / "fold_1" / "checkpoint_final.pth").touch()
     plans = plans_of(1, guidance_keeper=resolved.as_json())
     (folder / "plans.json").write_text(json.dumps(plans))
-    other = replace(resolved, kernel=5)
-    return raised(check_other_folds, folder / "fold_0", "3d_fullres", other, FusionConfig())
+    return folder / "fold_0", "3d_fullres", replace(resolved, kernel=5), FusionConfig()
 
 
 @provoke("The keeper's checkpoint is not of the plans beside it")

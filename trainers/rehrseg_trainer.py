@@ -132,6 +132,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
             stock if hr_scales is None else DeepSupervisionWrapper(stock.loss, [1.0]),
             distillation=None,  # comes with stage 1, when training starts
             distillation_weight=settings.distillation_weight,
+            lr_weight=self.config.lr_weight,
             uncertainty_strength=settings.uncertainty_strength if settings.uncertainty_weighting else 0.0,
             weighted_hr_loss=self._weighted_loss(hr_loss.dc, weight_factors=hr_scales) if self._weights_hr else None,
         )

@@ -203,7 +203,10 @@ def _record(predictor: HRPredictor, model: TrainedModel, folder: Path, args: arg
             "hr_from": predictor.hr_from,
         },
     }
-    return RunRecord(folder, part=(_part(args), args.num_parts), about=about, keep=args.continue_prediction)
+    part, beside = (_part(args), args.num_parts), [args.prev_stage_predictions, *(args.grid or ())]
+    paths = [Path(name) for name in beside if name is not None and Path(name).exists()]
+    unnamed = [path if path.is_dir() else path.parent for path in paths]
+    return RunRecord(folder, part=part, about=about, keep=args.continue_prediction, unnamed=unnamed)
 
 
 @contextmanager

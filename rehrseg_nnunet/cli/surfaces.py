@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
     dataset_json = find_dataset_json(source, None if args.djfile is None else Path(args.djfile))
     cases = find_cases(source, dataset_json)
     _say_labels([case.name for case in cases if not case.has_probabilities])
+    _check_names(cases, dataset_json)
     options = SurfaceOptions(tuple(dict.fromkeys(args.format)), ras=args.ras)
     number = 0
     with output_folder(output, purpose="surfaces are written there; choose another folder with -o"):
@@ -138,6 +139,16 @@ def _say_labels(names: Sequence[str]) -> None:
             "smooth ones",
             listed(names),
         )
+
+
+def _check_names(cases: Sequence[StoredCase], dataset_json: Mapping[str, Any] | None) -> None:
+    """Refuse surfaces of several cases that would share a file; without dataset.json, `_label_1` sets them apart."""
+    from rehrseg_nnunet.surfaces.stored import stored_labels
+    from rehrseg_nnunet.surfaces.structures import structures_of
+    from rehrseg_nnunet.surfaces.write import check_names
+
+    described = {case.name: dataset_json or (stored_labels(case) if case.has_probabilities else None) for case in cases}
+    check_names({name: structures_of(labels) for name, labels in described.items() if labels is not None})
 
 
 def _write(

@@ -58,6 +58,14 @@ class ResolvedConfig(RehrsegConfig):
 
     factor: int = Field(ge=2, description="r, HR slices per LR slice")
 
+    @property
+    def lr_weight(self) -> float:
+        """Weight of the LR loss beside the HR loss."""
+        wanted = self.segmentation.lr_weight
+        if wanted is not None:
+            return wanted
+        return 1 / self.factor if self.segmentation.input == "thin" else 1.0
+
 
 Block = TypeVar("Block", bound=RehrsegConfig)
 

@@ -135,6 +135,12 @@ class SegmentationConfig(StrictModel):
         description="weight of a Dice term, not weighted by U, in the LR loss (Eq. 11 has none)",
         json_schema_extra=OURS,
     )
+    lr_weight: PositiveFloat | None = Field(
+        default=None,
+        description="weight of the LR loss beside the HR loss (Eq. 11: 1); null is 1, but 1/r with `input: thin`: LR "
+        "logits are then those of 1 or 2 of r thin slices, which would be learnt almost alone",
+        json_schema_extra=OURS,
+    )
     true_lr_probability: float = Field(
         default=0.5,
         ge=0,

@@ -17,7 +17,7 @@ from rehrseg_nnunet.guided.guided_network import guidance_of
 from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
 from rehrseg_nnunet.guided.keeper_run import KeeperRun, NoKeeperError, find_keeper
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
-from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds
+from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds, check_own_plans
 from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.nnunet.checkpoints import DAMAGED
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
@@ -148,6 +148,16 @@ class GuidedTraining(_Trainer):
         super().fill_network()
         if self.keeper is not None:
             guidance_of(self.network).keeper.load_state_dict(self.keeper.network.state_dict())
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As in nnU-Net, beside the plans that the network is built from.
+
+        Raises:
+            ValueError: another fold, which began at the same time with a keeper of another kind, has replaced these.
+        """
+        assert self.resolved is not None  # since `initialize`
+        check_own_plans(Path(self.output_folder), self.configuration_name, self.resolved, self.guidance.fusion)
+        super().save_checkpoint(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As in nnU-Net, with the keeper that the checkpoint has.

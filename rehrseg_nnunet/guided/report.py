@@ -100,9 +100,15 @@ class ValidationReport:
         if self.trainer.local_rank != 0:
             return
         cases = {identifier: rows for part in parts for identifier, rows in sorted(part.items())}
-        means = mean_rows(list(cases.values()))
-        content = {"mean": means, "cases": cases, "image_range": self.image_range}
+        means, missing = mean_rows(list(cases.values())), left_out(cases)
+        content = {"mean": means, "left_out": missing, "cases": cases, "image_range": self.image_range}
         save_json(content, str(Path(self.trainer.output_folder) / name), sort_keys=False)
+        if missing:
+            told = "; ".join(f"{case} ({', '.join(scores)})" for case, scores in missing.items())
+            self.trainer.print_to_log_file(
+                f"WARNING: {len(missing)} of {len(cases)} validation cases are left out of means, as a score of a "
+                f"constant or empty image is not defined: {told}"
+            )
         rows = [{"image": method, **{k: f"{v:.4f}" for k, v in row.items()}} for method, row in means.items()]
         self.trainer.print_to_log_file(f"\n{format_table(rows)}", add_timestamp=False)
 
@@ -146,6 +152,19 @@ def mean_rows(cases: list[CaseRows]) -> CaseRows:
         method: {name: mean_of_defined([case[method][name] for case in cases]) for name in scores}
         for method, scores in methods.items()
     }
+
+
+def left_out(cases: Mapping[str, CaseRows]) -> dict[str, list[str]]:
+    """Which scores of which cases no mean counts, because they are nan for some method.
+
+    Args:
+        cases: by identifier.
+    """
+    undefined = {
+        identifier: sorted({name for scores in rows.values() for name, value in scores.items() if np.isnan(value)})
+        for identifier, rows in cases.items()
+    }
+    return {identifier: names for identifier, names in undefined.items() if names}
 
 
 def best_line(source: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> np.ndarray:

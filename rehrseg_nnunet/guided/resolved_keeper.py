@@ -118,8 +118,29 @@ def check_other_folds(
     folds = sorted(
         {path.parent.name for path in fold_folder.parent.glob("fold_*/checkpoint_*.pth")} - {fold_folder.name}
     )
-    if not folds or not file.is_file():
-        return
+    if folds and file.is_file():
+        _check_plans(file, f"is that of {', '.join(folds)} too", configuration_name, resolved, fusion)
+
+
+def check_own_plans(fold_folder: Path, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig) -> None:
+    """Refuse to save a fold's checkpoint beside plans that its network cannot be built from.
+
+    Folds that begin together do not see each other's checkpoints, and the last to begin writes the `plans.json`.
+    Arguments as for `check_other_folds`.
+
+    Raises:
+        ValueError: the model's plans are of a network that is built otherwise.
+    """
+    file = fold_folder.parent / "plans.json"
+    if file.is_file():
+        _check_plans(
+            file, "has been written by another fold since this one began", configuration_name, resolved, fusion
+        )
+
+
+def _check_plans(
+    file: Path, whose: str, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig
+) -> None:
     configuration = PlansManager(json.loads(file.read_text())).get_configuration(configuration_name).configuration
     stored = ResolvedKeeper.of(configuration)
     differing = stored.differences(resolved)
@@ -127,7 +148,7 @@ def check_other_folds(
         differing.append("fusion")
     if differing:
         raise ValueError(
-            f"{file} is that of {', '.join(folds)} too, so their keepers and fusion must be built alike, but "
+            f"{file} {whose}, so their keepers and fusion must be built alike, but "
             f"{', '.join(differing)} differs; take a keeper of the same settings as {stored.run or 'they have'}, "
             "or train under plans of another name"
         )

@@ -34,6 +34,16 @@ def image_ending(name: str, endings: Sequence[str] = IMAGE_ENDINGS) -> str | Non
     return max(found, key=len, default=None)
 
 
+def with_ending(file: Path, ending: str) -> Path:
+    """A file's name with its ending as nnU-Net writes it, in small letters.
+
+    Example:
+        >>> with_ending(Path("out/Knee.NII.GZ"), ".nii.gz").name
+        'Knee.nii.gz'
+    """
+    return file.with_name(file.name[: len(file.name) - len(ending)] + ending)
+
+
 def image_files(folder: Path, ending: str) -> list[Path]:
     """Files of a folder with an ending, by name.
 

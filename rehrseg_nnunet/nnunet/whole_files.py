@@ -35,7 +35,14 @@ from rehrseg_nnunet.nnunet.image_formats import image_to_write
 from rehrseg_nnunet.nnunet.label_values import integer_labels
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import STAGING_PREFIX, staging_folder, staging_name
-from rehrseg_nnunet.slices.grids import Grid, check_same_points, grid_from_properties
+from rehrseg_nnunet.slices.grids import (
+    LPS_RAS,
+    Grid,
+    check_same_points,
+    corner_distance_mm,
+    grid_from_properties,
+    tolerance_mm,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +156,7 @@ class WholeFiles(BaseReaderWriter):
         # SimpleITK, and so nnU-Net's training, leaves out further axes of length 1
         if len(header.shape) != 3 and (by_nibabel or len(header.shape) < 3 or set(header.shape[3:]) != {1}):
             raise _not_a_volume(file, f"an array of shape {header.shape}")
+        _say_two_positions(file, header)
         if header.get_data_dtype().kind == "c":
             raise UnusableImageError(
                 f"{file} must hold real values, got complex ones, of which nnU-Net drops the imaginary part; save "
@@ -251,6 +259,22 @@ def _say_other_unit(file: str, header: Any, reader: str) -> None:
     unit = header.header.get_xyzt_units()[0]
     if unit in ("meter", "micron"):
         logger.warning("%s: its header gives lengths in %ss, which nnU-Net's %s takes for mm", file, unit, reader)
+
+
+def _say_two_positions(file: str, image: Any) -> None:
+    """A NIfTI header can say twice where the image lies; each program takes the one or the other."""
+    (qform, has_qform), (sform, has_sform) = (get(coded=True) for get in (image.get_qform, image.get_sform))
+    if not (has_qform and has_sform):
+        return
+    by_qform, by_sform = (Grid(image.shape[:3], LPS_RAS @ affine) for affine in (qform, sform))
+    distance = corner_distance_mm(by_qform, by_sform)
+    if distance > tolerance_mm(by_sform):
+        logger.warning(
+            "%s: its header says twice where it lies, and qform and sform are %.3g mm apart: other programs may show "
+            "the result beside the scan; make them equal, e.g. by fslorient -copysform2qform",
+            file,
+            distance,
+        )
 
 
 def _nifti_is_finite(file: str) -> bool:

@@ -18,7 +18,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from rehrseg_nnunet.config.segmentation import HRSource
-from rehrseg_nnunet.nnunet.raw_files import image_ending
+from rehrseg_nnunet.nnunet.raw_files import image_ending, with_ending
 from rehrseg_nnunet.nnunet.safe_files import make_folder
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 from rehrseg_nnunet.prediction.argument_names import python_names
@@ -29,7 +29,7 @@ from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, pa
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
 from rehrseg_nnunet.prediction.parse_grids import grid_of
 from rehrseg_nnunet.prediction.predictor import HRPredictor
-from rehrseg_nnunet.prediction.replaced import check_replaced
+from rehrseg_nnunet.prediction.replaced import check_replaced, remove_companions
 from rehrseg_nnunet.surfaces.margins import logit_pieces
 from rehrseg_nnunet.surfaces.mesh import Surface, surface_of
 from rehrseg_nnunet.surfaces.structures import structures_of
@@ -317,23 +317,31 @@ class _Result:
 
 def _predict_files(model: Model, files: list[Path], output: PathLike | None, wanted: _Wanted) -> Any:
     reader = model.predictor.plans_manager.image_reader_writer_class()
-    if output is not None and image_ending(Path(output).name, model.predictor.images.endings) is None:
-        endings = " ".join(model.predictor.images.endings)
-        raise ValueError(f"output must end in one of {endings}, which the model writes, got {output}")
+    target = None if output is None else with_ending(Path(output), _ending(model, output))
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"image must be an existing file, got {file}")
-    if output is not None:
-        if Path(output).resolve() in {file.resolve() for file in files}:
+    if target is not None:
+        if target.resolve() in {file.resolve() for file in files}:
             raise ValueError(f"output must not be {output}, which is an input; choose another name or folder")
-        check_replaced(Path(output), type(reader), model.predictor.dataset_json, option="output")
-        make_folder(Path(output).parent, purpose="the segmentation is written there; choose another output")
+        check_replaced(target, type(reader), model.predictor.dataset_json, option="output")
+        make_folder(target.parent, purpose="the segmentation is written there; choose another output")
     case = reader.read_images([str(file) for file in files])
     result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)
-    if output is None:
+    if target is None:
         return _as_kind(result, None)
-    reader.write_seg(result.labels, str(output), result.properties)
-    return Path(output)
+    stem = target.with_name(target.name[: -len(_ending(model, target))])
+    remove_companions(stem, model.predictor.dataset_json)
+    reader.write_seg(result.labels, str(target), result.properties)
+    return target
+
+
+def _ending(model: Model, output: PathLike) -> str:
+    endings = model.predictor.images.endings
+    ending = image_ending(Path(output).name, endings)
+    if ending is None:
+        raise ValueError(f"output must end in one of {' '.join(endings)}, which the model writes, got {output}")
+    return ending
 
 
 def _predict_case(

@@ -16,6 +16,7 @@ from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.image_checks import check_image, check_output_size, failed_case, naming
 from rehrseg_nnunet.prediction.inputs import case_name
 from rehrseg_nnunet.prediction.output_grid import HRGrid, OutputGrid, Resampling
+from rehrseg_nnunet.slices.grids import check_same_points, grid_from_properties
 
 GRIDS = "output_grids"  # key of a case's properties: those of the file on each grid
 
@@ -152,6 +153,8 @@ def _hr_preprocessor_class(base: type) -> type:
             self.hr_outputs, self.thick = _hr_outputs(hr, plans_manager, dataset_json), hr.factor > 1
             try:
                 with naming(self.source):
+                    if seg_file is not None:
+                        _check_previous_stage(seg_file, image_files[0], plans_manager)
                     data, seg, properties = super().run_case(image_files, seg_file, plans_manager, hr.lr, dataset_json)
                     return data, seg, self._placed(properties, plans_manager, hr, hr.case_of(image_files))
             except UnusableImageError as error:
@@ -179,6 +182,19 @@ def _hr_preprocessor_class(base: type) -> type:
             return hr.output_properties(properties, plans_manager, case=case, source=self.source, heads=heads)
 
     return HRPreprocessor
+
+
+def _check_previous_stage(seg_file: str, image_file: str, plans_manager: PlansManager) -> None:
+    """A cascade's network sees the previous stage's labels voxel by voxel beside the scan; nnU-Net compares nothing."""
+    reader = plans_manager.image_reader_writer_class()
+    (labels, own), (image, properties) = reader.read_seg(seg_file), reader.read_images([image_file])
+    check_same_points(
+        grid_from_properties(own, labels.shape[1:]),
+        grid_from_properties(properties, image.shape[1:]),
+        file=seg_file,
+        reference_file=image_file,
+        remedy="predict the scan with the previous stage's configuration and --grid native",
+    )
 
 
 def _hr_outputs(hr: HRConfigurationManager, plans_manager: PlansManager, dataset_json: Mapping[str, Any]) -> int:

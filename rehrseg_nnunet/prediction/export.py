@@ -27,6 +27,7 @@ from rehrseg_nnunet.nnunet import whole_files
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS, HRConfigurationManager
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
+from rehrseg_nnunet.prediction.replaced import remove_companions
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
 from rehrseg_nnunet.surfaces.stored import STORED_LABELS
 
@@ -132,6 +133,7 @@ def export_on_grids(
     labels = {key: dataset_json[key] for key in LABEL_KEYS if key in dataset_json}
     for grid, own, stem in zip(grids, properties[GRIDS], stems(output, grids), strict=True):
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
+        remove_companions(whole_files.final_name(Path(stem)), dataset_json)
         with _threads(num_threads_torch):
             placed = configuration_manager.place(grid, logits, own, plans_manager)
             show_writers(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)

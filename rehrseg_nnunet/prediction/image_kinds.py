@@ -69,6 +69,8 @@ def to_volume(image: Any, name: str = "image") -> Volume:
     """
     if isinstance(image, SpatialImage):
         values, affine = np.asanyarray(image.dataobj), image.affine
+        if set(values.shape[3:]) == {1}:  # as SimpleITK, and so nnU-Net's training, reads such a file
+            values = values.reshape(values.shape[:3])
     elif isinstance(image, sitk.Image):
         _require(image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1, name, "another")
         values, affine = sitk.GetArrayFromImage(image).transpose(2, 1, 0), _affine_of(image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from rehrseg_nnunet.nnunet.raw_files import (
 )
 
 CSV = ".csv"
+_MOST_CHANNELS = 10  # of a dataset, when names are guessed at
 _LONGEST_NAME = 180  # bytes: file systems take 255, and results have endings
 _NIBABEL_ENDINGS = (".nii.gz", ".nii")
 SIMPLE_ITK_ENDINGS = (*_NIBABEL_ENDINGS, ".mha", ".nrrd", ".gipl")
@@ -157,7 +158,7 @@ def _check_ending(file: Path, images: Images) -> None:
 def _folder_cases(folder: Path, images: Images, *, keep_going: bool) -> tuple[list[Case], list[Failure]]:
     files = require_images(folder, images.ending)
     grouped, unnamed = group_channels(folder, images.ending)
-    if images.channels == 1 and not grouped:
+    if images.channels == 1 and not _names_channels(grouped, unnamed, images.ending):
         return [Case(file.name.removesuffix(images.ending), (file,)) for file in files], []
     if not keep_going:
         grouped, unnamed = list_cases(folder, images.ending, channels=images.channels), []
@@ -174,6 +175,15 @@ def _folder_cases(folder: Path, images: Images, *, keep_going: bool) -> tuple[li
         else:
             failures.append(Failure(name, case.files, wrong_channels(folder, {name: found}, expected)))
     return cases, failures
+
+
+def _names_channels(grouped: Mapping[str, Sequence[str]], unnamed: Sequence[str], ending: str) -> bool:
+    """Whether files end in channels, as nnU-Net has them, and not in years or numbers of subjects.
+
+    They do if there is a first channel, `_0000`, or if all are of one other, which must not be taken for the first.
+    """
+    suffixes = {file.removesuffix(ending)[-4:] for files in grouped.values() for file in files}
+    return "0000" in suffixes or (not unnamed and len(suffixes) == 1 and int(min(suffixes)) < _MOST_CHANNELS)
 
 
 def _csv_cases(file: Path, images: Images, *, keep_going: bool) -> tuple[list[Case], list[Failure]]:

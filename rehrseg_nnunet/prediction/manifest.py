@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,17 +44,21 @@ def device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def without_folders(text: str, files: Sequence[Path] = ()) -> str:
+def without_folders(text: str, files: Sequence[Path] = (), folders: Sequence[Path] = ()) -> str:
     """A message without the folders of the files it names.
 
     Args:
         text: one line.
         files: that it may name; other absolute paths are found where they hold no spaces.
+        folders: of other files that it may name.
 
     Example:
         >>> without_folders("/home/ada/in/a.nii.gz must be whole", ())
         'a.nii.gz must be whole'
     """
+    spelled = {str(path) + os.sep for folder in folders for path in (folder, folder.resolve())}
+    for folder in sorted(spelled, key=len, reverse=True):
+        text = text.replace(folder, "")
     for file in files:
         text = text.replace(str(file.parent / file.name), file.name).replace(str(file.resolve()), file.name)
     return _ABSOLUTE.sub("", text)
@@ -67,10 +72,19 @@ class RunRecord:
         part: this call's number among those that share the cases, and how many there are.
         about: model, device and options, as JSON holds them.
         keep: take over what an earlier run of the same part wrote of cases that are there.
+        unnamed: folders of files that are read beside the scans; reasons do not name them.
     """
 
-    def __init__(self, folder: Path, *, part: tuple[int, int], about: Mapping[str, Any], keep: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        part: tuple[int, int],
+        about: Mapping[str, Any],
+        keep: bool,
+        unnamed: Sequence[Path] = (),
+    ) -> None:
+        self.folder, self.unnamed = folder, tuple(unnamed)
         suffix = "" if part[1] == 1 else f"_part{part[0]}of{part[1]}"
         self.file, self.failures_file = folder / f"prediction{suffix}.json", folder / f"failures{suffix}.csv"
         self.part, self.about = part, dict(about)
@@ -128,7 +142,7 @@ class RunRecord:
         }
 
     def _reason(self, failure: Failure) -> str:
-        return without_folders(" ".join(failure.reason.split()), failure.files)
+        return without_folders(" ".join(failure.reason.split()), failure.files, self.unnamed)
 
     def _failures_csv(self) -> str:
         text = io.StringIO()

@@ -18,7 +18,8 @@ from rehrseg_nnunet.prediction.image_checks import FAILURE
 from rehrseg_nnunet.prediction.inputs import Case, Failure, names_of
 from rehrseg_nnunet.prediction.manifest import RunRecord
 from rehrseg_nnunet.prediction.predictor import HRPredictor
-from rehrseg_nnunet.prediction.replaced import check_replaced
+from rehrseg_nnunet.prediction.replaced import check_replaced, remove_companions
+from rehrseg_nnunet.prediction.writers import SurfaceWriter
 
 RECORDS = ("dataset.json", "plans.json", "predict_from_raw_data_args.json")  # nnU-Net's, of a call
 
@@ -77,8 +78,13 @@ def with_companions(
 
     Raises:
         FileNotFoundError: no file to take a grid from, or no segmentation of the previous stage.
-        ValueError: a cascade without those segmentations, or another model with them.
+        ValueError: a cascade without those segmentations, another model with them, or surfaces of several cases that
+            would share a file.
     """
+    names = [name for case in cases for name in stems(case.name, predictor.grids)]
+    for writer in predictor.writers:
+        if isinstance(writer, SurfaceWriter):
+            writer.check(names, predictor.dataset_json)
     if not options.keep_going:
         predictor.check_cases([case.name for case in cases], options.previous_stage)
         return list(cases), []
@@ -147,6 +153,8 @@ def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOpt
             results = [file for file in scratch.iterdir() if file.is_file() and file.name not in RECORDS]
             results = sorted(results, key=lambda file: file.name.endswith(predictor.dataset_json["file_ending"]))
             targets = [stem.with_name(stem.name + file.name.removeprefix(case.name)) for file in results]
+            for own in stems(str(stem), predictor.grids):
+                remove_companions(Path(own), predictor.dataset_json)
             for file, target in zip(results, targets, strict=True):
                 move_into_place(file, target)
             return sorted(targets)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rehrseg_nnunet.nnunet.raw_files import image_ending
+from rehrseg_nnunet.nnunet.raw_files import image_ending, with_ending
 from rehrseg_nnunet.prediction.inputs import (
     Case,
     Images,
@@ -83,6 +83,6 @@ def choose_output(output: str, sources: Sequence[Path], cases: Sequence[Case], i
         ending = image_ending(Path(output).name, images.endings)
         if ending is None:
             raise ValueError(f"-o must end in one of {' '.join(images.endings)}, which the model writes, got {output}")
-        chosen = Output(Path(output).parent, Path(output), ending)
+        chosen = Output(Path(output).parent, with_ending(Path(output), ending), ending)
     check_not_overwritten(cases, lambda case: chosen.file or chosen.folder / f"{case.name}{chosen.ending}")
     return chosen

@@ -336,8 +336,12 @@ class HRPredictor(nnUNetPredictor):
         return list(list_cases(folder, self.images.ending, channels=self.images.channels).values())
 
     def _previous(self, folder: str | None, name: str) -> str | None:
-        """The segmentation of a case by the previous stage."""
-        return None if folder is None else str(Path(folder, name + self.dataset_json["file_ending"]))
+        """The segmentation of a case by the previous stage, whose files may end in another way than this one's."""
+        if folder is None:
+            return None
+        endings = (self.dataset_json["file_ending"], *self.images.endings)
+        files = [Path(folder, name + ending) for ending in endings]
+        return str(next((file for file in files if file.is_file()), files[0]))
 
     def check_cases(self, names: Sequence[str], previous_stage: str | None) -> None:
         """Refuse cases without a file that is needed beside their images.

@@ -1,4 +1,8 @@
-"""Results replace segmentations, as nnU-Net's do, and nothing else: scans whose place in the call was mistaken stay."""
+"""Results replace segmentations, as nnU-Net's do, and nothing else: scans whose place in the call was mistaken stay.
+
+With a segmentation goes what was made of it: probabilities, surfaces and 3D Slicer's copy of another model would be
+taken for the new one's by whatever reads them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,12 @@ from typing import Any
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from rehrseg_nnunet.nnunet.label_values import known_labels, label_manager_of, unknown_labels
-from rehrseg_nnunet.nnunet.raw_files import listed
+from rehrseg_nnunet.nnunet.raw_files import SLICER_ENDING, listed
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
+from rehrseg_nnunet.surfaces.formats import FORMATS, file_names
+from rehrseg_nnunet.surfaces.structures import structures_of
+
+_PROBABILITIES = (".npz", ".pkl")
 
 
 def check_replaced(file: Path, reader: type[BaseReaderWriter], dataset_json: Mapping[str, Any], *, option: str) -> None:
@@ -40,3 +48,16 @@ def check_replaced(file: Path, reader: type[BaseReaderWriter], dataset_json: Map
         f"{option} must not replace what is no segmentation of this model, but {file} {found}; are input and output "
         "swapped? Choose another name, or remove the file"
     )
+
+
+def remove_companions(stem: Path, dataset_json: Mapping[str, Any]) -> None:
+    """Remove what an earlier prediction of a case has left beside the segmentation that is about to be replaced.
+
+    Args:
+        stem: folder and name of the case's results, without ending.
+        dataset_json: the model's, with the labels' names, by which surfaces are called.
+    """
+    names = file_names([structure.name for structure in structures_of(dataset_json).all])
+    surfaces = [f"_{name}.{surface_format}" for name in names for surface_format in FORMATS]
+    for ending in (*_PROBABILITIES, SLICER_ENDING, *surfaces):
+        stem.with_name(stem.name + ending).unlink(missing_ok=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from rehrseg_nnunet.prediction.export import PlacedCase
 from rehrseg_nnunet.slices.grids import LPS_RAS, Grid
 from rehrseg_nnunet.surfaces.structures import structures_of
 from rehrseg_nnunet.surfaces.viewers import write_segmentation
-from rehrseg_nnunet.surfaces.write import SurfaceOptions, write_surfaces
+from rehrseg_nnunet.surfaces.write import SurfaceOptions, check_names, write_surfaces
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,19 @@ class SurfaceWriter:
     """Writes the surfaces of a case; see `export.Writer`."""
 
     options: SurfaceOptions
+
+    def check(self, names: Sequence[str], dataset_json: Mapping[str, Any]) -> None:
+        """Refuse cases whose surfaces would share a file.
+
+        Args:
+            names: of their files, without ending.
+            dataset_json: the model's.
+
+        Raises:
+            ValueError: names both cases and the file.
+        """
+        structures = structures_of(dataset_json)
+        check_names(dict.fromkeys(names, structures))
 
     def __call__(self, case: PlacedCase) -> None:
         """Write `<output>_<label>.<format>`."""

@@ -72,4 +72,10 @@ def as_nifti(volume: Volume) -> nibabel.Nifti1Image:
     """A volume as an image (I, J, K) in RAS coordinates."""
     affine = LPS_RAS @ volume.grid.affine[:, [2, 1, 0, 3]]
     values = volume.values.transpose(2, 1, 0)
-    return nibabel.Nifti1Image(values.astype(np.int16 if values.dtype.kind in "iu" else np.float32), affine)
+    return nibabel.Nifti1Image(values.astype(_stored_type(values)), affine)
+
+
+def _stored_type(values: np.ndarray) -> type:
+    if values.dtype.kind not in "iu":
+        return np.float32
+    return np.int16 if values.max(initial=0) <= np.iinfo(np.int16).max else np.int32

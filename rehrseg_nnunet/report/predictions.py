@@ -115,9 +115,16 @@ def _scans(folders: PredictionFolders, names: Sequence[str], ending: str) -> dic
     if folders.scans is None:
         return {}
     require_images(folders.scans, ending)
-    found = {case: Path(files[0]) for case, files in group_channels(folders.scans, ending)[0].items()}
-    if not found.keys() & set(names):
-        raise FileNotFoundError(f"no scan in {folders.scans} is of a case in {folders.predictions}, as {names[0]}_0000")
+    by_channels = group_channels(folders.scans, ending)[0]
+    found = {case: Path(by_channels[case][0]) for case in names if case in by_channels}
+    for case in names:  # scans of one channel may be called like the case
+        file = existing(folders.scans, f"{case}{ending}")
+        if file is not None:
+            found[case] = file
+    if not found:
+        raise FileNotFoundError(
+            f"no scan in {folders.scans} is of a case in {folders.predictions}, as {names[0]}_0000 or {names[0]}"
+        )
     return found
 
 

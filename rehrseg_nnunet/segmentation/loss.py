@@ -16,11 +16,14 @@ Distil = Callable[[TrainingOutputs, Tensor, PatchTargets], Mapping[str, Tensor]]
 
 
 class REHRSegLoss(nn.Module):
-    """The loss of stage 2 (Eq. 11): L_u(LR) + L_HR + lambda * (L_corr + L_spatial), or another distillation.
+    """The loss of stage 2 (Eq. 11): a L_u(LR) + L_HR + lambda (L_corr + L_spatial), or another distillation.
+
+    With heads of their own for LR and HR a is 1, as in Eq. 11. Where LR logits are those of the r thin slices' central
+    one or two, both losses pull at the same logits, and 1/r keeps these slices from being learnt almost alone.
 
     Attributes:
         components: the terms of the last training batch, detached scalars ``lr``, ``hr`` and those of the distillation
-            (before lambda). Empty before the first.
+            (before a and lambda). Empty before the first.
 
     Args:
         lr_loss: L_u of Eq. 7.
@@ -29,6 +32,7 @@ class REHRSegLoss(nn.Module):
         distillation: gives the terms that lambda weighs, e.g. `rehrseg_nnunet.segmentation.distillation.Distillation`.
             None: no distillation.
         distillation_weight: lambda. 0: no distillation, it is not called.
+        lr_weight: a.
         uncertainty_strength: see `uncertainty_to_weight`; 0 weights all voxels alike.
         weighted_hr_loss: in place of ``hr_loss``, one that is weighted by U at HR, which the targets must have. None:
             the HR loss is not weighted.
@@ -42,6 +46,7 @@ class REHRSegLoss(nn.Module):
         *,
         distillation: Distil | None = None,
         distillation_weight: float = 1.0,
+        lr_weight: float = 1.0,
         uncertainty_strength: float = 0.99,
         weighted_hr_loss: UncertaintyWeightedLoss | None = None,
     ) -> None:
@@ -51,6 +56,7 @@ class REHRSegLoss(nn.Module):
         self.validation_loss = validation_loss
         self.distillation = distillation
         self.distillation_weight = distillation_weight
+        self.lr_weight = lr_weight
         self.uncertainty_strength = uncertainty_strength
         self.weighted_hr_loss = weighted_hr_loss
         self.components: dict[str, Tensor] = {}
@@ -84,7 +90,7 @@ class REHRSegLoss(nn.Module):
             "lr": self.lr_loss(lr_outputs, lr_targets, self._weight(others.uncertainty)),
             "hr": self._hr(outputs.hr, [others.hr, *targets[len(lr_outputs) : first]], others.hr_uncertainty),
         }
-        loss = terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)
+        loss = self.lr_weight * terms["lr"] + terms["hr"] + connected_zero(outputs.adapted)
         if self.distillation is not None and self.distillation_weight != 0:
             distilled = self.distillation(outputs, lr_targets[0], others)
             loss = loss + self.distillation_weight * sum(distilled.values())

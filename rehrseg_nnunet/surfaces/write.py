@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,27 @@ class WrittenSurface:
     def described(self, case: str) -> str:
         """One line on the surface of a case."""
         return f"{case} {self.name}: {self.volume_mm3:.1f} mm3, {self.area_mm2:.1f} mm2"
+
+
+def check_names(structures_by_case: Mapping[str, Structures]) -> None:
+    """Refuse cases whose surfaces would share a file: label `left_bone` of case `knee`, and `bone` of `knee_left`.
+
+    Args:
+        structures_by_case: what each case has; cases as their files are called.
+
+    Raises:
+        ValueError: names both cases and the file.
+    """
+    owners: dict[str, str] = {}
+    for case, structures in structures_by_case.items():
+        for name in file_names([structure.name for structure in structures.all]):
+            file = f"{case}_{name}"
+            other = owners.setdefault(file.lower(), case)  # some file systems know no capitals
+            if other != case:
+                raise ValueError(
+                    f"cases must have surfaces of different names, but {other} and {case} would both write {file}; "
+                    "rename one of them, or write into two folders"
+                )
 
 
 def write_surfaces(

@@ -77,6 +77,16 @@ def test_predictions_without_reference(folders, tmp_path):
     assert len(page.pictures("webp")) == 2
 
 
+def test_scans_of_one_channel_may_be_called_like_the_cases(folders, tmp_path):
+    """As `rehrseg predict` takes them."""
+    for file in (folders / "scans").glob("*_0000.nii.gz"):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "scans" / file.name.replace("_0000", ""))
+    page = page_of(tmp_path, "-pred", folders / "thin", "-i", tmp_path / "scans", pictures=2)
+    assert "cases have no scan" not in page.text
+    assert len(page.pictures("webp")) == 2
+
+
 def test_predictions_alone(folders, tmp_path):
     shutil.copytree(folders / "thin", tmp_path / "thin")
     for file in (tmp_path / "thin").glob("*.npz"):

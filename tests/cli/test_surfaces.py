@@ -175,3 +175,14 @@ def test_a_file_as_output_is_named(folder, capsys, command):
     (folder.parent / "out").touch()
     assert main([command, "-i", str(folder), "-o", str(folder.parent / "out")]) == 1
     assert "out must be a folder or a place for a new one, got a file: " in error_of(capsys)
+
+
+def test_cases_whose_surfaces_would_share_a_file_write_nothing(folder, capsys):
+    labels = {"background": 0, "left_ball": 1, "ball": 2}
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "labels": labels}))
+    for ending in (".npz", ".pkl"):
+        (folder / f"c{ending}").unlink()
+    (folder / "c_left.nii.gz").write_bytes((folder / "c.nii.gz").read_bytes())
+    assert run(folder) == (1, [])
+    assert "c and c_left would both write c_left_ball" in capsys.readouterr().err

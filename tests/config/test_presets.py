@@ -70,6 +70,7 @@ def test_the_papers_preset_spells_out_every_key_and_differs_from_the_defaults_wh
             update={
                 "uncertainty_strength": 1,
                 "lr_dice_weight": 0,
+                "lr_weight": 1,
                 "true_lr_probability": 0,
                 "hr_head": HRHeadConfig(label_mode="direct", upsampling="interpolate"),
                 "hr_from": "head",

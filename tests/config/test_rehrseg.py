@@ -24,6 +24,14 @@ def test_an_empty_block_has_the_papers_settings():
     assert (config.segmentation.hr_head.first_kernel, config.segmentation.hr_head.second_kernel) == (3, 5)
 
 
+def test_the_lr_loss_weighs_less_where_lr_logits_are_those_of_a_few_thin_slices():
+    thick = {"spacing": [4.0, 1.0, 1.0]}
+    for segmentation, weight in (({}, 1), ({"input": "thin", "thin": THIN}, 0.25)):
+        assert load_config({**thick, "rehrseg": {"segmentation": segmentation}}).lr_weight == weight
+        block = {"segmentation": {**segmentation, "lr_weight": 0.7}}
+        assert load_config({**thick, "rehrseg": block}).lr_weight == 0.7
+
+
 def test_dump_and_parse_are_inverse():
     config = parse_block({"factor": 3, "self_sr": {"simulated_axes": ["y"]}, "segmentation": {"lr_dice_weight": 1}})
     assert parse_block(config.model_dump(mode="json")) == config

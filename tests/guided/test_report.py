@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.guided.report import best_line, mean_rows, scored_voxels
+from rehrseg_nnunet.guided.report import best_line, left_out, mean_rows, scored_voxels
 
 SHAPE = (3, 8, 9)
 
@@ -67,3 +67,11 @@ def test_means_leave_nan_out():
     assert mean_rows(cases) == {"a": {"psnr": 2.0, "nmse": 2.0}}
     assert np.isnan(mean_rows([cases[0]])["a"]["nmse"])
     assert mean_rows([]) == {}
+
+
+def test_what_means_leave_out_is_named():
+    rows = {
+        "constant": {"source": {"psnr": 50.0, "nmse": np.nan}, "synthesised": {"psnr": np.nan, "nmse": np.nan}},
+        "usual": {"source": {"psnr": 20.0, "nmse": 0.2}, "synthesised": {"psnr": 21.0, "nmse": 0.1}},
+    }
+    assert left_out(rows) == {"constant": ["nmse", "psnr"]}

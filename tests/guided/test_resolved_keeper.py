@@ -9,7 +9,13 @@ from guided_unets import images, keeper_for, stock
 
 from rehrseg_nnunet.config.guidance import FusionConfig
 from rehrseg_nnunet.guided.guided_network import guidance_of
-from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds, guide_by_plans
+from rehrseg_nnunet.guided.resolved_keeper import (
+    KEEPER_KEY,
+    ResolvedKeeper,
+    check_other_folds,
+    check_own_plans,
+    guide_by_plans,
+)
 from rehrseg_nnunet.guided.source_view import SourceView
 
 
@@ -106,3 +112,11 @@ def test_a_fold_may_be_trained_anew_and_untrained_ones_do_not_count(model):
     check_other_folds(model / "fold_1", "3d_fullres", resolved(kernel=3), HALF)
     (model / "fold_1" / "checkpoint_best.pth").unlink()
     check_other_folds(model / "fold_0", "3d_fullres", resolved(kernel=3), HALF)
+
+
+def test_a_checkpoint_is_not_saved_beside_plans_of_a_fold_that_began_together_with_it(model):
+    """Neither saw the other's checkpoint when it began."""
+    (model / "fold_1" / "checkpoint_best.pth").unlink()
+    check_own_plans(model / "fold_0", "3d_fullres", resolved(run="other", sha256="cd"), HALF)
+    with pytest.raises(ValueError, match=r"has been written by another fold since this one began, so .* but kernel"):
+        check_own_plans(model / "fold_0", "3d_fullres", resolved(kernel=3), HALF)

@@ -321,3 +321,29 @@ def test_a_file_that_is_cut_off_does_not_get_its_name(tmp_path, monkeypatch, met
         getattr(files(), method)(SEGMENTATION, str(output), PROPERTIES["SimpleITKIO"])
     assert [file.name for file in tmp_path.iterdir()] == [output.name]
     assert output.read_text() == "of a former run"
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("codes", "said"), [((2, 1), True), ((1, 1), True), ((0, 1), False), ((2, 0), False)])
+def test_two_positions_in_one_header_are_said(tmp_path, caplog, reader, codes, said):
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4))
+    moved = np.eye(4)
+    moved[2, 3] = 12
+    image.set_sform(moved, code=codes[0])
+    image.set_qform(np.eye(4), code=codes[1])
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    files(reader).read_images([str(tmp_path / "a.nii.gz")])
+    assert (
+        "qform and sform are 12 mm apart: other programs may show the result beside the scan" in caplog.text
+    ) == said
+
+
+def test_equal_positions_are_not_said(tmp_path, caplog):
+    """As rounded as files have them."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0] * (0.5, 0.51, 4)
+    image = nibabel.Nifti1Image(np.ones((40, 50, 6), np.float32), affine)
+    image.set_qform(affine, code=1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    files().read_images([str(tmp_path / "a.nii.gz")])
+    assert "apart" not in caplog.text

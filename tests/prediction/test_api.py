@@ -288,6 +288,13 @@ def test_voxel_sizes_as_numbers(model, file):
         predict(model, file, grid=(0, 1, 1))
 
 
+def test_what_another_model_left_beside_an_output_goes(model, file, tmp_path):
+    for name in ("seg.npz", "seg.pkl", "seg.seg.nrrd", "seg_a.stl", "seg_2.npz"):
+        (tmp_path / name).touch()
+    assert predict(model, file, output=tmp_path / "seg.NRRD") == tmp_path / "seg.nrrd"
+    assert {path.name for path in tmp_path.glob("seg*")} == {"seg.nrrd", "seg_2.npz"}
+
+
 def test_an_output_replaces_segmentations_only(model, file, tmp_path):
     """A first segmentation may be replaced; a scan, text or other labels never."""
     output = tmp_path / "seg.nrrd"

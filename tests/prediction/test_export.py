@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 from rehrseg_nnunet.prediction.export import PlacedCase, stems
 from rehrseg_nnunet.prediction.output_grid import HRGrid, NativeGrid
 from rehrseg_nnunet.prediction.reference_grid import ReferenceGrid
@@ -219,6 +220,32 @@ def test_a_cascade_gets_its_previous_stage(tiny, scan, tmp_path, cascade, spacin
     )
     result = sitk.ReadImage(str(tmp_path / "out" / "ball.nii.gz"))
     np.testing.assert_allclose(tiny.centroid_mm(result), tiny.CENTRE_MM, atol=0.3)
+
+
+def test_a_previous_stage_of_another_format_than_the_output(tiny, scan, tmp_path, cascade):
+    image = sitk.Cast(sitk.ReadImage(str(scan / "ball_0000.nii.gz")) > 0, sitk.sitkUInt8)
+    sitk.WriteImage(image, str(tmp_path / "ball.nii.gz"))
+    predictor = cascade(spacing_of_plans=(2.0, 2.0, 2.0))
+    predictor.write_as(".nrrd")
+    options = {"folder_with_segs_from_prev_stage": str(tmp_path)}
+    predictor.predict_from_files_sequential([[str(scan / "ball_0000.nii.gz")]], [str(tmp_path / "out/ball")], **options)
+    assert (tmp_path / "out" / "ball.nrrd").is_file()
+
+
+@pytest.mark.parametrize("change", ["moved", "flipped", "thin"])
+def test_a_previous_stage_that_lies_elsewhere_is_refused(tiny, scan, tmp_path, cascade, change):
+    """The network would take its voxels for the scan's."""
+    labels = sitk.Cast(sitk.ReadImage(str(scan / "ball_0000.nii.gz")) > 0, sitk.sitkUInt8)
+    if change == "moved":
+        labels.SetOrigin([x + 50 for x in labels.GetOrigin()])
+    else:
+        labels = sitk.Flip(labels, (True, False, False)) if change == "flipped" else sitk.Expand(labels, (1, 1, 4))
+    sitk.WriteImage(labels, str(tmp_path / "ball.nii.gz"))
+    message = r"ball\.nii\.gz must have the voxels of .*ball_0000\.nii\.gz .*previous stage's configuration and --grid"
+    with pytest.raises(UnusableImageError, match=message):
+        cascade(spacing_of_plans=(2.0, 2.0, 2.0)).predict_from_files_sequential(
+            str(scan), str(tmp_path / "out"), folder_with_segs_from_prev_stage=str(tmp_path)
+        )
 
 
 def test_previous_stages_that_are_missing_or_not_wanted(tiny, scan, tmp_path, cascade):

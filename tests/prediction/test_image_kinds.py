@@ -109,3 +109,10 @@ def test_refuses_what_is_no_scan(image, message):
 def test_refuses_other_kinds(image):
     with pytest.raises(TypeError, match="must be a path, a nibabel or SimpleITK image, or"):
         to_volume(image)
+
+
+def test_further_axes_of_length_1_are_left_out_as_of_files():
+    values = np.arange(24.0).reshape(2, 3, 4, 1)
+    np.testing.assert_array_equal(to_volume(nibabel.Nifti1Image(values, np.eye(4))).values, values[..., 0])
+    with pytest.raises(UnusableImageError, match="must be 3D"):
+        to_volume(nibabel.Nifti1Image(np.concatenate([values, values], axis=3), np.eye(4)))

@@ -76,6 +76,21 @@ def test_a_folder_with_any_names_for_one_channel(folder):
     assert names(read_cases([folder], ONE)[0]) == {"b": ["b.nii.gz"], "knee left": ["knee left.nii.gz"]}
 
 
+@pytest.mark.parametrize(
+    "files", [["knee_2023", "knee_2024"], ["anna", "bert_0001"], ["s_0001", "s_0002", "s_0003"], ["knee_2023"]]
+)
+def test_years_and_numbers_of_subjects_are_no_channels(folder, files):
+    touch(folder, *(f"{file}.nii.gz" for file in files))
+    cases, failures = read_cases([folder], ONE, keep_going=True)
+    assert (names(cases), failures) == ({file: [f"{file}.nii.gz"] for file in files}, [])
+
+
+def test_scans_of_another_channel_alone_are_not_taken_for_the_first(folder):
+    touch(folder, "a_0001.nii.gz", "b_0001.nii.gz")
+    with pytest.raises(ValueError, match=r"one file for each of the 1 channels of a case, a_0000\.nii\.gz, got a_0001"):
+        read_cases([folder], ONE)
+
+
 @pytest.mark.parametrize(("images", "files"), [(TWO, ["a.nii.gz"]), (ONE, ["a_0000.nii.gz", "b.nii.gz"])])
 def test_any_names_only_where_they_are_clear(folder, images, files):
     touch(folder, *files)

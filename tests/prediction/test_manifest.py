@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from rehrseg_nnunet.prediction.manifest import RunRecord, device_name, model_has
 ABOUT = {"model": {"sha256": "x"}, "device": "cpu"}
 
 
-def record(folder, *, part=(0, 1), keep=False, names=()):
-    made = RunRecord(folder, part=part, about=ABOUT, keep=keep)
+def record(folder, *, part=(0, 1), keep=False, names=(), unnamed=()):
+    made = RunRecord(folder, part=part, about=ABOUT, keep=keep, unnamed=unnamed)
     made.names = list(names)
     return made
 
@@ -58,6 +59,16 @@ def test_failures_have_no_folders(results, tmp_path):
     assert saved(results)["failures"] == {"c": reason}
     assert "ada" not in (results / "prediction.json").read_text()
     assert str(tmp_path) not in (results / "prediction.json").read_text()
+
+
+def test_failures_do_not_name_folders_of_grids(results, tmp_path, monkeypatch):
+    """Neither as the user named them, with spaces or relative, nor in full."""
+    monkeypatch.chdir(tmp_path)
+    grids = Path("ada lovelace", "my grids")
+    run = record(results, names=["a"], unnamed=[grids])
+    run.fail(Failure("a", (), f"{grids}/a.nii.gz must be whole: {tmp_path}/{grids}/a.nii.gz is not"))
+    run.save(finished=True)
+    assert saved(results)["failures"] == {"a": "a.nii.gz must be whole: a.nii.gz is not"}
 
 
 def test_a_later_run_keeps_times_and_forgets_failures(results):

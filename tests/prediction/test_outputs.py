@@ -28,6 +28,7 @@ def chosen(output, *sources):
         ("seg.nii.gz", "scan.nii.gz", "seg.nii.gz", ".nii.gz"),
         ("new/seg.nii", "scan.nii.gz", "new/seg.nii", ".nii"),
         ("seg.nrrd", "scan.nii.gz", "seg.nrrd", ".nrrd"),
+        ("Seg.NII.GZ", "scan.nii.gz", "Seg.nii.gz", ".nii.gz"),
         ("out", "scan.nrrd", "out/scan.nrrd", ".nrrd"),
         ("new/", "scan.nii.gz", "new/scan.nii.gz", ".nii.gz"),
     ],
@@ -60,6 +61,7 @@ def test_many_cases_give_a_folder_and_the_models_ending(places, source):
         ("seg.nii.gz", ["in"], r"-o must be a folder for the cases of in, got the file seg\.nii\.gz"),
         ("cases.csv", ["in"], r"-o must be a folder for the cases of in, got the file cases\.csv"),
         ("scan.nii.gz", ["scan.nii.gz"], r"-o must not lead to scan\.nii\.gz, which is an input"),
+        ("scan.NII.GZ", ["scan.nii.gz"], r"-o must not lead to scan\.nii\.gz, which is an input"),
         (".", ["./scan.nii.gz"], r"-o must not lead to scan\.nii\.gz, which is an input"),
     ],
 )

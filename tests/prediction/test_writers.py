@@ -103,3 +103,11 @@ def test_the_command_says_so_before_it_looks_for_the_model(tmp_path, monkeypatch
     status = main(["predict", "-i", str(tmp_path), "-o", str(tmp_path / "o"), "-d", "1", "-c", "3d_fullres", *options])
     assert (status, (tmp_path / "o").exists()) == (1, False)
     assert message in capsys.readouterr().err
+
+
+def test_surfaces_of_several_cases_in_one_file_are_refused():
+    dataset_json = {"labels": {"background": 0, "left_bone": 1, "bone": 2}}
+    writer = SurfaceWriter(SurfaceOptions(("stl",)))
+    writer.check(["knee_hr", "knee_native"], dataset_json)
+    with pytest.raises(ValueError, match="knee and knee_left would both write knee_left_bone"):
+        writer.check(["knee", "knee_left"], dataset_json)

@@ -13,7 +13,10 @@ import pytest
 from nibabel.affines import apply_affine
 from viewer_cases import CENTRES, SHAPE, THIN_AFFINE, thin_labels, viewer_case, viewer_html
 
+from rehrseg_nnunet.evaluation.volumes import Volume
+from rehrseg_nnunet.report.browse import as_nifti
 from rehrseg_nnunet.report.viewer import NIIVUE_FILE, NIIVUE_SHA256, ViewerCase, ViewerLayer
+from rehrseg_nnunet.slices.grids import Grid
 
 DATA = files("rehrseg_nnunet.report") / "data"
 
@@ -150,3 +153,11 @@ def test_a_case_may_come_without_scan():
     case = viewer_case("one")
     volumes = described(viewer_html([ViewerCase("one", None, case.layers)]))[0]["volumes"]
     assert [volume["kind"] for volume in volumes] == ["labels", "labels", "uncertainty"]
+
+
+@pytest.mark.parametrize("value", [2, 32767, 32768, 70000])
+def test_labels_of_any_value_keep_it(value):
+    labels = np.zeros((2, 3, 4), np.int32)
+    labels[1, 2, 3] = value
+    stored = np.asarray(as_nifti(Volume(labels, Grid(labels.shape, np.eye(4)))).dataobj)
+    assert np.unique(stored).tolist() == [0, value]

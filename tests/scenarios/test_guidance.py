@@ -36,7 +36,7 @@ from benchmarks.guidance.image_table import image_table
 from benchmarks.guidance.picture import write_picture
 from benchmarks.guidance.rows import ROWS
 from rehrseg_nnunet.cli.main import main
-from rehrseg_nnunet.config.guidance import change_config, load_config
+from rehrseg_nnunet.config.guidance import KEEPER_KEY, change_config, load_config
 from rehrseg_nnunet.guided.frozen import TEACHER_VARIABLE
 from rehrseg_nnunet.guided.guided_network import guidance_of
 from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE, NoKeeperError
@@ -723,6 +723,21 @@ def test_a_fold_with_another_kind_of_keeper_is_refused(guided, monkeypatch):
         guided_trainer(guided)
     assert (guided.fold(GUIDED, USUAL).parent / "plans.json").read_text() == before
     shutil.rmtree(other.parent)
+
+
+def test_no_checkpoint_is_saved_beside_plans_of_another_network(guided):
+    """Another fold, which began at the same time, has written them."""
+    trainer = guided_trainer(guided, f"{GUIDED}_1epoch")
+    file, checkpoint = Path(trainer.output_folder_base) / "plans.json", Path(trainer.output_folder) / FINAL_CHECKPOINT
+    try:
+        plans = json.loads(file.read_text())
+        plans["configurations"]["3d_fullres"][KEEPER_KEY]["recalibration"] = False
+        file.write_text(json.dumps(plans))
+        with pytest.raises(ValueError, match=r"written by another fold since this one began, .* recalibration differs"):
+            trainer.save_checkpoint(str(checkpoint))
+        assert not list(checkpoint.parent.glob("checkpoint_*"))
+    finally:
+        shutil.rmtree(trainer.output_folder_base)
 
 
 def test_controls_need_no_keeper(guided):

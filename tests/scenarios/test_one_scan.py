@@ -129,6 +129,20 @@ def test_several_grids_and_surfaces_have_the_files_name(model, tmp_path):
     assert (tmp_path / "seg_hr.nii.gz").stat().st_mtime_ns == before
 
 
+def test_what_another_model_left_beside_a_segmentation_goes(model, tmp_path):
+    """Or the old probabilities, surfaces and Slicer's copy would be taken for the new model's."""
+    more = ("--save_probabilities", "--surfaces", "stl", "ply", "--seg_nrrd")
+    for source, target in ((model.scans / "a_0000.nii.gz", tmp_path / "a.nii.gz"), (model.scans, tmp_path / "out")):
+        folder = target if target.suffix == "" else tmp_path
+        assert predict("-m", model.zip, "-i", source, "-o", target, *more, "-f", "0") == 0
+        names = {file.name for file in folder.glob("a*")}
+        assert names >= {"a.nii.gz", "a.npz", "a.pkl", "a.seg.nrrd", "a_a.stl", "a_b.ply"}
+        assert predict("-m", model.zip, "-i", source, "-o", target, "--surfaces", "stl", "-f", "1") == 0
+        assert {file.name for file in folder.glob("a*")} == {"a.nii.gz", "a_a.stl", "a_b.stl"}
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["cases"]["a"]["files"] == ["a.nii.gz", "a_a.stl", "a_b.stl"]
+
+
 def test_what_is_there_is_kept(model, tmp_path, capfd):
     (tmp_path / "seg.nii.gz").write_text("mine")
     options = ("--continue_prediction", "-i", model.scans / "a_0000.nii.gz", "-o", tmp_path / "seg.nii.gz")

@@ -391,6 +391,7 @@ def test_thin_input_goes_on_from_another_network_of_thin_slices(thin):
 def test_the_cost_of_a_step_is_measured_on_batches_like_the_loaders(thin, plans):
     settings = SimpleNamespace(d=str(THICK), c="3d_fullres", f=0, p=plans, device="cpu")
     trainer = cost._trainer(settings, cost.OURS)
+    assert trainer.loss.lr_weight == {"tiny": 1, "thin": 1 / FACTOR}[plans]
     batch = cost._batch(trainer)
     assert np.isfinite(trainer.train_step(batch)["loss"])
     with environment(REHRSEG_SELF_SR=str(thin.fold("SelfSRTrainer", THICK))):

@@ -15,6 +15,7 @@ from rehrseg_nnunet.segmentation.hr_network import TrainingOutputs, output_mode
 from rehrseg_nnunet.segmentation.loss import REHRSegLoss
 from rehrseg_nnunet.segmentation.targets import PatchTargets
 from rehrseg_nnunet.segmentation.uncertainty_weighting import UncertaintyWeightedLoss
+from rehrseg_nnunet.slices.slice_upsampling import centre_slices
 
 PLAIN = LabelManager({"background": 0, "a": 1, "b": 2}, None)
 IGNORE = 3
@@ -102,6 +103,13 @@ def test_total_is_equation_11():
     for name, term in components.items():
         torch.testing.assert_close(module.components[name], term.detach())
         assert not module.components[name].requires_grad
+
+
+def test_the_lr_loss_is_weighted():
+    outputs, lr_targets, others = training_batch()
+    module = build_loss(None, lr_weight=0.25)
+    loss = module(outputs, [*lr_targets, *others])
+    torch.testing.assert_close(loss, 0.25 * module.components["lr"] + module.components["hr"])
 
 
 @pytest.mark.parametrize("disable", ["no distillation", "weight 0"])
@@ -231,3 +239,27 @@ def test_thin_slices_that_are_supervised_deeply_have_nnunets_weighted_sum(weight
     torch.testing.assert_close(deep, factors[0] * fine + factors[1] * coarse)
     with pytest.raises(ValueError, match=r"1 LR targets, 1 coarser HR targets and hr, uncertainty, .* got 6 entries"):
         total([outputs.hr, coarser_logits], [*lr_targets, *others], factors)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 6])
+def test_thin_slices_at_the_centres_are_not_learnt_almost_alone(factor):
+    """By 1/r they pull at most twice as much as the others; by 1 it would be up to 1 + r times as much."""
+    thin = torch.zeros(1, 3, 2 * factor, 4, 4, requires_grad=True)
+    target = torch.ones(1, 1, 2 * factor, 4, 4, dtype=torch.long)
+    cross_entropy = UncertaintyWeightedLoss(None)
+    outputs = TrainingOutputs(centre_slices(thin, factor), thin, torch.zeros(1), torch.zeros(1))
+    nothing = torch.zeros(1, 1, 2, 4, 4)
+    others = PatchTargets(target, nothing, nothing, nothing, nothing)
+
+    def pull(weight):
+        hr = nn.CrossEntropyLoss()
+        module = REHRSegLoss(cross_entropy, lambda logits, t: hr(logits, t[:, 0]), hr, lr_weight=weight)
+        (gradient,) = torch.autograd.grad(module(outputs, [target[:, :, ::factor], *others]), thin, retain_graph=True)
+        places = gradient.abs().sum((0, 1, 3, 4)).unflatten(0, (2, factor)).sum(0)
+        return float(places.max() / places.min())
+
+    central = 2 - factor % 2
+    expected = {weight: 1 + weight * factor / central for weight in (1 / factor, 1)}
+    if factor > 2:
+        assert {weight: pull(weight) for weight in expected} == pytest.approx(expected)
+    assert pull(1 / factor) <= 2

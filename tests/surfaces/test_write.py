@@ -12,7 +12,7 @@ from balls import ball_margin, oblique, orientations, two_classes
 from rehrseg_nnunet.nnunet.whole_files import UnwrittenFileError, whole_files_of
 from rehrseg_nnunet.slices.grids import Grid, grid_from_properties
 from rehrseg_nnunet.surfaces.structures import structures_of
-from rehrseg_nnunet.surfaces.write import SurfaceOptions, write_label_surfaces, write_surfaces
+from rehrseg_nnunet.surfaces.write import SurfaceOptions, check_names, write_label_surfaces, write_surfaces
 
 BALL = structures_of({"labels": {"background": 0, "ball": 1}})
 THREE = structures_of({"labels": {"background": 0, "ball": 1, "no/thing": 2, "other ball": 3}})
@@ -115,3 +115,10 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_surfaces(logits(), GRID, THREE, tmp_path / "c", STL)
     assert names(tmp_path) == []
+
+
+def test_cases_whose_surfaces_would_share_a_file_are_refused():
+    bones = structures_of({"labels": {"background": 0, "left bone": 1, "Bone": 2}})
+    check_names({"knee": bones, "knee_right": bones, "ankle_left": bones})
+    with pytest.raises(ValueError, match=r"knee and knee_left would both write knee_left_\w+; rename one of them"):
+        check_names({"knee": bones, "knee_left": bones})
