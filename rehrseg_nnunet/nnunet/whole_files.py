@@ -22,7 +22,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -33,15 +32,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.nnunet.image_formats import image_to_write
 from rehrseg_nnunet.nnunet.label_values import integer_labels
+from rehrseg_nnunet.nnunet.nifti_headers import is_finite, open_nifti, say_other_unit, say_two_positions
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import STAGING_PREFIX, staging_folder, staging_name
 from rehrseg_nnunet.slices.grids import (
-    LPS_RAS,
     Grid,
     check_same_points,
-    corner_distance_mm,
     grid_from_properties,
-    tolerance_mm,
 )
 
 logger = logging.getLogger(__name__)
@@ -151,21 +148,21 @@ class WholeFiles(BaseReaderWriter):
         if not file.lower().endswith(_NIFTI):
             check_whole(file)
             return False
-        header = _open_nifti(file)
+        header = open_nifti(file)
         by_nibabel = issubclass(self.plain, _NIBABEL_READERS)
         # SimpleITK, and so nnU-Net's training, leaves out further axes of length 1
         if len(header.shape) != 3 and (by_nibabel or len(header.shape) < 3 or set(header.shape[3:]) != {1}):
             raise _not_a_volume(file, f"an array of shape {header.shape}")
-        _say_two_positions(file, header)
+        say_two_positions(file, header)
         if header.get_data_dtype().kind == "c":
             raise UnusableImageError(
                 f"{file} must hold real values, got complex ones, of which nnU-Net drops the imaginary part; save "
                 "their magnitude"
             )
         if by_nibabel:  # which read to the end and notice by themselves
-            _say_other_unit(file, header, self.plain.__name__)
+            say_other_unit(file, header, self.plain.__name__)
             return False
-        return not _nifti_is_finite(file)
+        return not is_finite(file)
 
     def _write(self, write: Callable[[str], None], target: Path, values: np.ndarray) -> None:
         with _stage_of(target) as file:
@@ -222,11 +219,6 @@ class WholeFilesPlansManager(PlansManager):
         return whole_files(super().image_reader_writer_class)
 
 
-def _open_nifti(file: str | Path) -> Any:
-    """Header and lazy values of a NIfTI file; nibabel declares what it returns as an image of any format."""
-    return nibabel.load(file)
-
-
 def check_whole(file: str | Path) -> None:
     """Read a NIfTI file to its end and measure a GIPL file, which SimpleITK does not; others raise on their own.
 
@@ -234,7 +226,7 @@ def check_whole(file: str | Path) -> None:
         OSError: the file ends early, or another error of nibabel's.
     """
     if str(file).lower().endswith(_NIFTI):
-        _open_nifti(file).dataobj.get_unscaled()
+        open_nifti(file).dataobj.get_unscaled()
     elif str(file).lower().endswith(".gipl"):
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(file))
@@ -252,34 +244,6 @@ def _check_geometry(file: str, spacing_mm: Sequence[float], grid: Grid) -> None:
         raise UnusableImageError(
             f"{file} must have a positive spacing and a finite position, got {grid}; mend its header"
         )
-
-
-def _say_other_unit(file: str, header: Any, reader: str) -> None:
-    """SimpleITK converts lengths to mm by the header's unit, nnU-Net's nibabel readers do not."""
-    unit = header.header.get_xyzt_units()[0]
-    if unit in ("meter", "micron"):
-        logger.warning("%s: its header gives lengths in %ss, which nnU-Net's %s takes for mm", file, unit, reader)
-
-
-def _say_two_positions(file: str, image: Any) -> None:
-    """A NIfTI header can say twice where the image lies; each program takes the one or the other."""
-    (qform, has_qform), (sform, has_sform) = (get(coded=True) for get in (image.get_qform, image.get_sform))
-    if not (has_qform and has_sform):
-        return
-    by_qform, by_sform = (Grid(image.shape[:3], LPS_RAS @ affine) for affine in (qform, sform))
-    distance = corner_distance_mm(by_qform, by_sform)
-    if distance > tolerance_mm(by_sform):
-        logger.warning(
-            "%s: its header says twice where it lies, and qform and sform are %.3g mm apart: other programs may show "
-            "the result beside the scan; make them equal, e.g. by fslorient -copysform2qform",
-            file,
-            distance,
-        )
-
-
-def _nifti_is_finite(file: str) -> bool:
-    values = _open_nifti(file).dataobj.get_unscaled()
-    return not np.issubdtype(values.dtype, np.floating) or bool(np.isfinite(values).all())
 
 
 def _not_a_volume(file: str, got: str) -> UnusableImageError:

@@ -18,7 +18,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from rehrseg_nnunet.config.segmentation import HRSource
-from rehrseg_nnunet.nnunet.raw_files import image_ending, with_ending
+from rehrseg_nnunet.nnunet.raw_files import with_ending
 from rehrseg_nnunet.nnunet.safe_files import make_folder
 from rehrseg_nnunet.nnunet.trainer_path import ensure_trainer_path
 from rehrseg_nnunet.prediction.argument_names import python_names
@@ -27,6 +27,7 @@ from rehrseg_nnunet.prediction.export import PlacedCase, show_writers
 from rehrseg_nnunet.prediction.image_kinds import ArrayImage, from_case, like, to_case, to_nifti, to_volume
 from rehrseg_nnunet.prediction.model_folder import FINAL, Wanted, open_model, parse_folds, trained_model
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
+from rehrseg_nnunet.prediction.outputs import ending_of
 from rehrseg_nnunet.prediction.parse_grids import grid_of
 from rehrseg_nnunet.prediction.predictor import HRPredictor
 from rehrseg_nnunet.prediction.replaced import check_replaced, remove_companions
@@ -317,7 +318,8 @@ class _Result:
 
 def _predict_files(model: Model, files: list[Path], output: PathLike | None, wanted: _Wanted) -> Any:
     reader = model.predictor.plans_manager.image_reader_writer_class()
-    target = None if output is None else with_ending(Path(output), _ending(model, output))
+    images = model.predictor.images
+    target = None if output is None else with_ending(Path(output), ending_of(output, images))
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"image must be an existing file, got {file}")
@@ -330,18 +332,10 @@ def _predict_files(model: Model, files: list[Path], output: PathLike | None, wan
     result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)
     if target is None:
         return _as_kind(result, None)
-    stem = target.with_name(target.name[: -len(_ending(model, target))])
+    stem = target.with_name(target.name[: -len(ending_of(target, images))])
     remove_companions(stem, model.predictor.dataset_json)
     reader.write_seg(result.labels, str(target), result.properties)
     return target
-
-
-def _ending(model: Model, output: PathLike) -> str:
-    endings = model.predictor.images.endings
-    ending = image_ending(Path(output).name, endings)
-    if ending is None:
-        raise ValueError(f"output must end in one of {' '.join(endings)}, which the model writes, got {output}")
-    return ending
 
 
 def _predict_case(

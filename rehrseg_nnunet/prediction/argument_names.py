@@ -11,6 +11,7 @@ ARGUMENTS = {
     "--grid": "grid",
     "--hr_from": "hr_from",
     "-m": "path",
+    "-o": "output",
     "-f": "folds",
     "-chk": "checkpoint",
     "-tr": "wanted.trainer",

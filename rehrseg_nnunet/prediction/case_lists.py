@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from rehrseg_nnunet.nnunet.raw_files import listed
 from rehrseg_nnunet.prediction.export import stems
+from rehrseg_nnunet.prediction.inputs import Images
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
 
 CaseLists: TypeAlias = tuple[list, list | None, list]  # nnU-Net's: images, outputs, segmentations of a previous stage
@@ -68,6 +69,17 @@ def check_previous_stage(stage: str | None, folder: str | None) -> None:
             f"the model is a cascade: it needs the segmentations of its previous stage, {stage}; predict the same "
             f"images with -c {stage} --grid native and give that folder as -prev_stage_predictions"
         )
+
+
+def previous_segmentation(stem: Path, images: Images) -> Path:
+    """The segmentation of a cascade's previous stage, whose ending may be another one than that of the results.
+
+    Args:
+        stem: folder and name of the case.
+        images: what the model reads and writes.
+    """
+    files = [stem.with_name(stem.name + ending) for ending in (images.ending, *images.endings)]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def check_companions(names: Sequence[str], previous: Sequence[str | None], grids: Sequence[OutputGrid]) -> None:

@@ -62,6 +62,18 @@ def _names_folder(output: str) -> bool:
     return Path(output).is_dir() or output.endswith((os.sep, "/"))
 
 
+def ending_of(output: str | os.PathLike[str], images: Images) -> str:
+    """Ending of a result's name, in small letters.
+
+    Raises:
+        ValueError: one that the model cannot write.
+    """
+    ending = image_ending(Path(output).name, images.endings)
+    if ending is None:
+        raise ValueError(f"-o must end in one of {' '.join(images.endings)}, which the model writes, got {output}")
+    return ending
+
+
 def choose_output(output: str, sources: Sequence[Path], cases: Sequence[Case], images: Images) -> Output:
     """Where the results of cases go, after `check_output`.
 
@@ -80,9 +92,7 @@ def choose_output(output: str, sources: Sequence[Path], cases: Sequence[Case], i
         ending = image_ending(sources[0].name, images.endings) or images.ending
         chosen = Output(Path(output), Path(output, f"{cases[0].name}{ending}"), ending)
     else:
-        ending = image_ending(Path(output).name, images.endings)
-        if ending is None:
-            raise ValueError(f"-o must end in one of {' '.join(images.endings)}, which the model writes, got {output}")
+        ending = ending_of(output, images)
         chosen = Output(Path(output).parent, with_ending(Path(output), ending), ending)
     check_not_overwritten(cases, lambda case: chosen.file or chosen.folder / f"{case.name}{chosen.ending}")
     return chosen

@@ -37,6 +37,7 @@ from rehrseg_nnunet.prediction.case_lists import (
     case_endings,
     check_companions,
     check_previous_stage,
+    previous_segmentation,
     unfinished,
 )
 from rehrseg_nnunet.prediction.configuration import HRConfigurationManager
@@ -336,12 +337,8 @@ class HRPredictor(nnUNetPredictor):
         return list(list_cases(folder, self.images.ending, channels=self.images.channels).values())
 
     def _previous(self, folder: str | None, name: str) -> str | None:
-        """The segmentation of a case by the previous stage, whose files may end in another way than this one's."""
-        if folder is None:
-            return None
-        endings = (self.dataset_json["file_ending"], *self.images.endings)
-        files = [Path(folder, name + ending) for ending in endings]
-        return str(next((file for file in files if file.is_file()), files[0]))
+        """The segmentation of a case by the previous stage."""
+        return None if folder is None else str(previous_segmentation(Path(folder, name), self.images))
 
     def check_cases(self, names: Sequence[str], previous_stage: str | None) -> None:
         """Refuse cases without a file that is needed beside their images.
@@ -381,8 +378,9 @@ class HRPredictor(nnUNetPredictor):
             save_probabilities,
         )
         if not (overwrite or one_grid):
-            endings = case_endings(self.dataset_json["file_ending"], save_probabilities=save_probabilities)
-            lists = unfinished(lists, self.grids, endings)
+            lists = unfinished(
+                lists, self.grids, case_endings(self.images.ending, save_probabilities=save_probabilities)
+            )
         inputs, outputs, previous = lists
         names = [case_name(Path(image[0])) for image in inputs]
         if outputs is not None:  # nnU-Net takes names from files that are named as it wants them
