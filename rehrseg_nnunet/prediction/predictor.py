@@ -134,8 +134,7 @@ class HRPredictor(nnUNetPredictor):
         self.hr_from = self.wanted_hr_from or ("lr" if config is None else config.segmentation.hr_source)
         if not self.grids:
             self.grids = (HRGrid() if factor > 1 else NativeGrid(),)
-        if factor == 1:
-            self._check_grids()
+        self._check_grids(factor)
         if not gives_hr_logits(self.network):
             if self.wanted_hr_from not in (None, "lr"):
                 raise ValueError(
@@ -172,8 +171,8 @@ class HRPredictor(nnUNetPredictor):
                 raise
             return None
 
-    def _check_grids(self) -> None:
-        if any(isinstance(grid, HRGrid) for grid in self.grids):
+    def _check_grids(self, factor: int) -> None:
+        if factor == 1 and any(isinstance(grid, HRGrid) for grid in self.grids):
             spacing = " x ".join(f"{size:.4g}" for size in self.configuration_manager.spacing)
             raise ValueError(
                 f"--grid hr makes thin slices of a model's thick ones (3d, no cascade), but this model's voxels are "
@@ -320,8 +319,7 @@ class HRPredictor(nnUNetPredictor):
     def write_on(self, grid: OutputGrid) -> None:
         """Choose another grid for what is predicted from now on."""
         self.grids = self.configuration_manager.grids = (grid,)
-        if self.factor == 1:
-            self._check_grids()
+        self._check_grids(self.factor)
 
     def write_as(self, ending: str) -> None:
         """Give segmentations another of the endings that the model's reader can write."""
@@ -378,9 +376,8 @@ class HRPredictor(nnUNetPredictor):
             save_probabilities,
         )
         if not (overwrite or one_grid):
-            lists = unfinished(
-                lists, self.grids, case_endings(self.images.ending, save_probabilities=save_probabilities)
-            )
+            endings = case_endings(self.images.ending, save_probabilities=save_probabilities)
+            lists = unfinished(lists, self.grids, endings)
         inputs, outputs, previous = lists
         names = [case_name(Path(image[0])) for image in inputs]
         if outputs is not None:  # nnU-Net takes names from files that are named as it wants them
