@@ -146,7 +146,7 @@ def _predict_one(predictor: HRPredictor, case: Case, stem: Path, args: argparse.
         return
     if product.is_segmentation:
         check_results([stem], predictor, options)
-    written = predict_case(predictor, case, stem, options)
+    written = predict_case(predictor, case, stem, options, is_segmentation=product.is_segmentation)
     print(f"the {product.name} is {files}")
     others = [str(file) for file in written if str(file) not in files]
     if others:

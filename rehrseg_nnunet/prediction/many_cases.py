@@ -129,7 +129,9 @@ def check_results(stems_of_cases: Sequence[Path], predictor: HRPredictor, option
                 check_replaced(Path(name + ending), reader, predictor.dataset_json, option="-o")
 
 
-def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOptions) -> list[Path]:
+def predict_case(
+    predictor: HRPredictor, case: Case, stem: Path, options: RunOptions, *, is_segmentation: bool = True
+) -> list[Path]:
     """Predict one case into files of one name: the segmentation, and what else is asked for.
 
     Args:
@@ -137,6 +139,7 @@ def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOpt
         case: a scan.
         stem: folder, which exists, and name of the results, without ending.
         options: how; workers are not used.
+        is_segmentation: with which goes what an earlier one left beside it, and not an image.
 
     Returns:
         The files.
@@ -153,7 +156,7 @@ def predict_case(predictor: HRPredictor, case: Case, stem: Path, options: RunOpt
             results = [file for file in scratch.iterdir() if file.is_file() and file.name not in RECORDS]
             results = sorted(results, key=lambda file: file.name.endswith(predictor.dataset_json["file_ending"]))
             targets = [stem.with_name(stem.name + file.name.removeprefix(case.name)) for file in results]
-            for own in stems(str(stem), predictor.grids):
+            for own in stems(str(stem), predictor.grids) if is_segmentation else ():
                 remove_companions(Path(own), predictor.dataset_json)
             for file, target in zip(results, targets, strict=True):
                 move_into_place(file, target)
