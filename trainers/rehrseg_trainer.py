@@ -191,6 +191,7 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
                 SelfSRTeacher(stage_1.network.to(self.device), self.label_manager),
                 kind=settings.distillation,
                 pool=settings.affinity_pool,
+                centre=settings.centre_features,
                 label_manager=self.label_manager,
             )
 

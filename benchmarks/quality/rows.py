@@ -19,6 +19,8 @@ PLANS: dict[str, Changes] = {
     "directLabels": {"self_sr": {"label_mode": "direct"}},
     "taught": {},  # stage 2 on a stage 1 of another trainer, beside the plans' own
     "eq11": {"segmentation": {"lr_dice_weight": 0, "true_lr_probability": 0}},
+    "centred": {"segmentation": {"centre_features": True}},
+    "centredLambda0_1": {"segmentation": {"centre_features": True, "distillation_weight": 0.1}},
     "noLRDice": {"segmentation": {"lr_dice_weight": 0}},
     "noTrueLR": {"segmentation": {"true_lr_probability": 0}},
     "directHead": {"segmentation": {"hr_head": {"label_mode": "direct"}}},
@@ -183,6 +185,8 @@ ROWS = {
         *_stage_1_setting("direct", "image itself instead of a residual (Eq. 4)"),
         *_stage_1_setting("directLabels", "labels themselves instead of a residual (Eq. 4)"),
         _setting("eq11", "LR loss and data by Eq. 11 alone"),
+        _setting("centred", "features compared without their means"),
+        _setting("centredLambda0_1", "features compared without their means, lambda 0.1"),
         _setting("noLRDice", "no Dice in the LR loss"),
         _setting("noTrueLR", "no true acquisitions"),
         _setting("directHead", "HR head for the logits themselves"),
@@ -295,6 +299,8 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "rehrseg",
             "eq11",
+            "centred",
+            "centredLambda0_1",
             "noLRDice",
             "noTrueLR",
             "directHead",

@@ -112,6 +112,12 @@ class SegmentationConfig(StrictModel):
         description="voxels per node of the affinity graph (beta)",
         json_schema_extra=PAPER,
     )
+    centre_features: bool = Field(
+        default=False,
+        description="subtract each channel's mean over the batch before Eq. 9 and 10, which a constant solves nearly "
+        "as well as the teacher's own features (Eq. 8 has none of it)",
+        json_schema_extra=PAPER,
+    )
     uncertainty_weighting: bool = Field(
         default=True,
         description="weight the LR cross-entropy by 1 - `uncertainty_strength` U (Eq. 7)",

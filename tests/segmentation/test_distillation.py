@@ -9,6 +9,7 @@ from torch.nn import functional
 from rehrseg_nnunet.segmentation.distillation import (
     Distillation,
     affinity_loss,
+    centred,
     class_maps,
     ifvd_loss,
     mimic_loss,
@@ -443,11 +444,41 @@ def test_other_distillations_take_the_place_of_the_papers(method):
     torch.testing.assert_close(gradients, references)
 
 
+def test_centred_features_have_no_mean_inside_and_constants_change_nothing():
+    features, _ = maps(channels=(5, 5))
+    inside = torch.tensor([True, False, True]).view(1, 1, 3, 1, 1).expand(2, -1, -1, -1, -1)
+    found = centred(features, inside)
+    kept = torch.stack([features[b, :, z] for b in range(2) for z in (0, 2)])  # naively
+    torch.testing.assert_close(found, features - kept.mean((0, 2, 3)).view(1, 5, 1, 1, 1))
+    torch.testing.assert_close(centred(features + torch.arange(5).view(5, 1, 1, 1), inside), found)
+
+
+@pytest.mark.parametrize("name", ["affinity", "spatial"])
+def test_a_constant_answers_eq_9_and_10_only_where_means_are_compared(name):
+    """The teacher's features lie around a common vector; a student that says only this has learnt nothing."""
+    outputs, target, others = training_batch()
+    common = torch.tensor([3.0, 1.0, -2.0, 4.0]).view(1, 4, 1, 1, 1)
+    teacher = lambda image, labels, inside: common + 0.5 * outputs.adapted.detach()  # noqa: E731
+    constant = common.expand(2, -1, 4, 4, 2) + torch.linspace(0, 1e-3, 64).view(2, 1, 4, 4, 2)
+    silent = outputs._replace(student=constant, adapted=constant)
+    perfect = outputs._replace(student=outputs.adapted, adapted=outputs.adapted)
+
+    def term(answer, centre):
+        kind = {"affinity": "correlation", "spatial": "spatial"}[name]
+        options = {"kind": kind, "pool": (1, 1, 1), "label_manager": PLAIN, "centre": centre}
+        return Distillation(teacher, **options)(answer, target, others)[name].item()
+
+    assert term(silent, centre=False) < 0.1
+    assert term(silent, centre=True) > 0.3
+    assert term(perfect, centre=True) < 1e-6
+
+
+@pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("kind", ["correlation+spatial", "mimic", "ifvd"])
-def test_slices_of_padding_teach_nothing(kind):
+def test_slices_of_padding_teach_nothing(kind, centre):
     """A patch that ends in padding has the terms, and gradients, of the patch without it."""
     outputs, target, others = training_batch()
-    distillation = Distillation(Teacher(), kind=kind, pool=(1, 2, 2), label_manager=PLAIN)
+    distillation = Distillation(Teacher(), kind=kind, pool=(1, 2, 2), label_manager=PLAIN, centre=centre)
     padded = others._replace(
         inside=torch.tensor([False, True, True, False]).view(1, 1, 4, 1, 1).expand(2, -1, -1, 1, 1)
     )
