@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import server
 from guidance_shapes import shape_of
 from torch import distributed as dist
 from torch import multiprocessing, nn
@@ -182,7 +183,8 @@ def test_ranks_have_equal_weights_after_every_step(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
-    multiprocessing.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
+    server()
+    multiprocessing.start_processes(rank_main, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     assert first == second
     assert len(set(first)) == 3

@@ -1,18 +1,16 @@
 """Both stages in two processes (gloo, CPU): equal weights, work split without gaps."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import Command
 from nnunetv2.run.run_training import get_trainer_from_args
 from short_runs import STEPS
-from workspace import SHORT_RUNS, log_of
+from workspace import log_of
 
 from rehrseg_nnunet.cases.store import CaseStore
 from rehrseg_nnunet.self_sr.export import STORE_NAME
@@ -43,21 +41,14 @@ def trained(nnunet):
 
 
 def run_together(nnunet):
-    script, folder = SHORT_RUNS.with_name("ddp.py"), nnunet.base / "ddp"
+    folder = nnunet.base / "ddp"
     folder.mkdir()
-    command = [sys.executable, str(script)]
-    arguments = [str(len(RANKS)), str(folder), nnunet.dataset(THICK), "tiny"]
+    arguments = [len(RANKS), folder, nnunet.dataset(THICK), "tiny"]
     outputs = [folder / f"{rank}.txt" for rank in RANKS]
-    processes = []
-    for rank, output in zip(RANKS, outputs, strict=True):
-        with output.open("w") as stream:
-            process = subprocess.Popen(
-                [*command, str(rank), *arguments],
-                env={**os.environ, STEPS: "3"},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
-        processes.append(process)
+    processes = [
+        Command("ddp:main", rank, *arguments, output=output, **{STEPS: "3"})
+        for rank, output in zip(RANKS, outputs, strict=True)
+    ]
     try:
         codes = [process.wait(TIMEOUT_S) for process in processes]
     finally:

@@ -1,7 +1,6 @@
 """What goes wrong around a training: an error that names the file and the remedy, and nothing complete is lost."""
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from privileges import obey_permissions
 from workspace import environment
 
 from rehrseg_nnunet.cases.interpolated import interpolated_folder
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 THICK, BAD = 2, 3
 STAGE_1, STAGE_2 = "SelfSRTrainer", "REHRSegTrainer"
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +229,6 @@ def read_only(folder):
         yield
     finally:
         folder.chmod(mode)
-
-
-def obey_permissions():
-    """Root may write anywhere; not so what it starts without that capability."""
-    if os.getuid() == 0:
-        assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) == 0
 
 
 @pytest.mark.parametrize("existing", [True, False])

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from commands import Command
 from guided_runs import (
     BASELINE,
     FOLDS,
@@ -27,7 +26,7 @@ from guided_runs import (
 )
 from paired_phantom import PRIVILEGED, SOURCES, write_pair_folders
 from short_runs import EPOCHS, PROGRESS, STEPS
-from workspace import SHORT_RUNS, environment, log_of
+from workspace import environment, log_of
 
 from benchmarks.guidance import image_scores
 from benchmarks.guidance import runs as benchmark_runs
@@ -375,19 +374,14 @@ def test_noise_is_in_training_alone(keeper_only):
 
 def test_ranks_train_together(trained, usual, tmp_path):
     """Equal networks and adversaries after every step, from other starts and batches; each case is written once."""
-    script, fold = SHORT_RUNS.with_name("ddp_guidance.py"), "1"
-    arguments = ["2", str(tmp_path), trained.dataset(PAIRS), trained.dataset(USUAL), "tiny", fold]
-    outputs = [(tmp_path / f"{rank}.txt").open("w") for rank in range(2)]
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(rank), *arguments], stdout=output, stderr=subprocess.STDOUT)
-        for rank, output in enumerate(outputs)
-    ]
+    fold = "1"
+    arguments = [2, tmp_path, trained.dataset(PAIRS), trained.dataset(USUAL), "tiny", fold]
+    processes = [Command("ddp_guidance:main", rank, *arguments, output=tmp_path / f"{rank}.txt") for rank in range(2)]
     try:
         codes = [process.wait(TIMEOUT_S) for process in processes]
     finally:
-        for process, output in zip(processes, outputs, strict=True):
+        for process in processes:
             process.kill()
-            output.close()
     assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second

@@ -5,14 +5,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from commands import REHRSEG, Command
 from random_model import scan, write_random_model
 
 from rehrseg_nnunet.cli.main import main
@@ -45,13 +44,7 @@ def predict(model, source, target, *options, workers=0):
 
 
 def start(model, source, target, *options, workers=0):
-    command = [sys.executable, "-m", "rehrseg_nnunet.cli.main"]
-    return subprocess.Popen(
-        [*command, *arguments(model, source, target, *options, workers=workers)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Command(REHRSEG, *arguments(model, source, target, *options, workers=workers))
 
 
 def part(number):

@@ -1,6 +1,5 @@
 """`rehrseg predict` on damaged inputs, full disks, read-only folders and Ctrl-C: one line, and nothing half-written."""
 
-import ctypes
 import errno
 import os
 import re
@@ -8,15 +7,17 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from commands import REHRSEG, Command
 from known_answers import TRAINER, Scan, known_trainer, write_model
+from privileges import obey_permissions
 
 from rehrseg_nnunet.cli.main import INTERRUPTED, main
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.slow
 MODEL, MHA_MODEL = 100, 101
 LARGE = (160, 160)
 KILOBYTES = 30  # enough for all files but those of the large scan
-DAC_OVERRIDE, DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +65,8 @@ def arguments(source, target, *options, workers=0, number=MODEL):
 
 def start(source, target, *options, workers=0, setup=None):
     """The command in a session, and so a process group, of its own."""
-
-    def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-        if setup is not None:
-            setup()
-
-    return subprocess.Popen(
-        [sys.executable, "-m", "rehrseg_nnunet.cli.main", *arguments(source, target, *options, workers=workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=prepare,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"},
-    )
+    given = arguments(source, target, *options, workers=workers)
+    return Command(REHRSEG, *given, session=True, setup=setup, PYTHONWARNINGS="ignore")
 
 
 def session_of(process):
@@ -240,8 +227,7 @@ def test_workers_name_the_input_too(known, images, tmp_path):
     assert set(results(tmp_path / "out")) <= {"a.nii.gz"}
 
 
-def limit_file_size():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (KILOBYTES << 10, KILOBYTES << 10))
+limit_file_size = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (KILOBYTES << 10, KILOBYTES << 10))
 
 
 def assert_goes_on(images, out, *options):
@@ -322,15 +308,9 @@ def test_ctrl_c_ends_everything_with_one_line(known, tmp_path):
         assert np.asanyarray(nibabel.load(out / name).dataobj).shape[2] == 24
 
 
-def without_privileges():
-    """Root's files bind root, too."""
-    for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
-        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability)
-
-
 def test_read_only_output_folder_is_named(known, images, tmp_path):
     out = tmp_path / "out"
     out.mkdir(mode=0o500)
-    errors = message_of(start(images, out, setup=without_privileges), status=1)
+    errors = message_of(start(images, out, setup=obey_permissions), status=1)
     assert f"{out} must be writable, got 'Permission denied'" in errors
     assert "another place with -o" in errors

@@ -1,8 +1,6 @@
 """Background workers: none and several, forked and spawned; prediction with spawned workers."""
 
 import multiprocessing
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from commands import REHRSEG, Command
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from short_runs import STEPS
 from workspace import environment
@@ -94,9 +93,9 @@ def test_hr_prediction_with_spawned_workers_is_the_same(trained, tmp_path):
     options = ("--grid", "native", "--save_probabilities")
     here = trained.predict_hr(images, tmp_path / "here", THICK, *options)
     flags = trained._prediction(images, tmp_path / "workers", THICK, *options, "-npp", "1", "-nps", "1")
-    command = [sys.executable, "-m", "rehrseg_nnunet.cli.main", "predict", *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert result.returncode == 0, result.stderr
+    command = Command(REHRSEG, "predict", *flags)
+    _, errors = command.communicate(timeout=TIMEOUT_S)
+    assert command.returncode == 0, errors
     names = {file.name for file in here.iterdir()}
     assert {file.name for file in (tmp_path / "workers").iterdir()} == names
     cases = sorted(name for name in names if name.endswith(".nii.gz"))

@@ -1,4 +1,4 @@
-"""One of several processes that train together: `python ddp.py RANK PROCESSES FOLDER DATASET PLANS`.
+"""One of several processes that train together: `main` of RANK PROCESSES FOLDER DATASET PLANS.
 
 Both stages of fold 0 under a gloo group on the CPU; `FOLDER/RANK.json` says what this process did. nnU-Net takes CUDA
 for granted where a group is up, so the trainers are built first and told of the group afterwards.
@@ -116,7 +116,3 @@ def main():
     seen |= {"export": export, "deep supervision": list(stage_2.loss.lr_loss.weight_factors)}
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

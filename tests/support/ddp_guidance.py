@@ -1,4 +1,4 @@
-"""One of several that train together: `python ddp_guidance.py RANK PROCESSES FOLDER PAIRS DATASET PLANS FOLD`.
+"""One of several that train together: `main` of RANK PROCESSES FOLDER PAIRS DATASET PLANS FOLD.
 
 Teacher and keeper of the pairs, and a network of the dataset that it guides, under a gloo group on the CPU;
 `FOLDER/RANK.json` says what this process did.
@@ -62,7 +62,3 @@ def main():
         dist.barrier()
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

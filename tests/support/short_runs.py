@@ -1,4 +1,4 @@
-"""Short trainings: `python short_runs.py COMMAND ...` runs one of nnU-Net's commands with a few steps per training."""
+"""Short trainings: `main` runs one of nnU-Net's commands, which `Command` gives it, with a few steps per training."""
 
 import importlib
 import multiprocessing
@@ -98,7 +98,3 @@ def main():
     shorten()
     eval(os.environ.get(FAULT, "None"), vars(faults))
     getattr(importlib.import_module(module), function)()
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from commands import Command
 from short_runs import EPOCHS, FAULT, STEPS, draw_few_intensities, shorten, use_threads
 
 from rehrseg_nnunet.cases.phantom import write_phantom_dataset
@@ -21,7 +21,6 @@ from rehrseg_nnunet.cli.main import main
 from rehrseg_nnunet.cli.trainers import ensure_trainer_path
 
 PHANTOM = (16, 24, 24)  # z, y, x
-SHORT_RUNS = Path(__file__).with_name("short_runs.py")
 
 
 class Workspace:
@@ -178,7 +177,7 @@ class Workspace:
 
     def start(
         self, command: str, *arguments, epochs: int = 2, steps: int = 2, fault: str = "None", setup=None, **variables
-    ) -> subprocess.Popen:
+    ) -> Command:
         """One of nnU-Net's commands in a process of its own, e.g. to kill it.
 
         Args:
@@ -191,14 +190,7 @@ class Workspace:
             variables: environment variables.
         """
         variables = {EPOCHS: str(epochs), STEPS: str(steps), FAULT: fault, **variables}
-        return subprocess.Popen(
-            [sys.executable, str(SHORT_RUNS), command, *map(str, arguments)],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=setup,
-        )
+        return Command("short_runs:main", command, *arguments, merged=True, setup=setup, **variables)
 
     def start_training(self, trainer: str, number: int, *options, plans="tiny", fold="0", **process):
         """`nnUNetv2_train` in a process of its own, see `start`."""
