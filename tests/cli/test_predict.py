@@ -93,7 +93,7 @@ def call(tmp_path, monkeypatch):
             self.plans_manager.image_reader_writer_class = SimpleITKIO
             self.list_of_parameters, self.device = [{}], torch.device("cpu")
             self.preprocessed, self.hr_from, self.use_mirroring = None, "mean", kwargs["use_mirroring"]
-            self.grids = kwargs["grid"] or (HRGrid(),)
+            self.grids, self.writers = kwargs["grid"] or (HRGrid(),), kwargs["writers"]
 
         def check_cases(self, names, previous_stage):
             asked["checked"] = (names, previous_stage)
