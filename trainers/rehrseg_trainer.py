@@ -166,7 +166,8 @@ class REHRSegTrainer(PluginTrainer, BaselineStart, nnUNetTrainer):
         self.start_from_trained()
         # nnU-Net saves the plans beside the model: they say how to build its HR head, whatever the defaults become
         configurations = self.plans_manager.plans["configurations"]
-        configurations[self.configuration_name][BLOCK] = self.config.model_dump(mode="json")
+        block = change_segmentation(self.config, {"lr_weight": self.config.lr_weight}).model_dump(mode="json")
+        configurations[self.configuration_name][BLOCK] = block
         super().on_train_start()
 
     def open_pseudo_hr(self) -> None:

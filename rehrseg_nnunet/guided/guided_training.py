@@ -155,8 +155,9 @@ class GuidedTraining(_Trainer):
         Raises:
             ValueError: another fold, which began at the same time with a keeper of another kind, has replaced these.
         """
-        assert self.resolved is not None  # since `initialize`
-        check_own_plans(Path(self.output_folder), self.configuration_name, self.resolved, self.guidance.fusion)
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            assert self.resolved is not None  # since `initialize`
+            check_own_plans(Path(self.output_folder), self.configuration_name, self.resolved, self.guidance.fusion)
         super().save_checkpoint(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

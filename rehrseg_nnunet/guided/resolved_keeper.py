@@ -119,7 +119,8 @@ def check_other_folds(
         {path.parent.name for path in fold_folder.parent.glob("fold_*/checkpoint_*.pth")} - {fold_folder.name}
     )
     if folds and file.is_file():
-        _check_plans(file, f"is that of {', '.join(folds)} too", configuration_name, resolved, fusion)
+        plans = json.loads(file.read_text())
+        _check_plans(plans, f"{file} is that of {', '.join(folds)} too", configuration_name, resolved, fusion)
 
 
 def check_own_plans(fold_folder: Path, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig) -> None:
@@ -132,23 +133,25 @@ def check_own_plans(fold_folder: Path, configuration_name: str, resolved: Resolv
         ValueError: the model's plans are of a network that is built otherwise.
     """
     file = fold_folder.parent / "plans.json"
-    if file.is_file():
-        _check_plans(
-            file, "has been written by another fold since this one began", configuration_name, resolved, fusion
-        )
+    try:
+        plans = json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return  # another fold is writing it; the next checkpoint will tell
+    whose = f"{file} has been written by another fold since this one began"
+    _check_plans(plans, whose, configuration_name, resolved, fusion)
 
 
 def _check_plans(
-    file: Path, whose: str, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig
+    plans: dict[str, Any], whose: str, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig
 ) -> None:
-    configuration = PlansManager(json.loads(file.read_text())).get_configuration(configuration_name).configuration
+    configuration = PlansManager(plans).get_configuration(configuration_name).configuration
     stored = ResolvedKeeper.of(configuration)
     differing = stored.differences(resolved)
     if load_config(configuration).fusion != fusion:
         differing.append("fusion")
     if differing:
         raise ValueError(
-            f"{file} {whose}, so their keepers and fusion must be built alike, but "
+            f"{whose}, so their keepers and fusion must be built alike, but "
             f"{', '.join(differing)} differs; take a keeper of the same settings as {stored.run or 'they have'}, "
             "or train under plans of another name"
         )

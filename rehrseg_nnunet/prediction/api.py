@@ -30,7 +30,7 @@ from rehrseg_nnunet.prediction.output_grid import OutputGrid
 from rehrseg_nnunet.prediction.outputs import ending_of
 from rehrseg_nnunet.prediction.parse_grids import grid_of
 from rehrseg_nnunet.prediction.predictor import HRPredictor
-from rehrseg_nnunet.prediction.replaced import check_replaced, remove_companions
+from rehrseg_nnunet.prediction.replaced import check_replaced, replacing
 from rehrseg_nnunet.surfaces.margins import logit_pieces
 from rehrseg_nnunet.surfaces.mesh import Surface, surface_of
 from rehrseg_nnunet.surfaces.structures import structures_of
@@ -332,9 +332,8 @@ def _predict_files(model: Model, files: list[Path], output: PathLike | None, wan
     result = _predict_case(model, *case, source=", ".join(map(str, files)), wanted=wanted)
     if target is None:
         return _as_kind(result, None)
-    stem = target.with_name(target.name[: -len(ending_of(target, images))])
-    remove_companions(stem, model.predictor.dataset_json)
-    reader.write_seg(result.labels, str(target), result.properties)
+    with replacing(target, ending_of(target, images), model.predictor.dataset_json):
+        reader.write_seg(result.labels, str(target), result.properties)
     return target
 
 

@@ -27,7 +27,7 @@ from rehrseg_nnunet.nnunet import whole_files
 from rehrseg_nnunet.prediction.class_maps import Logits
 from rehrseg_nnunet.prediction.configuration import GRIDS, HRConfigurationManager
 from rehrseg_nnunet.prediction.output_grid import OutputGrid
-from rehrseg_nnunet.prediction.replaced import remove_companions
+from rehrseg_nnunet.prediction.replaced import replacing
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
 from rehrseg_nnunet.surfaces.stored import STORED_LABELS
 
@@ -130,16 +130,17 @@ def export_on_grids(
         export_prediction_from_logits(logits, properties, configuration_manager, *rest, output, **options)
         return
     grids = configuration_manager.grids
+    ending = dataset_json["file_ending"]
     labels = {key: dataset_json[key] for key in LABEL_KEYS if key in dataset_json}
     for grid, own, stem in zip(grids, properties[GRIDS], stems(output, grids), strict=True):
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
-        remove_companions(whole_files.final_name(Path(stem)), dataset_json)
-        with _threads(num_threads_torch):
-            placed = configuration_manager.place(grid, logits, own, plans_manager)
-            show_writers(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)
-        # nnU-Net saves them beside probabilities, which can be used without the model then
-        own = {**own, STORED_LABELS: labels}
-        export_prediction_from_logits(placed, own, configuration_manager.placed(), *rest, stem, **options)
+        with replacing(whole_files.final_name(Path(stem + ending)), ending, dataset_json):
+            with _threads(num_threads_torch):
+                placed = configuration_manager.place(grid, logits, own, plans_manager)
+                show_writers(configuration_manager.writers, placed, own, plans_manager, dataset_json, stem)
+            # nnU-Net saves them beside probabilities, which can be used without the model then
+            own = {**own, STORED_LABELS: labels}
+            export_prediction_from_logits(placed, own, configuration_manager.placed(), *rest, stem, **options)
 
 
 def show_writers(

@@ -180,10 +180,14 @@ def _folder_cases(folder: Path, images: Images, *, keep_going: bool) -> tuple[li
 def _names_channels(grouped: Mapping[str, Sequence[str]], unnamed: Sequence[str], ending: str) -> bool:
     """Whether files end in channels, as nnU-Net has them, and not in years or numbers of subjects.
 
-    They do if there is a first channel, `_0000`, or if all are of one other, which must not be taken for the first.
+    They do if there is a first channel, `_0000`. Without one, several cases that all have the same other channels must
+    not be taken for scans of the first; nor one case with one of them.
     """
-    suffixes = {file.removesuffix(ending)[-4:] for files in grouped.values() for file in files}
-    return "0000" in suffixes or (not unnamed and len(suffixes) == 1 and int(min(suffixes)) < _MOST_CHANNELS)
+    suffixes = [[int(file.removesuffix(ending)[-4:]) for file in files] for files in grouped.values()]
+    if any(0 in channels for channels in suffixes):
+        return True
+    alike = bool(suffixes) and not unnamed and all(channels == suffixes[0] for channels in suffixes)
+    return alike and max(suffixes[0]) < _MOST_CHANNELS and (len(suffixes) > 1 or len(suffixes[0]) == 1)
 
 
 def _csv_cases(file: Path, images: Images, *, keep_going: bool) -> tuple[list[Case], list[Failure]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ from rehrseg_nnunet.prediction.image_checks import FAILURE
 from rehrseg_nnunet.prediction.inputs import Case, Failure, names_of
 from rehrseg_nnunet.prediction.manifest import RunRecord
 from rehrseg_nnunet.prediction.predictor import HRPredictor
-from rehrseg_nnunet.prediction.replaced import check_replaced, remove_companions
+from rehrseg_nnunet.prediction.replaced import check_replaced, replacing
 from rehrseg_nnunet.prediction.writers import SurfaceWriter
 
 RECORDS = ("dataset.json", "plans.json", "predict_from_raw_data_args.json")  # nnU-Net's, of a call
@@ -154,12 +154,14 @@ def predict_case(
         try:
             predictor.predict_from_files_sequential(*_lists([case], scratch, [case.name]), **options.shared)
             results = [file for file in scratch.iterdir() if file.is_file() and file.name not in RECORDS]
-            results = sorted(results, key=lambda file: file.name.endswith(predictor.dataset_json["file_ending"]))
+            ending = predictor.dataset_json["file_ending"]
+            results = sorted(results, key=lambda file: file.name.endswith(ending))
             targets = [stem.with_name(stem.name + file.name.removeprefix(case.name)) for file in results]
-            for own in stems(str(stem), predictor.grids) if is_segmentation else ():
-                remove_companions(Path(own), predictor.dataset_json)
-            for file, target in zip(results, targets, strict=True):
-                move_into_place(file, target)
+            with ExitStack() as replaced:
+                for own in stems(str(stem), predictor.grids) if is_segmentation else ():
+                    replaced.enter_context(replacing(Path(own + ending), ending, predictor.dataset_json))
+                for file, target in zip(results, targets, strict=True):
+                    move_into_place(file, target)
             return sorted(targets)
         except UnwrittenFileError as error:
             raise UnwrittenFileError(str(error).replace(str(scratch / case.name), str(stem))) from error

@@ -6,7 +6,9 @@ taken for the new one's by whatever reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from rehrseg_nnunet.nnunet.raw_files import SLICER_ENDING, listed
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 from rehrseg_nnunet.surfaces.formats import FORMATS, file_names
 from rehrseg_nnunet.surfaces.structures import structures_of
+
+logger = logging.getLogger(__name__)
 
 _PROBABILITIES = (".npz", ".pkl")
 
@@ -50,14 +54,34 @@ def check_replaced(file: Path, reader: type[BaseReaderWriter], dataset_json: Map
     )
 
 
-def remove_companions(stem: Path, dataset_json: Mapping[str, Any]) -> None:
-    """Remove what an earlier prediction of a case has left beside the segmentation that is about to be replaced.
+@contextmanager
+def replacing(segmentation: Path, ending: str, dataset_json: Mapping[str, Any]) -> Iterator[None]:
+    """Write a segmentation inside; what an earlier one has left beside it goes once that is done.
+
+    Only where a segmentation is replaced, and nothing that is newer than it: that somebody may have made or corrected
+    by hand, so it stays, with a warning. (What is written with a segmentation gets its name before it does.)
 
     Args:
-        stem: folder and name of the case's results, without ending.
+        segmentation: its file.
+        ending: of its name.
         dataset_json: the model's, with the labels' names, by which surfaces are called.
     """
+    former = {}
+    if segmentation.is_file():
+        stem = segmentation.with_name(segmentation.name[: -len(ending)])
+        former = {file: file.stat() for file in _companions(stem, dataset_json) if file.is_file()}
+        made = segmentation.stat().st_mtime_ns
+    yield
+    for file, before in former.items():
+        if not file.is_file() or (file.stat().st_ino, file.stat().st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
+            continue  # of the new one
+        if before.st_mtime_ns > made:
+            logger.warning("%s stays, which is newer than the segmentation that has been replaced", file)
+        else:
+            file.unlink()
+
+
+def _companions(stem: Path, dataset_json: Mapping[str, Any]) -> list[Path]:
     names = file_names([structure.name for structure in structures_of(dataset_json).all])
     surfaces = [f"_{name}.{surface_format}" for name in names for surface_format in FORMATS]
-    for ending in (*_PROBABILITIES, SLICER_ENDING, *surfaces):
-        stem.with_name(stem.name + ending).unlink(missing_ok=True)
+    return [stem.with_name(stem.name + ending) for ending in (*_PROBABILITIES, SLICER_ENDING, *surfaces)]

@@ -66,7 +66,7 @@ def check_names(structures_by_case: Mapping[str, Structures]) -> None:
     for case, structures in structures_by_case.items():
         for name in file_names([structure.name for structure in structures.all]):
             file = f"{case}_{name}"
-            other = owners.setdefault(file.lower(), case)  # some file systems know no capitals
+            other = owners.setdefault(file, case)
             if other != case:
                 raise ValueError(
                     f"cases must have surfaces of different names, but {other} and {case} would both write {file}; "

@@ -291,6 +291,8 @@ def test_voxel_sizes_as_numbers(model, file):
 def test_what_another_model_left_beside_an_output_goes(model, file, tmp_path):
     for name in ("seg.npz", "seg.pkl", "seg.seg.nrrd", "seg_a.stl", "seg_2.npz"):
         (tmp_path / name).touch()
+    predict(model, file, output=tmp_path / "seg.nrrd")
+    assert len(list(tmp_path.glob("seg*"))) == 6  # no segmentation was replaced
     assert predict(model, file, output=tmp_path / "seg.NRRD") == tmp_path / "seg.nrrd"
     assert {path.name for path in tmp_path.glob("seg*")} == {"seg.nrrd", "seg_2.npz"}
 

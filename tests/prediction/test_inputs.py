@@ -86,9 +86,12 @@ def test_years_and_numbers_of_subjects_are_no_channels(folder, files):
 
 
 def test_scans_of_another_channel_alone_are_not_taken_for_the_first(folder):
-    touch(folder, "a_0001.nii.gz", "b_0001.nii.gz")
-    with pytest.raises(ValueError, match=r"one file for each of the 1 channels of a case, a_0000\.nii\.gz, got a_0001"):
-        read_cases([folder], ONE)
+    for files in (["a_0001"], ["a_0001", "b_0001"], ["a_0001", "a_0002", "b_0001", "b_0002"]):
+        touch(folder, *(f"{file}.nii.gz" for file in files))
+        with pytest.raises(
+            ValueError, match=r"one file for each of the 1 channels of a case, a_0000\.nii\.gz, got a_0001"
+        ):
+            read_cases([folder], ONE)
 
 
 @pytest.mark.parametrize(("images", "files"), [(TWO, ["a.nii.gz"]), (ONE, ["a_0000.nii.gz", "b.nii.gz"])])

@@ -87,7 +87,9 @@ class Command:
             reader.start()
         self.wait(timeout)
         for reader in readers:
-            reader.join()
+            reader.join(timeout)
+            if reader.is_alive():  # a process that it has left holds the stream
+                raise subprocess.TimeoutExpired(str(self._process), timeout)
         return read["stdout"], read.get("stderr")
 
 

@@ -118,7 +118,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_cases_whose_surfaces_would_share_a_file_are_refused():
-    bones = structures_of({"labels": {"background": 0, "left bone": 1, "Bone": 2}})
+    bones = structures_of({"labels": {"background": 0, "left bone": 1, "bone": 2}})
     check_names({"knee": bones, "knee_right": bones, "ankle_left": bones})
     with pytest.raises(ValueError, match=r"knee and knee_left would both write knee_left_\w+; rename one of them"):
         check_names({"knee": bones, "knee_left": bones})
