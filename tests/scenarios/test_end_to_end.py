@@ -14,7 +14,7 @@ from short_runs import PROGRESS
 from workspace import assert_same_field_of_view, environment, log_of, threads, workspace
 
 from rehrseg_nnunet.cli.trainers import trainers_folder
-from rehrseg_nnunet.config.rehrseg import load_config
+from rehrseg_nnunet.config.rehrseg import change_segmentation, load_config
 from rehrseg_nnunet.config.segmentation import HRHeadConfig
 from rehrseg_nnunet.evaluation.upsampling import upsample_folder
 
@@ -86,7 +86,7 @@ def test_the_model_folder_says_how_to_build_its_hr_head(trained):
         PlansManager(str(file)).get_configuration("3d_fullres").configuration
         for file in (trained.plans(THICK), trained.fold("REHRSegTrainer", THICK).parent / "plans.json")
     )
-    config = load_config(planned)
+    config = change_segmentation(load_config(planned), {"lr_weight": 1})  # what null means
     assert kept["rehrseg"] == config.model_dump(mode="json")
     assert kept["rehrseg"]["segmentation"]["hr_head"].keys() == HRHeadConfig.model_fields.keys()
     assert planned["rehrseg"] != kept["rehrseg"]
