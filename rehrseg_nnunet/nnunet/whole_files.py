@@ -35,11 +35,7 @@ from rehrseg_nnunet.nnunet.label_values import integer_labels
 from rehrseg_nnunet.nnunet.nifti_headers import is_finite, open_nifti, say_other_unit, say_two_positions
 from rehrseg_nnunet.nnunet.safe_files import move_into_place
 from rehrseg_nnunet.nnunet.staging_folders import STAGING_PREFIX, staging_folder, staging_name
-from rehrseg_nnunet.slices.grids import (
-    Grid,
-    check_same_points,
-    grid_from_properties,
-)
+from rehrseg_nnunet.slices.grids import Grid, check_same_points, grid_from_properties
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rehrseg_nnunet.nnunet.raw_files import image_ending, with_ending
-from rehrseg_nnunet.prediction.inputs import (
-    Case,
-    Images,
-    check_not_overwritten,
-    is_single,
-)
+from rehrseg_nnunet.prediction.inputs import Case, Images, check_not_overwritten, is_single
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from rehrseg_nnunet.nnunet.label_values import known_labels, label_manager_of, u
 from rehrseg_nnunet.nnunet.raw_files import SLICER_ENDING, listed
 from rehrseg_nnunet.nnunet.whole_files import UnusableImageError
 from rehrseg_nnunet.surfaces.formats import FORMATS, file_names
+from rehrseg_nnunet.surfaces.stored import PROBABILITIES
 from rehrseg_nnunet.surfaces.structures import structures_of
 
 logger = logging.getLogger(__name__)
 
-_PROBABILITIES = (".npz", ".pkl")
+_GEOMETRY = ".pkl"  # of the probabilities
 
 
 def check_replaced(file: Path, reader: type[BaseReaderWriter], dataset_json: Mapping[str, Any], *, option: str) -> None:
@@ -84,4 +85,4 @@ def replacing(segmentation: Path, ending: str, dataset_json: Mapping[str, Any]) 
 def _companions(stem: Path, dataset_json: Mapping[str, Any]) -> list[Path]:
     names = file_names([structure.name for structure in structures_of(dataset_json).all])
     surfaces = [f"_{name}.{surface_format}" for name in names for surface_format in FORMATS]
-    return [stem.with_name(stem.name + ending) for ending in (*_PROBABILITIES, SLICER_ENDING, *surfaces)]
+    return [stem.with_name(stem.name + ending) for ending in (PROBABILITIES, _GEOMETRY, SLICER_ENDING, *surfaces)]

@@ -35,8 +35,7 @@ class SurfaceWriter:
         Raises:
             ValueError: names both cases and the file.
         """
-        structures = structures_of(dataset_json)
-        check_names(dict.fromkeys(names, structures))
+        check_names(dict.fromkeys(names, structures_of(dataset_json)))
 
     def __call__(self, case: PlacedCase) -> None:
         """Write `<output>_<label>.<format>`."""
