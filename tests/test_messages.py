@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import nibabel
 import numpy as np
@@ -17,8 +18,10 @@ import SimpleITK as sitk
 import torch
 from guided_unets import keeper_for
 from keeper_runs import planned, plans_of, training, write_keeper
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from random_model import scan, write_random_model
 from workspace import environment
 
@@ -34,12 +37,14 @@ from rehrseg_nnunet.guided.guided_network import add_guidance
 from rehrseg_nnunet.guided.keeper_cases import check_leak, check_teachers_leak, orientation_doubts
 from rehrseg_nnunet.guided.keeper_run import KeeperRun, find_keeper
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
-from rehrseg_nnunet.guided.networks import build_keeper, build_teacher
+from rehrseg_nnunet.guided.networks import build_keeper, build_teacher, check_adversary, planned_shape
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.guided.resolved_keeper import check_other_folds, check_own_plans
 from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.guided.training import PairedTraining
+from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
+from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import hash_weights
 from rehrseg_nnunet.prediction.image_checks import check_image
 from rehrseg_nnunet.self_sr.frozen import check_version
@@ -709,6 +714,21 @@ def two_channels(dataset):
     return pairs(dataset, cases=["a_0000", "a_0001", "b_0000"])
 
 
+@provoke("A case has two files in a folder (`s1` and `s1_0000`)")
+def two_files(dataset):
+    return pairs(dataset, "--skip-unpaired", better={"a_0000": np.ones(SHAPE)})
+
+
+@provoke("A folder is given twice, such as to `--source` and `--privileged`")
+def folder_twice(dataset):
+    return pairs(dataset, name="usual")
+
+
+@provoke("`--source =DIR`, or no folder")
+def unnamed_channel(dataset):
+    return pairs(dataset, "--source", "=usual")
+
+
 @provoke("Two folders have the same name")
 def one_name(dataset):
     return pairs(dataset, name="others/usual")
@@ -722,6 +742,19 @@ def other_grid(dataset):
 @provoke("The scans of a pair do not show the same edges")
 def misregistered(dataset):
     return pairs(dataset, better={"b": np.random.default_rng(9).random(SHAPE)})
+
+
+@provoke("One scan of a pair is masked otherwise than the other, or shows less")
+def one_masked(dataset):
+    return pairs(dataset, better={"b": np.where(np.arange(SHAPE[2]) < 4, 1.0, 0.0) + np.zeros(SHAPE)})
+
+
+@provoke("NaN or infinite values in a scan, in any format")
+def nan_in_pair(dataset):
+    for case in "abcde":
+        values = np.full(SHAPE, np.nan if case == "b" else 1, np.float32)
+        dataset.write(f"better/{case}.nii.gz", values)
+    return pairs(dataset, better=dict.fromkeys("abcde"))
 
 
 @provoke("A scan has one value everywhere")
@@ -760,6 +793,32 @@ def no_magnitude(dataset):
     return twins(dataset)
 
 
+def write_positive(dataset, *values):
+    """Scans with one channel that can be simulated from."""
+    dataset.describe(channel_names={"0": "T1"})
+    for case, image in zip("ab", values, strict=True):
+        (dataset.raw / "imagesTr" / f"{case}_0001.nrrd").unlink()
+        dataset.write(f"imagesTr/{case}_0000.nrrd", image.astype(np.float32))
+
+
+@provoke("A scan to simulate from has one value everywhere")
+def one_value(dataset):
+    write_positive(dataset, np.random.default_rng(0).random(SHAPE), np.ones(SHAPE))
+    return twins(dataset)
+
+
+@provoke("No voxel is smaller than `--resolution`")
+def fine_resolution(dataset):
+    write_positive(dataset, *np.random.default_rng(0).random((2, *SHAPE)))
+    return twins(dataset, "--resolution", 1)
+
+
+@provoke("The dataset to simulate from has pairs already")
+def twins_of_pairs(dataset):
+    dataset.describe(rehrseg_privileged_channels=["1"])
+    return twins(dataset)
+
+
 @provoke("`--cases` names cases that are not there")
 def no_such_cases(dataset):
     return twins(dataset, "--cases", "0:3")
@@ -795,6 +854,11 @@ def no_key(dataset):
 @provoke("A dataset without pairs")
 def no_pairs(dataset):
     return refusal(PairedChannels.of_dataset, {"channel_names": {"0": "a"}})
+
+
+@provoke("`base_features` does not fit the keeper's blocks")
+def odd_width(dataset):
+    return refusal(load_guidance, {"spacing": [1, 1, 1], "batch_size": 2, "guidance": {"base_features": 6}})
 
 
 @provoke("`-i` has more or fewer files than the model has channels")
@@ -1016,22 +1080,82 @@ def unseen_intensities(dataset):
     return warned(doubts_of(own, keeper, view_of(own, keeper)))
 
 
-@provoke("A pair has a constant channel")
-def constant_channel(dataset):
+def measured(**cases):
+    """What is said of preprocessed pairs before a training."""
     lines = []
-    case = np.zeros((2, 2, 2, 2)), np.zeros((1, 2, 2, 2)), None, {}
     trainer = SimpleNamespace(
         local_rank=0,
         is_ddp=False,
         channels=PairedChannels((0,), (1,)),
         preprocessed_dataset_folder="",
-        do_split=lambda: (["a"], []),
-        dataset_class=lambda folder, keys: SimpleNamespace(load_case=lambda key: case),
+        do_split=lambda: (list(cases), []),
+        dataset_class=lambda folder, keys: SimpleNamespace(load_case=lambda key: cases[key]),
         set_image_range=lambda widths: None,
         print_to_log_file=lines.append,
     )
     PairedTraining.measure_image_range(trainer)
     return {"warning": "".join(lines)}
+
+
+@provoke("A pair has a constant channel")
+def constant_channel(dataset):
+    return measured(a=(np.zeros((2, 2, 2, 2)), np.zeros((1, 2, 2, 2)), None, {}))
+
+
+@provoke("Preprocessed pairs do not show the same edges")
+def edges_apart(dataset):
+    rng = np.random.default_rng(0)
+    scans = rng.normal(size=(5, 8, 12, 12))
+    pairs = {case: np.stack([scan, scan]) for case, scan in zip("abcd", scans, strict=False)}
+    pairs["d"][1] = scans[4]
+    return measured(**{case: (pair, np.zeros((1, 8, 12, 12)), None, {}) for case, pair in pairs.items()})
+
+
+def compared(dataset):
+    """What is said of the grids of the raw dataset's cases, its two channels the two scans."""
+    lines = []
+    trainer = SimpleNamespace(
+        plans_manager=SimpleNamespace(dataset_name="Dataset001_A", image_reader_writer_class=SimpleITKIO),
+        do_split=lambda: (["a"], ["b"]),
+        print_to_log_file=lines.append,
+    )
+    PairedTraining.check_grids(trainer)
+    return {"warning": "".join(lines)}
+
+
+@provoke("The raw scans of a pair lie on different grids")
+def raw_grids_apart(dataset):
+    dataset.write("imagesTr/b_0001.nrrd", np.zeros(SHAPE, np.float32), origin=(0.0, 9.0, 0.0))
+    return raised(compared, dataset)
+
+
+@provoke("The raw scans are not at hand, or a header cannot be read")
+def no_raw_scans(dataset):
+    assert compared(dataset)["warning"] == ""
+    with environment(nnUNet_raw=""):
+        return compared(dataset)
+
+
+@provoke("Patches without room for all levels")
+def few_levels(dataset):
+    lines = []
+    stages = {"conv_op": "Conv3d", "strides": [1, 2, 2, 2], "kernel_sizes": [3] * 4}
+    configuration = {**PAIR_CONFIGURATION, "patch_size": [4, 4, 4], "architecture": {"arch_kwargs": stages}}
+    trainer = SimpleNamespace(
+        configuration_manager=SimpleNamespace(configuration=configuration), print_to_log_file=lines.append
+    )
+    PairedTraining._say_levels(trainer)
+    return {"warning": "".join(lines)}
+
+
+@provoke("Patches without room for two levels")
+def one_level(dataset):
+    return raised(planned_shape, {**PAIR_CONFIGURATION, "patch_size": [2, 2, 2]})
+
+
+@provoke("Patches without room for the keeper's adversary")
+def no_room_for_the_adversary(dataset):
+    return raised(check_adversary, {**PAIR_CONFIGURATION, "patch_size": [2, 16, 16]})
 
 
 @provoke("`nnUNetv2_predict` with a keeper")
@@ -1051,12 +1175,14 @@ def another_trainers_model(dataset):
     return dataset.says("synthesize", *files, "-m", other.model, "-device", "cpu")
 
 
-def guide(dataset, *keepers, fold=0, **scans):
+def guide(dataset, *keepers, fold=0, damage=None, **scans):
     """What is said when a training of other scans looks for these finished keepers, and whether one fits."""
     results, own = dataset.folder / "results", planned(**scans)
     results.mkdir(exist_ok=True)
     for options in keepers:
-        write_keeper(results, **options)
+        run = write_keeper(results, **options)
+        if damage:
+            damage(run)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         view_of(own, find_keeper(training(results, fold=fold), None, dimension=3))
     return {"error": str(caught.value).replace("\n", " ")}
@@ -1091,6 +1217,71 @@ def results_of(dataset, trainer, configuration="3d_fullres"):
     return dataset.folder / "results" / "Dataset610_Pairs" / f"{trainer}__p__{configuration}" / "fold_0"
 
 
+def rename_to_backup(run):
+    run.folder.parent.rename(run.folder.parent.with_name("KnowledgeKeeperTrainer__backup"))
+
+
+@provoke("A backup of a keeper, or one whose plans or dataset.json are damaged, lies in nnUNet_results")
+def backup_of_a_keeper(dataset):
+    said = []
+    trainer = SimpleNamespace(print_to_log_file=said.append)
+    write_keeper(dataset.folder)
+    rename_to_backup(write_keeper(dataset.folder, "Dataset611_Others"))
+    find_keeper(training(dataset.folder), None, dimension=3, warn=partial(GuidedTrainer.warn, trainer))
+    return {"warning": "".join(said)}
+
+
+@provoke("No keeper is left but such")
+def only_a_backup(dataset):
+    return guide(dataset, {}, damage=rename_to_backup)
+
+
+def named_keeper(dataset, damage):
+    """The only one, which is named."""
+    with environment(REHRSEG_KEEPER=str(results_of(dataset, "KnowledgeKeeperTrainer"))):
+        return guide(dataset, {}, damage=damage)
+
+
+def change_configurations(run, change):
+    plans = json.loads(run.plans_file.read_text())
+    change(plans["configurations"])
+    run.plans_file.write_text(json.dumps(plans))
+
+
+@provoke("The folder of a keeper, teacher or guided model was renamed, or the plans in it are others")
+def plans_of_another_configuration(dataset):
+    return named_keeper(dataset, partial(change_configurations, change=lambda parts: parts.pop("3d_fullres")))
+
+
+@provoke("plans.json of a keeper is not of its training")
+def plans_without_channels(dataset):
+    def change(configurations):
+        configurations["3d_fullres"].pop("guidance_channels")
+
+    return named_keeper(dataset, partial(change_configurations, change=change))
+
+
+@provoke("dataset.json of a keeper is gone")
+def keeper_without_dataset_json(dataset):
+    return named_keeper(dataset, lambda run: run.plans_file.with_name("dataset.json").unlink())
+
+
+@provoke("The keeper's only folds are others")
+def other_fold(dataset):
+    return guide(dataset, {"folds": (3,)}, fold=1)
+
+
+@provoke("`guidance.checkpoint` is `best`, and the keeper or teacher has none")
+def no_best_checkpoint(dataset):
+    keeper = KeeperRun(write_keeper(dataset.folder))
+    return raised(open_keeper, keeper, SourceView(channels=(0,)), checkpoint="best")
+
+
+@provoke("`REHRSEG_KEEPER` names a model's folder without its fold")
+def keeper_without_fold(dataset):
+    return guide_by(dataset, results_of(dataset, "KnowledgeKeeperTrainer").parent, {})
+
+
 @provoke("`REHRSEG_KEEPER` names another trainer's folder")
 def teacher_for_a_keeper(dataset):
     folder = results_of(dataset, "GuidanceTeacherTrainer")
@@ -1111,8 +1302,8 @@ def chosen_flat_keeper(dataset):
 def leak(dataset, splits):
     preprocessed = dataset.folder / "preprocessed" / "Dataset610_Pairs"
     preprocessed.mkdir(parents=True)
-    if splits:
-        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    if splits is not None:
+        (preprocessed / "splits_final.json").write_text(splits if isinstance(splits, str) else json.dumps(splits))
     keeper = KeeperRun(write_keeper(dataset.folder))
     with environment(nnUNet_preprocessed=str(preprocessed.parent)):
         return check_leak(keeper, ["a"])
@@ -1150,6 +1341,23 @@ def unknown_teacher(dataset):
 @provoke("The folds of the pairs are not at hand")
 def unknown_cases(dataset):
     return warned(leak(dataset, None))
+
+
+@provoke("splits_final.json of the pairs is damaged")
+def damaged_folds(dataset):
+    return raised(leak, dataset, '[{"train": ["a"')
+
+
+@provoke("It has no folds")
+def no_folds(dataset):
+    return raised(leak, dataset, [])
+
+
+@provoke("dataset.json names channels by nnU-Net 1's `modality`")
+def modality(dataset):
+    content = {**DATASET, "modality": DATASET["channel_names"]}
+    del content["channel_names"]
+    return raised(GuidedTrainer.initialize, SimpleNamespace(resolved=None, dataset_json=content))
 
 
 @provoke("A channel of the keeper is missing")
@@ -1207,12 +1415,22 @@ def other_patches(dataset):
 
 @provoke("Scans that lie otherwise than the keeper's")
 def other_orientation(dataset):
+    return warned_of_orientation(dataset, damaged=False)
+
+
+@provoke("A preprocessed case of either dataset is damaged")
+def damaged_case(dataset):
+    return warned_of_orientation(dataset, damaged=True)
+
+
+def warned_of_orientation(dataset, *, damaged):
     keeper, folders = KeeperRun(write_keeper(dataset.folder)), []
     for name, sign in (("Dataset610_Pairs", 1), ("own", -1)):
         folders.append(dataset.folder / name / "p_3d_fullres")
         folders[-1].mkdir(parents=True)
         geometry = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": (sign, 0, 0, 0, sign, 0, 0, 0, 1)}
-        (folders[-1] / "a.pkl").write_bytes(pickle.dumps({"sitk_stuff": geometry}))
+        content = pickle.dumps({"sitk_stuff": geometry})
+        (folders[-1] / "a.pkl").write_bytes(b"" if damaged else content)
     with environment(nnUNet_preprocessed=str(dataset.folder)):
         return warned(orientation_doubts(folders[1], keeper))
 
@@ -1251,6 +1469,23 @@ def other_network(dataset):
     keeper = keeper_for()
     view = SourceView(channels=(0,))
     return raised(add_guidance, torch.nn.Identity(), keeper, view=view, fusion=FusionConfig())
+
+
+class RefusedWeights(SafeCheckpoints):
+    """A trainer whose plans have changed, so that torch refuses the weights."""
+
+    configuration_name = "3d_fullres"
+
+    def __init__(self, folder, plans):
+        self.output_folder, self.plans_manager = str(folder), PlansManager(plans)
+
+
+@provoke("`--c` or `--val` after a setting that builds the network has changed in the plans")
+def changed_plans(dataset):
+    before, now = (plans_of(1, guidance={"keeper": {"kernel": kernel}}) for kernel in (3, 7))
+    trainer = RefusedWeights(dataset.folder, now)
+    with patch.object(TrainerMixin, "load_checkpoint", side_effect=RuntimeError("size mismatch"), create=True):
+        return raised(trainer.load_checkpoint, {"init_args": {"plans": before}})
 
 
 def test_every_documented_situation_is_provoked():

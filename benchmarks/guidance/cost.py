@@ -60,12 +60,14 @@ class Subject:
         width: `base_features`.
         kernel: of the keeper.
         hidden: width of fusion.
+        residual: whether the keeper starts from the teacher's features of the scan.
     """
 
     kind: str
     width: int = 8
     kernel: int = 7
     hidden: float = 0.25
+    residual: bool = True
 
     @property
     def title(self) -> str:
@@ -76,14 +78,14 @@ class Subject:
             KEEPER: [f"width {self.width}", f"kernel {self.kernel}"],
             GUIDED: [f"width {self.width}", f"kernel {self.kernel}", f"fusion {self.hidden:g} C"],
         }
-        return ", ".join([self.kind, *parts[self.kind]])
+        return ", ".join([self.kind, *parts[self.kind], *([] if self.residual else ["not residual"])])
 
     @property
     def changes(self) -> dict[str, Any]:
         """Of the plans' `guidance` block."""
         return {
             "base_features": self.width,
-            "keeper": {"kernel": self.kernel},
+            "keeper": {"kernel": self.kernel, "residual": self.residual},
             "fusion": {"hidden": self.hidden},
         }
 
@@ -93,7 +95,8 @@ SUBJECTS = (
     *(Subject(TEACHER, width) for width in (8, 16)),
     *(Subject(KEEPER, width, kernel) for width in (8, 16) for kernel in (3, 7)),
     *(Subject(GUIDED, width, kernel) for width in (8, 16) for kernel in (3, 7)),
-    Subject(GUIDED, 16, 7, 1.0),
+    *(Subject(kind, residual=False) for kind in (KEEPER, GUIDED)),
+    Subject(GUIDED, 16, 7, 1.0, residual=False),  # the preset `paper`
 )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rehrseg_nnunet.guided.low_field import LowField
 from rehrseg_nnunet.guided.low_field_dataset import FieldDataset, write_field_dataset
+from rehrseg_nnunet.guided.paired_channels import KEY
 from rehrseg_nnunet.nnunet.each_case import cases_at_a_time
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
 from rehrseg_nnunet.nnunet.new_dataset import check_free_number, new_raw_dataset, read_raw_dataset_json
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     folder = find_dataset(nnunet_folder("nnUNet_raw"), args.d)
     check_free_number(args.o)
     dataset = read_raw_dataset_json(folder)
+    _check_no_pairs(folder, dataset)
     everything = raw_cases(folder, "Tr", dataset)
     cases = chosen_cases(everything, args.cases or ":", option="--cases")
     test_cases = chosen_cases(everything, args.test_cases, option="--test-cases") if args.test_cases else []
@@ -68,11 +73,20 @@ def run(args: argparse.Namespace) -> None:
     with new_raw_dataset(args.o, f"{folder.name.split('_', 1)[1]}_{SUFFIXES[args.channels]}") as (partial, target):
         means = write_field_dataset(plan, partial, name=target.name, processes=processes)
     print(f"wrote {target}: {len(cases)} cases" + (f", {len(test_cases)} test cases" if test_cases else ""))
+    known = f"; after the best line a x + b: PSNR {means['psnr']:.1f} dB, SSIM {means['ssim']:.3f}"
     print(
-        f"low-field twins, voxels of {scanner.resolution_mm:g} mm, SNR {scanner.snr:g}, contrast {scanner.contrast:g}; "
-        f"after the best line a x + b: PSNR {means['psnr']:.1f} dB, SSIM {means['ssim']:.3f}"
+        f"low-field twins, voxels of {scanner.resolution_mm:g} mm, SNR {scanner.snr:g}, contrast {scanner.contrast:g}"
+        + (known if math.isfinite(means["psnr"]) else "")
     )
     print(f"next: nnUNetv2_plan_and_preprocess -d {args.o} --verify_dataset_integrity")
+
+
+def _check_no_pairs(folder: Path, dataset: Mapping[str, Any]) -> None:
+    if KEY in dataset:
+        raise ValueError(
+            f"-d must be a dataset of scans, but dataset.json of {folder.name} has {KEY}: it has pairs already; give "
+            "the dataset of their better scans"
+        )
 
 
 def chosen_cases(cases: Sequence[RawCase], text: str, *, option: str) -> Sequence[RawCase]:

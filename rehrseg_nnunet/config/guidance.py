@@ -20,6 +20,7 @@ from rehrseg_nnunet.config.changed_defaults import with_earlier_defaults
 from rehrseg_nnunet.config.models import OURS, PAPER, RELEASE, StrictModel, validate_block
 
 BLOCK = "guidance"
+GROWTHS = 4  # a dense block's input and its three growths: widths are multiples of it
 CHANNELS_KEY, KEEPER_KEY = "guidance_channels", "guidance_keeper"
 WRITTEN_BY_TRAININGS = (CHANNELS_KEY, KEEPER_KEY)  # beside the block, in the plans that are kept with a model
 
@@ -180,6 +181,7 @@ class GuidanceConfig(StrictModel):
 
     base_features: PositiveInt = Field(
         default=8,
+        multiple_of=GROWTHS,
         description="features of teacher and keeper at full resolution (released code: 16)",
         json_schema_extra=OURS,
     )

@@ -32,8 +32,8 @@ def stages_that_fit(shape: GuidanceShape, patch_size: Sequence[int]) -> int:
         if all(size >= least for size, least in zip(sizes[stages], needed, strict=True)):
             return stages
     raise ValueError(
-        f"patch_size must leave {KERNEL - 2} voxels along every axis after the discriminator's first stage, got "
-        f"{list(patch_size)}; adversarial_weight 0 trains without a discriminator"
+        f"patch_size must leave {KERNEL - 2} voxels along every axis after the first stage of the keeper's adversary, "
+        f"got {list(patch_size)}; guidance.keeper.adversarial_weight 0 trains without one"
     )
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.config.guidance import load_config
 from rehrseg_nnunet.guided.networks import build_teacher, planned_shape, stored_channels
 from rehrseg_nnunet.guided.teacher import Teacher
 from rehrseg_nnunet.nnunet.companions import Companion
-from rehrseg_nnunet.nnunet.dataset_json import read_plans
-from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT, FOLD_FOLDER, FoldRun
+from rehrseg_nnunet.nnunet.fold_run import BEST_CHECKPOINT, FINAL_CHECKPOINT, FoldRun
 from rehrseg_nnunet.nnunet.weights import hash_weights, load_frozen, read_weights
 
 TEACHER_VARIABLE = "REHRSEG_TEACHER"
@@ -46,7 +44,8 @@ def open_teacher(own: FoldRun, configuration: Mapping[str, Any], *, checkpoint: 
         checkpoint: "final" or "best".
 
     Raises:
-        FileNotFoundError: no teacher is finished; the message ends with the command to run.
+        FileNotFoundError: no teacher is finished, or it has no such checkpoint; the message ends with the command to
+            run.
         ValueError: it does not fit or is damaged; likewise.
     """
     run = TEACHER.require(own)
@@ -69,12 +68,11 @@ def open_teacher(own: FoldRun, configuration: Mapping[str, Any], *, checkpoint: 
 
 def _check_plans(run: FoldRun, configuration: Mapping[str, Any], *, remedy: str) -> None:
     """Weights alone do not say all: they fit networks of other strides too, and images in other units."""
-    file = run.folder.parent / "plans.json"
-    trained = PlansManager(read_plans(file, remedy=remedy)).get_configuration(run.configuration).configuration
+    trained = run.kept_plans(remedy=remedy).get_configuration(run.configuration).configuration
     its, wanted = _seen(trained), _seen(configuration)
     for name, value in wanted.items():
         if its[name] != value:
-            raise ValueError(f"{file} must have the keeper's {name} {value}, got {its[name]}; {remedy}")
+            raise ValueError(f"{run.plans_file} must have the keeper's {name} {value}, got {its[name]}; {remedy}")
 
 
 def _seen(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +97,10 @@ def teacher_of(keeper: FoldRun, sha256: str) -> FoldRun | None:
         sha256: of the weights that taught, see `FrozenTeacher`.
     """
     folders = {file.parent for file in keeper.results.glob(f"*/{TEACHER.trainer}*__*/fold_*/checkpoint_*.pth")}
-    runs = [FoldRun.parse(folder) for folder in sorted(folders) if FOLD_FOLDER.fullmatch(folder.name)]
+    runs = []
+    for folder in sorted(folders):
+        with suppress(ValueError):  # a backup of another name is no training's
+            runs.append(FoldRun.parse(folder))
     runs.sort(key=lambda run: (run.dataset != keeper.dataset, run.fold != keeper.fold))
     return next((run for run in runs if _has_taught(run, sha256)), None)
 

@@ -43,7 +43,8 @@ def open_keeper(keeper: KeeperRun, view: SourceView, *, checkpoint: str) -> Froz
         checkpoint: "final" or "best".
 
     Raises:
-        ValueError: the checkpoint is damaged or is not of the plans beside it.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged or is not of the plans beside it.
     """
     run, shape = keeper.run, planned_shape(keeper.configuration)
     file = run.chosen_checkpoint(checkpoint)

@@ -43,8 +43,9 @@ class Guidance(nn.Module):
         self.keeper = keeper
         self.fusions = nn.ModuleDict({str(stage): module for stage, module in fusions.items()})
         self.view, self.same_level, self.learns = view, same_level, learns
+        self.keeper.requires_grad_(learns)  # of a residual keeper that learns the teacher's encoder too
         if not learns:
-            self.keeper.requires_grad_(False).eval()
+            self.keeper.eval()
 
     def train(self, mode: bool = True) -> Guidance:
         """Training mode, for the keeper only if it learns."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from rehrseg_nnunet.config.blocks import learning_rate_from_trained
 from rehrseg_nnunet.config.guidance import BLOCK, ResolvedGuidance, change_config, load_config
@@ -20,6 +20,7 @@ from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
 from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY, ResolvedKeeper, check_other_folds, check_own_plans
 from rehrseg_nnunet.guided.source_view import SourceView
 from rehrseg_nnunet.nnunet.checkpoints import DAMAGED
+from rehrseg_nnunet.nnunet.dataset_json import check_keys
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.planned_dataset import PlannedDataset
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
@@ -92,15 +93,20 @@ class GuidedTraining(_Trainer):
         return super().baseline_checkpoint() if self.guidance.from_baseline else None
 
     def initialize(self) -> None:
-        """Choose the keeper, unless a checkpoint has said which, then as without guidance."""
+        """Choose the keeper, unless a checkpoint has said which, then as without guidance.
+
+        Raises:
+            ValueError: a dataset.json without names of channels, which the keeper's are matched with.
+        """
         if self.resolved is None:
+            check_keys(self.dataset_json, required=("channel_names",))
             self.guide_by(self.choose_keeper())
         super().initialize()
 
     def choose_keeper(self) -> ResolvedKeeper:
         """Find the keeper, check that it fits, and load it."""
         settings = self.guidance.keeper
-        run = find_keeper(FoldRun.of_trainer(self), settings.dataset, dimension=self.dimension)
+        run = find_keeper(FoldRun.of_trainer(self), settings.dataset, dimension=self.dimension, warn=self.warn)
         self.keeper = open_keeper(run, self.seen_by(run), checkpoint=self.guidance.checkpoint)
         if not (settings.other_subjects or self.fold == "all"):
             validation = self.do_split()[1]
@@ -149,6 +155,12 @@ class GuidedTraining(_Trainer):
         if self.keeper is not None:
             guidance_of(self.network).keeper.load_state_dict(self.keeper.network.state_dict())
 
+    def start_from_trained(self) -> None:
+        """As without guidance; says that fusion and keeper are not among the weights that it starts from."""
+        super().start_from_trained()
+        if not self._resumed:
+            self.print_to_log_file("fusion starts anew, with the keeper above, whatever else has been trained")
+
     def save_checkpoint(self, filename: str) -> None:
         """As in nnU-Net, beside the plans that the network is built from.
 
@@ -178,19 +190,25 @@ class GuidedTraining(_Trainer):
 class RandomKeeper(GuidedTraining):
     """Mixin before a guided trainer, a control: a frozen keeper that has learnt nothing.
 
-    Needs no keeper, and is built like the one that there is, but never residual: it has no teacher to start from, and
-    all of it shall be at work from the first step.
+    Needs no keeper, and is built like the one that there is. A residual one gets a teacher's encoder with random
+    weights, and what it adds to these features counts from the first step as it is.
     """
 
     def choose_keeper(self) -> ResolvedKeeper:
         """Built as above; without a finished keeper as the plans of this dataset would build it."""
-        return replace(self._built_like(), residual=False)
-
-    def _built_like(self) -> ResolvedKeeper:
         try:
-            run = find_keeper(FoldRun.of_trainer(self), self.guidance.keeper.dataset, dimension=self.dimension)
+            dataset = self.guidance.keeper.dataset
+            run = find_keeper(FoldRun.of_trainer(self), dataset, dimension=self.dimension, warn=self.warn)
         except NoKeeperError:
             self.print_to_log_file("keeper: with random weights, built by this dataset's plans")
             return own_keeper(self.guided_grid())
         self.print_to_log_file(f"keeper: with random weights, built like {run.run.final_checkpoint}")
         return resolve(run, self.seen_by(run))
+
+    def fill_network(self) -> None:
+        """Random weights; 0, where a keeper's training has gamma begin, would leave most of them without effect."""
+        super().fill_network()
+        keeper = guidance_of(self.network).keeper
+        if keeper.source_features is not None:
+            for gamma in keeper.gamma:
+                nn.init.ones_(gamma)

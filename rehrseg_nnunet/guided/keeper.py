@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from rehrseg_nnunet.config.guidance import GROWTHS
 from rehrseg_nnunet.guided.instance_blocks import (
     InstanceBlock,
     block_kernel,
@@ -31,7 +32,7 @@ from rehrseg_nnunet.guided.instance_blocks import (
 )
 from rehrseg_nnunet.guided.level_restoration import PatchLevelMap, patch_level, restore, standardise
 from rehrseg_nnunet.guided.recalibration import PositionRecalibration
-from rehrseg_nnunet.guided.shape import GROWTHS, GuidanceShape
+from rehrseg_nnunet.guided.shape import GuidanceShape
 from rehrseg_nnunet.guided.teacher import Features, Teacher, TeacherDecoder, TeacherEncoder
 
 

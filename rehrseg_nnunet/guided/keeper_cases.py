@@ -17,6 +17,8 @@ from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE, KeeperRun
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.slices.grids import LPS_RAS, grid_from_properties
 
+FOLDS = "splits_final.json"
+SHOWN = 60  # characters of what a file has instead
 NOT_CHECKED = "whether the keeper was trained on validation cases is not known: {}"
 FILE_ENDING = re.compile(r"(\.nii)?\.[^.]+$")
 OTHERS = "if they are other subjects of the same name, set guidance.keeper.other_subjects"
@@ -107,11 +109,30 @@ def _splits(folder: Path | None) -> list[dict[str, list[str]]] | None:
     """nnU-Net's folds of a dataset, None if they are not at hand; one of all cases where there are no folds."""
     if folder is None:
         return None
-    file = folder / "splits_final.json"
+    file = folder / FOLDS
     if file.is_file():
-        return json.loads(file.read_text())
+        return _read_splits(file)
     cases = _all_cases(folder)
     return [{"train": cases, "val": []}] if cases else None
+
+
+def _read_splits(file: Path) -> list[dict[str, list[str]]]:
+    """nnU-Net's folds.
+
+    Raises:
+        ValueError: names the file.
+    """
+    remedy = "put back the folds that the keeper was trained with"
+    try:
+        splits = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON, got a mistake: {error}; {remedy}") from None
+    folds = splits if isinstance(splits, list) else []
+    if not folds or not all(isinstance(fold, dict) and "train" in fold for fold in folds):
+        raise ValueError(
+            f"{file} must list nnU-Net's folds, each with train and val, got {json.dumps(splits)[:SHOWN]}; {remedy}"
+        )
+    return splits
 
 
 def _all_cases(folder: Path | None) -> list[str]:
@@ -130,13 +151,19 @@ def preprocessed_folder(run: FoldRun) -> Path | None:
 def orientation_doubts(own: Path, keeper: KeeperRun) -> list[str]:
     """A sentence if the voxel axes of both datasets lead to other sides of the body; nnU-Net does not turn them.
 
+    Or if that cannot be read.
+
     Args:
         own: folder of the preprocessed cases of the dataset to be segmented.
         keeper: that is to guide it.
     """
     folder = preprocessed_folder(keeper.run)
-    theirs = None if folder is None else _axis_codes(folder / keeper.planned.configuration_manager.data_identifier)
-    ours = _axis_codes(own)
+    pairs = None if folder is None else folder / keeper.planned.configuration_manager.data_identifier
+    try:
+        theirs = None if pairs is None else _axis_codes(pairs)
+        ours = _axis_codes(own)
+    except ValueError as error:  # a doubt is not worth a training
+        return [str(error)]
     if ours is None or theirs is None or ours == theirs:
         return []
     return [
@@ -146,11 +173,21 @@ def orientation_doubts(own: Path, keeper: KeeperRun) -> list[str]:
 
 
 def _axis_codes(folder: Path) -> str | None:
-    """Where z, y and x of the first preprocessed case lead, such as SAR; None if it is not known."""
+    """Where z, y and x of the first preprocessed case lead, such as SAR; None if it is not known.
+
+    Raises:
+        ValueError: the case's file is damaged.
+    """
     file = next(iter(sorted(folder.glob("*.pkl"))), None)
     if file is None:
         return None
-    properties = pickle.loads(file.read_bytes())
-    if not {"sitk_stuff", "nibabel_stuff"} & set(properties):
-        return None  # a format that does not say
-    return "".join(aff2axcodes(LPS_RAS @ grid_from_properties(properties, (1, 1, 1)).affine))
+    try:
+        properties = pickle.loads(file.read_bytes())
+        if not {"sitk_stuff", "nibabel_stuff"} & set(properties):
+            return None  # a format that does not say
+        return "".join(aff2axcodes(LPS_RAS @ grid_from_properties(properties, (1, 1, 1)).affine))
+    except Exception as error:  # pickle raises what the damaged bytes make it raise
+        raise ValueError(
+            f"orientation of the scans is not compared with that of the keeper's: {file} is damaged "
+            f"({type(error).__name__}); preprocess its dataset again"
+        ) from None

@@ -122,6 +122,10 @@ def _spacing_ratio(own: PlannedDataset, keeper: KeeperRun, axes: tuple[int, ...]
 def _intensity(own: PlannedDataset, keeper: KeeperRun, channel: int, theirs: int) -> tuple[float, float]:
     """Scale and offset from a channel of the dataset, normalised, to one of the keeper.
 
+    Convention: CT numbers x come as (x - mean) / std, so std / std' and (mean - mean') / std' give (x - mean') / std'
+    of the keeper. Before that nnU-Net clips x at the 0.5 and 99.5 % percentiles of its own dataset: the map is right
+    between the clipping bounds of both datasets only.
+
     Raises:
         ValueError: other schemes.
     """

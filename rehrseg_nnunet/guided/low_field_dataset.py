@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from rehrseg_nnunet.guided.finite_files import finite_files_of
 from rehrseg_nnunet.guided.foreground import foreground, inside_masks
-from rehrseg_nnunet.guided.image_scores import image_scores
+from rehrseg_nnunet.guided.image_scores import as_json, image_scores, mean_of_defined
 from rehrseg_nnunet.guided.intensity_range import PERCENTILES
 from rehrseg_nnunet.guided.low_field import LowField, case_generator, low_field_twin
 from rehrseg_nnunet.guided.paired_channels import KEY
@@ -20,8 +23,11 @@ from rehrseg_nnunet.guided.report import best_line
 from rehrseg_nnunet.nnunet.each_case import for_each_case
 from rehrseg_nnunet.nnunet.label_values import known_labels, label_manager_of
 from rehrseg_nnunet.nnunet.raw_cases import RawCase, read_labels
+from rehrseg_nnunet.nnunet.raw_files import listed
 from rehrseg_nnunet.nnunet.safe_files import write_atomically
-from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
+from rehrseg_nnunet.nnunet.whole_files import WholeFiles
+
+logger = logging.getLogger(__name__)
 
 Channels = Literal["pairs", "source", "privileged"]
 BETTER = "_better"  # added to a channel's name
@@ -36,7 +42,7 @@ class FieldDataset:
         scanner: the weaker one.
         seed: of noise and bias fields, together with a case's name.
         channels: `source` (the twins), `privileged` (the scans as they are), or `pairs` of both.
-        dataset: dataset.json of the scans.
+        dataset: dataset.json of the scans, which are no pairs.
         cases: of training.
         test_cases: with labels, as the test set.
     """
@@ -65,6 +71,18 @@ class FieldDataset:
         return Path(case.images[0]).name.removesuffix(f"_0000{self.ending}")
 
 
+class FieldCase(NamedTuple):
+    """What was noticed in a case.
+
+    Attributes:
+        scores: of the twin.
+        spacing_mm: of the scan's voxels.
+    """
+
+    scores: dict[str, float]
+    spacing_mm: list[float]
+
+
 def write_field_dataset(plan: FieldDataset, target: Path, *, name: str, processes: int) -> dict[str, float]:
     """Write the dataset, and what its twins are like, to a folder that exists.
 
@@ -75,14 +93,15 @@ def write_field_dataset(plan: FieldDataset, target: Path, *, name: str, processe
         processes: cases at a time.
 
     Returns:
-        Means over the cases of PSNR, SSIM and NMSE of twins against their scans, after the best line a x + b.
+        Means over the cases of PSNR, SSIM and NMSE of twins against their scans, after the best line a x + b; of those
+        that are defined, nan if none is.
 
     Raises:
         ValueError: files that cannot be used, or values below 0.
         UnwrittenFileError: the disk did not take a file.
     """
-    reader = whole_files_of({"file_ending": plan.ending}, Path(plan.cases[0].images[0]))
-    scores: dict[str, dict[str, float]] = {}
+    reader = finite_files_of({"file_ending": plan.ending}, Path(plan.cases[0].images[0]))
+    written: dict[str, FieldCase] = {}
     for part, cases in (("Tr", plan.cases), ("Ts", plan.test_cases)):
         by_name = {plan.case_name(case): case for case in cases}
         folders = [target / f"{kind}{part}" for kind in ("images", "labels")]
@@ -91,15 +110,36 @@ def write_field_dataset(plan: FieldDataset, target: Path, *, name: str, processe
         for folder in folders:
             folder.mkdir()
 
-        def write(case: str, by_name: dict[str, RawCase] = by_name, part: str = part) -> dict[str, float]:
+        def write(case: str, by_name: dict[str, RawCase] = by_name, part: str = part) -> FieldCase:
             return write_field_case(plan, by_name[case], target, part, reader=reader)
 
-        scores |= for_each_case(write, list(by_name), processes=processes, title=part)
-    means = {name: float(np.mean([row[name] for row in scores.values()])) for name in next(iter(scores.values()))}
-    settings = {**asdict(plan.scanner), "seed": plan.seed}
-    write_atomically(target / REPORT, json.dumps({"settings": settings, "mean": means, "cases": scores}, indent=2))
+        written |= for_each_case(write, list(by_name), processes=processes, title=part)
+    _say_doubts(written, plan.scanner)
+    scores = {case: found.scores for case, found in written.items()}
+    means = {name: mean_of_defined([row[name] for row in scores.values()]) for name in next(iter(scores.values()))}
+    content = {"settings": {**asdict(plan.scanner), "seed": plan.seed}, "mean": means, "cases": scores}
+    write_atomically(target / REPORT, json.dumps(as_json(content), indent=2))
     write_atomically(target / "dataset.json", json.dumps(_dataset_json(plan, name), indent=2))
     return means
+
+
+def _say_doubts(written: Mapping[str, FieldCase], scanner: LowField) -> None:
+    """Warn of what may not be meant."""
+    undefined = [case for case, found in written.items() if not all(map(math.isfinite, found.scores.values()))]
+    if undefined:
+        logger.warning(
+            "%s: scores of the twin are not defined, as for a scan with one value everywhere, and no mean counts them; "
+            "look at the scan, nothing can be learnt from one value",
+            listed(undefined),
+        )
+    fine = [case for case, found in written.items() if scanner.resolution_mm <= min(found.spacing_mm)]
+    if fine:
+        logger.warning(
+            "%s: no voxel edge of the scan is shorter than --resolution %g mm, so that the twin is as sharp as the "
+            "scan; give a larger one",
+            listed(fine),
+            scanner.resolution_mm,
+        )
 
 
 def _dataset_json(plan: FieldDataset, name: str) -> dict[str, Any]:
@@ -111,7 +151,7 @@ def _dataset_json(plan: FieldDataset, name: str) -> dict[str, Any]:
     )
     privileged = [str(number) for number in range(len(names) // 2, len(names))]
     return {
-        **{key: value for key, value in plan.dataset.items() if key != KEY},
+        **plan.dataset,
         **({KEY: privileged} if plan.channels == "pairs" else {}),
         "name": name,
         "channel_names": {str(number): channel for number, channel in enumerate(names)},
@@ -120,9 +160,7 @@ def _dataset_json(plan: FieldDataset, name: str) -> dict[str, Any]:
     }
 
 
-def write_field_case(
-    plan: FieldDataset, case: RawCase, target: Path, part: str, *, reader: WholeFiles
-) -> dict[str, float]:
+def write_field_case(plan: FieldDataset, case: RawCase, target: Path, part: str, *, reader: WholeFiles) -> FieldCase:
     """Write the channels and the label of one case.
 
     Args:
@@ -131,9 +169,6 @@ def write_field_case(
         target: folder of the dataset.
         part: "Tr" or "Ts".
         reader: for the files.
-
-    Returns:
-        Scores of the twin.
 
     Raises:
         ValueError: a file cannot be used.
@@ -154,7 +189,7 @@ def write_field_case(
             shutil.copyfile(file, f"{stem}_{number:04d}{plan.ending}")
     if case.label is not None:
         shutil.copyfile(case.label, target / f"labels{part}" / f"{name}{plan.ending}")
-    return _scores(image, twin)
+    return FieldCase(_scores(image, twin), spacing_mm)
 
 
 def _twin(

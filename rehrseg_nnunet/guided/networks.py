@@ -15,7 +15,7 @@ from rehrseg_nnunet.config.guidance import CHANNELS_KEY, load_config
 from rehrseg_nnunet.guided.discriminator import Discriminator, stages_that_fit
 from rehrseg_nnunet.guided.keeper import Keeper, KeeperNetwork
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
-from rehrseg_nnunet.guided.shape import GuidanceShape, guidance_shape, require_patch
+from rehrseg_nnunet.guided.shape import PAPER_LEVELS, GuidanceShape, fitted_to, guidance_shape
 from rehrseg_nnunet.guided.teacher import Teacher
 
 HASH_BYTES = 32
@@ -24,9 +24,11 @@ HASH_BYTES = 32
 def planned_shape(configuration: Mapping[str, Any]) -> GuidanceShape:
     """Levels, widths and channels under a configuration, inheritance resolved.
 
+    There are fewer levels than `wanted_levels` where a patch has no room for them.
+
     Raises:
         NotImplementedError: a cascade, or a network without stages.
-        ValueError: an invalid block, or a patch that is too small.
+        ValueError: an invalid block, or a patch that is too small for any levels.
     """
     config = load_config(configuration)
     channels = stored_channels(configuration)
@@ -38,8 +40,12 @@ def planned_shape(configuration: Mapping[str, Any]) -> GuidanceShape:
         source_channels=len(channels.source),
         privileged_channels=len(channels.privileged),
     )
-    require_patch(shape, configuration["patch_size"])
-    return shape
+    return fitted_to(shape, configuration["patch_size"])
+
+
+def wanted_levels(configuration: Mapping[str, Any]) -> int:
+    """Levels that teacher and keeper have where patches have room for them."""
+    return min(PAPER_LEVELS, len(configuration["architecture"]["arch_kwargs"]["strides"]))
 
 
 def stored_channels(configuration: Mapping[str, Any]) -> PairedChannels:
@@ -85,6 +91,16 @@ def build_discriminator(configuration: Mapping[str, Any]) -> Discriminator:
     """The keeper's adversary, with as many stages as the patch has room for."""
     shape = planned_shape(configuration)
     return Discriminator(shape, stages_that_fit(shape, configuration["patch_size"]))
+
+
+def check_adversary(configuration: Mapping[str, Any]) -> None:
+    """Refuse a patch that is too small for the keeper's adversary, if the settings want one.
+
+    Raises:
+        ValueError: as above, see `stages_that_fit`.
+    """
+    if load_config(configuration).keeper.adversarial_weight > 0:
+        stages_that_fit(planned_shape(configuration), configuration["patch_size"])
 
 
 def hash_tensor(sha256: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rehrseg_nnunet.guided.foreground import FOREGROUND, foreground
-from rehrseg_nnunet.guided.pair_checks import doubtful_pairs, edge_correlation
+from rehrseg_nnunet.guided.pair_checks import OTHER_MASK, edge_correlation, mask_difference, registration_doubts
 from rehrseg_nnunet.guided.pair_files import CaseFolder
 from rehrseg_nnunet.guided.paired_channels import KEY
 from rehrseg_nnunet.nnunet.each_case import for_each_case
@@ -70,11 +70,13 @@ class CheckedCase:
     Attributes:
         constant: files whose voxels all have one value.
         correlation: of the edges of the two scans.
+        mask_difference: of the masks of the two scans.
         labelled: whether a voxel has a label.
     """
 
     constant: list[Path]
     correlation: float
+    mask_difference: float
     labelled: bool
 
 
@@ -136,6 +138,7 @@ def write_pair(folders: PairFolders, case: str, *, target: Path, numbers: Mappin
     return CheckedCase(
         constant=[file for file, channel in zip(files, channels, strict=True) if np.ptp(channel) == 0],
         correlation=edge_correlation(channels[:sources], channels[sources:], head),
+        mask_difference=mask_difference(channels[:sources], channels[sources:]),
         labelled=bool(labels.any()),
     )
 
@@ -202,15 +205,9 @@ def _say_doubts(found: Mapping[str, CheckedCase]) -> None:
     constant = [str(file) for checked in found.values() for file in checked.constant]
     if constant:
         logger.warning("%s: all voxels have one value, nothing can be learnt from it", listed(constant))
-    doubtful = doubtful_pairs({case: checked.correlation for case, checked in found.items()})
-    for case, (value, median) in doubtful.items():
-        logger.warning(
-            "%s: the edges of its two scans agree by %.2f, those of the other pairs by %.2f (median); look at both in "
-            "a viewer, and register them again if they do not lie on each other",
-            case,
-            value,
-            median,
-        )
+    for doubt in registration_doubts({case: checked.correlation for case, checked in found.items()}):
+        logger.warning(doubt)
+    _say_other_masks({case: checked.mask_difference for case, checked in found.items()})
     unlabelled = [case for case, checked in found.items() if not checked.labelled]
     if unlabelled:
         logger.warning("%s: no voxel has a label, patches of these cases are drawn anywhere", listed(unlabelled))
@@ -219,4 +216,15 @@ def _say_doubts(found: Mapping[str, CheckedCase]) -> None:
             "nnU-Net's five folds need %d cases, got %d; write a splits_final.json by hand (how-to: Guided pairs)",
             FEWEST_CASES,
             len(found),
+        )
+
+
+def _say_other_masks(differences: Mapping[str, float]) -> None:
+    other = [f"{case} ({100 * share:.1f} %)" for case, share in differences.items() if share >= OTHER_MASK]
+    if other:
+        logger.warning(
+            "%s: this share of voxels is 0 in only one of the two scans; the keeper is trained on intensities that "
+            "nnU-Net normalises within both, and later sees those of the usual scan alone: strip both with one mask, "
+            "and cut both to what both show",
+            listed(other),
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rehrseg_nnunet.guided.finite_files import finite_files_of
 from rehrseg_nnunet.nnunet.new_dataset import check_keeps_geometry
 from rehrseg_nnunet.nnunet.raw_files import image_ending, image_files, listed
-from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
+from rehrseg_nnunet.nnunet.whole_files import WholeFiles
 
-FIRST_CHANNEL = "0000"  # at the end of names in nnU-Net's folders
+FIRST_CHANNEL = "_0000"  # at the end of names in nnU-Net's folders
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,23 @@ class CaseFolder:
     files: Mapping[str, Path]
 
     def reader(self) -> WholeFiles:
-        """For its files; the first must be readable."""
-        return whole_files_of({"file_ending": self.ending}, next(iter(self.files.values())))
+        """For its files, which must be finite; the first must be readable."""
+        return finite_files_of({"file_ending": self.ending}, next(iter(self.files.values())))
 
 
 def find_case_folder(argument: str) -> CaseFolder:
     """The images of a folder, by case.
 
-    The case is the name of a file without its ending, and without `_0000` if all files have it, as nnU-Net's have.
+    The case is the name of a file without its ending, and without `_0000`, which is nnU-Net's first channel. Other
+    numbers are of cases, unless a file of the same name has `_0000`.
 
     Args:
         argument: `DIR`, whose last part names the channel, or `NAME=DIR`.
 
     Raises:
         FileNotFoundError: no such folder, or no images in it.
-        ValueError: several endings, several channels, a case with two files, or files that do not keep their spacing.
+        ValueError: no name or folder, several endings, several channels, a case with two files, or files that do not
+            keep their spacing.
     """
     name, folder = _name_and_folder(argument)
     if not folder.is_dir():
@@ -63,24 +67,38 @@ def find_case_folder(argument: str) -> CaseFolder:
 def _name_and_folder(argument: str) -> tuple[str, Path]:
     name, equals, folder = argument.partition("=")
     if not equals or Path(argument).is_dir():
-        return Path(argument).resolve().name, Path(argument)
+        name, folder = Path(argument).resolve().name, argument
+    if not name.strip() or not folder:
+        raise ValueError(
+            f"a folder must be given as DIR, whose name is the channel's, or as NAME=DIR, got {argument!r}"
+        )
     return name, Path(folder)
 
 
 def _by_case(folder: Path, files: Sequence[Path], ending: str) -> dict[str, Path]:
-    """Files by case; numbers at the end of names may be of channels or of cases."""
     stems = [file.name[: -len(ending)] for file in files]
-    parts = [stem.rpartition("_") for stem in stems]
-    channels: dict[str, set[str]] = {}
-    for case, _, number in parts:
-        channels.setdefault(case, set()).add(number)
-    if all(FIRST_CHANNEL in numbers for numbers in channels.values()):
-        if max(map(len, channels.values())) == 1:
-            stems = [case for case, _, _ in parts]
-        elif len(channels) > 1:
-            found = ", ".join(f"_{number}" for number in sorted(set().union(*channels.values())))
-            raise ValueError(f"{folder} must hold one channel, got {found}; give each channel a folder of its own")
-    return dict(sorted(zip(stems, files, strict=True)))
+    _check_one_channel(folder, stems)
+    cases: dict[str, list[Path]] = {}
+    for stem, file in zip(stems, files, strict=True):
+        cases.setdefault(stem.removesuffix(FIRST_CHANNEL), []).append(file)
+    twice = [listed([file.name for file in files]) for files in cases.values() if len(files) > 1]
+    if twice:
+        raise ValueError(f"{folder} must hold one file for each case, got {listed(twice)}; leave one in the folder")
+    return {case: file for case, (file,) in sorted(cases.items())}
+
+
+def _check_one_channel(folder: Path, stems: Sequence[str]) -> None:
+    """Refuse nnU-Net's names of several channels: `a_0000` and `a_0001`."""
+    numbers: dict[str, list[str]] = {}
+    for match in filter(None, (re.fullmatch(r"(.+)(_\d{4})", stem) for stem in stems)):
+        numbers.setdefault(match[1], []).append(match[2])
+    several = [found for found in numbers.values() if FIRST_CHANNEL in found and len(found) > 1]
+    if several:
+        found = listed(sorted(set().union(*several)))
+        raise ValueError(
+            f"{folder} must hold one channel, got {found}; give each channel a folder of its own, or number cases from "
+            "0001 on, if these are cases"
+        )
 
 
 def common_cases(folders: Iterable[CaseFolder], *, leave_out: bool) -> tuple[list[str], list[str]]:
@@ -111,6 +129,18 @@ def common_cases(folders: Iterable[CaseFolder], *, leave_out: bool) -> tuple[lis
 
 def _lacks(case: str, folders: Iterable[CaseFolder]) -> Path:
     return next(folder.folder for folder in folders if case not in folder.files)
+
+
+def check_own_folders(folders: Iterable[CaseFolder]) -> None:
+    """Refuse a folder that is given twice: from a pair of a scan and itself nothing can be learnt.
+
+    Raises:
+        ValueError: as above.
+    """
+    places = [str(folder.folder.resolve()) for folder in folders]
+    twice = sorted({place for place in places if places.count(place) > 1})
+    if twice:
+        raise ValueError(f"channels and labels must have a folder each, got {listed(twice)} twice; give each its own")
 
 
 def check_channel_names(folders: Sequence[CaseFolder]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rehrseg_nnunet.nnunet.dataset_json import check_keys
+
 KEY = "rehrseg_privileged_channels"  # of dataset.json; nnU-Net passes over keys that it does not know
 
 
@@ -29,13 +31,15 @@ class PairedChannels:
             dataset_json: content of dataset.json.
 
         Raises:
-            ValueError: the key is missing where it is needed, or does not leave channels on both sides.
+            ValueError: the key is missing where it is needed, or does not leave channels on both sides; or there is no
+                `channel_names`.
 
         Example:
             >>> names = {"0": "T1_3T", "1": "T2_3T", "2": "T1_7T"}
             >>> PairedChannels.of_dataset({"channel_names": names, "rehrseg_privileged_channels": ["2"]})
             PairedChannels(source=(0, 1), privileged=(2,))
         """
+        check_keys(dataset_json, required=("channel_names",))
         names = {int(channel): name for channel, name in dataset_json["channel_names"].items()}
         given = dataset_json.get(KEY, ["1"] if len(names) == 2 else None)
         privileged = _as_indices(given)
@@ -46,10 +50,10 @@ class PairedChannels:
 
 def _as_indices(given: Any) -> tuple[int, ...]:
     """Channel numbers, in ascending order; empty if they are none, or name one twice."""
-    try:
-        indices = sorted(int(channel) for channel in given) if isinstance(given, list | tuple) else []
-    except (TypeError, ValueError):
+    channels = [str(channel) for channel in given] if isinstance(given, list | tuple) else []
+    if not all(channel.isdecimal() for channel in channels):  # 1.7 and True are no channel 1
         return ()
+    indices = sorted(map(int, channels))
     return tuple(indices) if len(set(indices)) == len(indices) else ()
 
 
@@ -63,5 +67,6 @@ def _describe(given: Any, names: Mapping[int, str]) -> str:
     got = "no such key" if given is None else f"{given}"
     return (
         f"{KEY} of dataset.json must list the channels of the better scan by their numbers, such as "
-        f'["{max(names)}"], and leave a channel of the usual scan, got {got} for channels {channels}'
+        f'["{max(names)}"], and leave a channel of the usual scan, got {got} for channels {channels}; '
+        "mend it there, and in its copy in nnUNet_preprocessed, which nnU-Net reads"
     )

@@ -23,7 +23,7 @@ from rehrseg_nnunet.evaluation.figures import Cut, Panel, draw_planes, grey_wind
 from rehrseg_nnunet.evaluation.tables import format_table
 from rehrseg_nnunet.evaluation.volumes import Volume, largest_section
 from rehrseg_nnunet.guided.foreground import FOREGROUND
-from rehrseg_nnunet.guided.image_scores import image_scores, mean_of_defined
+from rehrseg_nnunet.guided.image_scores import as_json, image_scores, mean_of_defined
 from rehrseg_nnunet.guided.pair_transforms import split_channels
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, planned_spacing, synthesise
@@ -100,14 +100,14 @@ class ValidationReport:
         if self.trainer.local_rank != 0:
             return
         cases = {identifier: rows for part in parts for identifier, rows in sorted(part.items())}
-        means, missing = mean_rows(list(cases.values())), left_out(cases)
+        means, missing = mean_rows(cases), left_out(cases)
         content = {"mean": means, "left_out": missing, "cases": cases, "image_range": self.image_range}
-        save_json(content, str(Path(self.trainer.output_folder) / name), sort_keys=False)
+        save_json(as_json(content), str(Path(self.trainer.output_folder) / name), sort_keys=False)
         if missing:
             told = "; ".join(f"{case} ({', '.join(scores)})" for case, scores in missing.items())
             self.trainer.print_to_log_file(
                 f"WARNING: {len(missing)} of {len(cases)} validation cases are left out of means, as a score of a "
-                f"constant or empty image is not defined: {told}"
+                f"constant, empty or exactly equal image is not defined: {told}"
             )
         rows = [{"image": method, **{k: f"{v:.4f}" for k, v in row.items()}} for method, row in means.items()]
         self.trainer.print_to_log_file(f"\n{format_table(rows)}", add_timestamp=False)
@@ -145,23 +145,31 @@ def scored_voxels(labels: np.ndarray, privileged: np.ndarray, label_manager: Lab
     return (labels >= 0) & (privileged > least).any(axis=0)
 
 
-def mean_rows(cases: list[CaseRows]) -> CaseRows:
-    """Mean scores of every method, nan left out."""
-    methods = cases[0] if cases else {}
-    return {
-        method: {name: mean_of_defined([case[method][name] for case in cases]) for name in scores}
-        for method, scores in methods.items()
-    }
+def mean_rows(cases: Mapping[str, CaseRows]) -> CaseRows:
+    """Mean scores of every method, of the same cases for all methods: see `left_out`.
+
+    Args:
+        cases: by identifier.
+    """
+    missing = left_out(cases)
+    methods = next(iter(cases.values()), {})
+
+    def mean(method: str, name: str) -> float:
+        return mean_of_defined(
+            [rows[method][name] for case, rows in cases.items() if name not in missing.get(case, ())]
+        )
+
+    return {method: {name: mean(method, name) for name in scores} for method, scores in methods.items()}
 
 
 def left_out(cases: Mapping[str, CaseRows]) -> dict[str, list[str]]:
-    """Which scores of which cases no mean counts, because they are nan for some method.
+    """Which scores of which cases no mean counts, because they are not finite for some method.
 
     Args:
         cases: by identifier.
     """
     undefined = {
-        identifier: sorted({name for scores in rows.values() for name, value in scores.items() if np.isnan(value)})
+        identifier: sorted({name for row in rows.values() for name, value in row.items() if not np.isfinite(value)})
         for identifier, rows in cases.items()
     }
     return {identifier: names for identifier, names in undefined.items() if names}

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from rehrseg_nnunet.config.guidance import KEEPER_KEY, FusionConfig, load_config
@@ -20,8 +19,10 @@ from rehrseg_nnunet.guided.guided_network import add_guidance
 from rehrseg_nnunet.guided.keeper import Keeper
 from rehrseg_nnunet.guided.shape import GuidanceShape
 from rehrseg_nnunet.guided.source_view import SourceView
+from rehrseg_nnunet.nnunet.fold_run import FoldRun
 
 BUILT_FROM = ("shape", "kernel", "recalibration", "level_restoration", "residual", "view")
+OTHER_PLANS = "put back the file as it was, or train under plans of another name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +113,14 @@ def check_other_folds(
         fusion: its settings.
 
     Raises:
-        ValueError: another fold has a checkpoint and other networks.
+        ValueError: another fold has a checkpoint and other networks, or damaged plans.
     """
     file = fold_folder.parent / "plans.json"
     folds = sorted(
         {path.parent.name for path in fold_folder.parent.glob("fold_*/checkpoint_*.pth")} - {fold_folder.name}
     )
     if folds and file.is_file():
-        plans = json.loads(file.read_text())
-        _check_plans(plans, f"{file} is that of {', '.join(folds)} too", configuration_name, resolved, fusion)
+        _check_plans(fold_folder, f"is that of {', '.join(folds)} too", configuration_name, resolved, fusion)
 
 
 def check_own_plans(fold_folder: Path, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig) -> None:
@@ -132,26 +132,26 @@ def check_own_plans(fold_folder: Path, configuration_name: str, resolved: Resolv
     Raises:
         ValueError: the model's plans are of a network that is built otherwise.
     """
-    file = fold_folder.parent / "plans.json"
     try:
-        plans = json.loads(file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        json.loads((fold_folder.parent / "plans.json").read_text())
+    except (FileNotFoundError, ValueError):
         return  # another fold is writing it; the next checkpoint will tell
-    whose = f"{file} has been written by another fold since this one began"
-    _check_plans(plans, whose, configuration_name, resolved, fusion)
+    whose = "has been written by another fold since this one began"
+    _check_plans(fold_folder, whose, configuration_name, resolved, fusion)
 
 
 def _check_plans(
-    plans: dict[str, Any], whose: str, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig
+    fold_folder: Path, whose: str, configuration_name: str, resolved: ResolvedKeeper, fusion: FusionConfig
 ) -> None:
-    configuration = PlansManager(plans).get_configuration(configuration_name).configuration
+    run = FoldRun.parse(fold_folder)
+    configuration = run.kept_plans(remedy=OTHER_PLANS).get_configuration(configuration_name).configuration
     stored = ResolvedKeeper.of(configuration)
     differing = stored.differences(resolved)
     if load_config(configuration).fusion != fusion:
         differing.append("fusion")
     if differing:
         raise ValueError(
-            f"{whose}, so their keepers and fusion must be built alike, but "
+            f"{run.plans_file} {whose}, so their keepers and fusion must be built alike, but "
             f"{', '.join(differing)} differs; take a keeper of the same settings as {stored.run or 'they have'}, "
             "or train under plans of another name"
         )

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rehrseg_nnunet.config.guidance import GROWTHS
+
 PAPER_LEVELS = 5
-GROWTHS = 4  # a dense block's input and its three growths: widths are multiples of it
+FEWEST_LEVELS = 2
+FEWEST_VOXELS = 2  # of a level's features: one has no variance to normalise by
 Size = tuple[int, ...]
 
 
@@ -46,7 +49,7 @@ class GuidanceShape:
         for name in ("strides", "kernels"):
             object.__setattr__(self, name, tuple(tuple(int(n) for n in level) for level in getattr(self, name)))
         object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
-        if self.levels < 2:
+        if self.levels < FEWEST_LEVELS:
             raise ValueError(f"guidance needs at least two levels, got {self.levels}")
         if self.dimension not in (2, 3):
             raise ValueError(f"strides must have 2 or 3 axes, got {self.dimension}")
@@ -133,17 +136,41 @@ def level_sizes(shape: GuidanceShape, patch_size: Sequence[int]) -> list[Size]:
     return sizes
 
 
+def fitted_to(shape: GuidanceShape, patch_size: Sequence[int]) -> GuidanceShape:
+    """The shape without the coarsest levels that have no room in a patch, see `require_patch`.
+
+    Shape and patch alone decide it, so that stored plans build the same networks again.
+
+    Raises:
+        ValueError: a patch of another dimension, or one without room for two levels.
+    """
+    _require_dimension(shape, patch_size)
+    sizes = level_sizes(shape, patch_size)
+    levels = sum(math.prod(size) >= FEWEST_VOXELS for size in sizes)
+    if levels < FEWEST_LEVELS:
+        raise ValueError(
+            f"patch_size must leave more than one voxel at the second level of teacher and keeper, got "
+            f"{list(patch_size)}, which leaves {list(sizes[1])}; give this configuration of the plans a larger "
+            "patch_size"
+        )
+    return replace(shape, strides=shape.strides[:levels], kernels=shape.kernels[:levels], widths=shape.widths[:levels])
+
+
 def require_patch(shape: GuidanceShape, patch_size: Sequence[int]) -> None:
     """Refuse a patch that is too small: features of one voxel have no variance to normalise by.
 
     Raises:
         ValueError: a patch of another dimension, or one whose coarsest features have one voxel or none.
     """
-    if len(patch_size) != shape.dimension:
-        raise ValueError(f"patch_size must have {shape.dimension} axes, got {list(patch_size)}")
+    _require_dimension(shape, patch_size)
     coarsest = level_sizes(shape, patch_size)[-1]
-    if math.prod(coarsest) < 2:
+    if math.prod(coarsest) < FEWEST_VOXELS:
         raise ValueError(
             f"patch_size must leave more than one voxel at the coarsest of {shape.levels} levels, got "
             f"{list(patch_size)}, which leaves {list(coarsest)}"
         )
+
+
+def _require_dimension(shape: GuidanceShape, patch_size: Sequence[int]) -> None:
+    if len(patch_size) != shape.dimension:
+        raise ValueError(f"patch_size must have {shape.dimension} axes, got {list(patch_size)}")

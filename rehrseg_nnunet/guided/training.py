@@ -9,19 +9,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed as dist
 
+from rehrseg_nnunet.cases.case_checks import RawFiles
 from rehrseg_nnunet.config.guidance import BLOCK, change_config, load_config
 from rehrseg_nnunet.guided.image_scores import METRICS, SCORED_PATCHES, SCORED_STEPS, batch_scores, mean_of_defined
-from rehrseg_nnunet.guided.intensity_range import robust_range
-from rehrseg_nnunet.guided.networks import CHANNELS_KEY, planned_shape
+from rehrseg_nnunet.guided.intensity_range import measure_pairs
+from rehrseg_nnunet.guided.networks import CHANNELS_KEY, planned_shape, wanted_levels
+from rehrseg_nnunet.guided.pair_checks import registration_doubts
+from rehrseg_nnunet.guided.pair_grids import check_grids
 from rehrseg_nnunet.guided.pair_transforms import training_transforms, validation_transforms
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.nnunet.augmenters import start_augmenter
 from rehrseg_nnunet.nnunet.extended_network import unwrap
+from rehrseg_nnunet.nnunet.folders import raw_folder
+from rehrseg_nnunet.nnunet.raw_files import listed
 from rehrseg_nnunet.nnunet.schedules import ConstantRate, PhasedOneCycle, PolynomialRate, RatePerStep
 from rehrseg_nnunet.restoration.image_training import ImageTraining
 
@@ -109,8 +115,20 @@ class PairedTraining(ImageTraining):
         for buffer in (self.image_range, self.loss.get_buffer("image_range")):
             buffer.copy_(torch.as_tensor(widths))
 
+    def check_grids(self) -> None:
+        """Refuse pairs on different grids, as far as the raw dataset is at hand; says what was not compared."""
+        folder = raw_folder(self.plans_manager.dataset_name)
+        files = RawFiles.of_dataset(folder).files
+        cases = [case for part in self.do_split() for case in part]
+        images = {case: files[case][:-1] for case in cases if case in files}  # without the label
+        by_nibabel = issubclass(self.plans_manager.image_reader_writer_class, (NibabelIO, NibabelIOWithReorient))
+        unknown = [case for case in cases if case not in images] + check_grids(images, by_nibabel=by_nibabel)
+        if unknown:
+            where = "nnUNet_raw is not set" if folder is None else f"there is no header to read in {folder}"
+            self.print_to_log_file(f"the grids of the two scans are not compared: {listed(unknown)} ({where})")
+
     def measure_image_range(self) -> None:
-        """Measure the range on the training cases, and name those that cannot teach anything.
+        """Measure the range on the training cases, and name those that cannot teach anything or may teach wrong things.
 
         All DDP ranks must ask.
         """
@@ -118,10 +136,12 @@ class PairedTraining(ImageTraining):
         if self.local_rank == 0:
             tr_keys, _ = self.do_split()
             dataset = self.dataset_class(self.preprocessed_dataset_folder, tr_keys)
-            widths, constant = robust_range(dataset, tr_keys, self.channels)
-            found = [widths]
-            for key in constant:
+            measured = measure_pairs(dataset, tr_keys, self.channels)
+            found = [measured.widths]
+            for key in measured.constant:
                 self.print_to_log_file(f"WARNING: {key} has a constant channel, nothing can be learnt from it")
+            for doubt in registration_doubts(measured.correlations):
+                self.print_to_log_file(f"WARNING: {doubt}")
         if self.is_ddp:
             dist.broadcast_object_list(found)
         self.set_image_range(found[0])
@@ -136,7 +156,17 @@ class PairedTraining(ImageTraining):
     def on_train_start(self) -> None:
         """As in nnU-Net; says what stands in its log for the Dice."""
         self.print_to_log_file("this network gives images: where nnU-Net says pseudo Dice, here it is their SSIM")
+        self._say_levels()
         super().on_train_start()
+
+    def _say_levels(self) -> None:
+        configuration = self.configuration_manager.configuration
+        levels, wanted = planned_shape(configuration).levels, wanted_levels(configuration)
+        if levels < wanted:
+            self.print_to_log_file(
+                f"patches of {list(configuration['patch_size'])} have room for {levels} of the {wanted} levels that "
+                "teacher and keeper would have"
+            )
 
     def get_dataloaders(self) -> tuple:
         """nnU-Net's loaders, with the privileged channels among the targets."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.nnunet.safe_files import FULL_DISK, PARTIAL_SUFFIX, check_writable, move_into_place, partial_name
 from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
@@ -63,8 +67,34 @@ class SafeCheckpoints(TrainerMixin):
         """As in nnU-Net.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or of a network that the plans do not describe any more.
         """
-        if isinstance(filename_or_checkpoint, str):
-            read_checkpoint(Path(filename_or_checkpoint), remedy=DAMAGED)
-        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = read_checkpoint(Path(checkpoint), remedy=DAMAGED)
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except RuntimeError as error:  # of torch: weights that the network lacks, or of other sizes
+            configurations = (checkpoint["init_args"]["plans"], self.plans_manager.plans)
+            before, now = (settings_of(plans, self.configuration_name) for plans in configurations)
+            changed = [key for key in before.keys() & now.keys() if before[key] != now[key]]
+            if not changed:
+                raise
+            values = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in sorted(changed))
+            raise ValueError(
+                f"the checkpoint in {self.output_folder} does not fit the plans, which have changed since: {values}; "
+                "put these back, and train with other ones under plans of another name"
+            ) from error
+
+
+def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """The values of a configuration, inheritance resolved, by path: `{"guidance.fusion.hidden": 0.25, ...}`."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, Mapping):
+            yield path, list(value) if isinstance(value, tuple) else value
+            return
+        for key, below in value.items():
+            yield from walk(below, f"{path}.{key}" if path else key)
+
+    return dict(walk(PlansManager(dict(plans)).get_configuration(configuration).configuration, ""))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 from typing import Any, Literal
 
 from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from rehrseg_nnunet.nnunet.dataset_json import read_plans
 from rehrseg_nnunet.nnunet.weights import hash_weights, read_weights
 
 FINAL_CHECKPOINT, BEST_CHECKPOINT = "checkpoint_final.pth", "checkpoint_best.pth"
 LENGTH_SUFFIX = re.compile(r"_\d+epochs?$")
 FOLD_FOLDER = re.compile(r"fold_(all|\d+)")
+LOOKS, PAUSE_S = 5, 0.2  # at plans that do not parse: nnU-Net writes them in place whenever a fold begins
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,53 @@ class FoldRun:
         return self.folder / BEST_CHECKPOINT
 
     def chosen_checkpoint(self, which: str) -> Path:
-        """The "final" checkpoint, or the "best" if it is there."""
-        return self.best_checkpoint if which == "best" and self.best_checkpoint.is_file() else self.final_checkpoint
+        """The "final" or the "best" checkpoint, as `guidance.checkpoint` says.
+
+        Raises:
+            FileNotFoundError: there is no best one.
+        """
+        if which != "best":
+            return self.final_checkpoint
+        if not self.best_checkpoint.is_file():
+            raise FileNotFoundError(
+                f"{self.best_checkpoint} is missing, which guidance.checkpoint best stands for; set it to final, "
+                f"or run: {self.command}"
+            )
+        return self.best_checkpoint
+
+    @property
+    def plans_file(self) -> Path:
+        """Plans that nnU-Net keeps with the model: those of the fold that was the last to begin."""
+        return self.folder.parent / "plans.json"
+
+    def kept_plans(self, *, remedy: str) -> PlansManager:
+        """The plans of `plans_file`; waits a moment for a fold that is just writing them.
+
+        Args:
+            remedy: end of the message.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: it stays damaged, or does not have this run's configuration.
+        """
+        plans = self._plans_at_rest(remedy)
+        found = plans["configurations"]
+        if self.configuration not in found:
+            raise ValueError(
+                f"{self.plans_file} must have the configuration {self.configuration} of its folder's name, got "
+                f"{', '.join(found)}; name the folder as before if it was renamed, else {remedy}"
+            )
+        return PlansManager(plans)
+
+    def _plans_at_rest(self, remedy: str) -> dict[str, Any]:
+        for _ in range(LOOKS):
+            with suppress(ValueError):
+                return read_plans(self.plans_file, remedy=remedy)
+            sleep(PAUSE_S)
+        try:
+            return read_plans(self.plans_file, remedy=remedy)
+        except ValueError as error:  # not all of its messages have the remedy
+            raise ValueError(f"{str(error).removesuffix(f'; {remedy}')}; {remedy}") from None
 
     @property
     def is_finished(self) -> bool:

@@ -185,6 +185,20 @@ def test_what_looks_wrong_is_said_and_written(place, caplog):
     assert written(place)[1]["numTraining"] == 5
 
 
+def test_other_masks_are_said_by_case(place, caplog):
+    for number, case in enumerate(CASES):
+        image = np.zeros(SHAPE, np.float32)
+        image[1:9, 1:11, 2:12] = 50 + head(number)[1:9, 1:11, 2:12]
+        write(place / "3T" / f"{case}.nii.gz", image)
+        if case in ("s2", "s4"):
+            image[:, :, 2 : 3 + number // 2] = 0  # a smaller field of view
+        write(place / "7T" / f"{case}.nii.gz", image)
+    assert pair(place) == 0
+    assert "s2 (10.0 %), s4 (20.0 %): this share of voxels is 0 in only one of the two scans; " in caplog.text
+    assert "strip both with one mask, and cut both to what both show" in caplog.text
+    assert "s1 (" not in caplog.text
+
+
 def test_few_cases(place, caplog):
     for case in CASES[3:]:
         for part in ("3T", "7T"):
@@ -244,10 +258,30 @@ def test_not_finite_values(place, capsys):
     assert "s1.nrrd must hold finite values, got NaN or infinite ones; mend the file (and of case s3)" in error
 
 
+@pytest.mark.parametrize("part", ["3T", "7T"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_that_simpleitk_hides_is_refused_too(place, capsys, caplog, part, value):
+    for case in ("s2", "s4"):
+        image = head(0)
+        image[3, 4, 5] = value
+        write(place / part / f"{case}.nii.gz", image)
+    error = refused(place, capsys)
+    assert (
+        f"{part}/s2.nii.gz must hold finite values, got NaN or infinite ones; mend the file (and of case s4)" in error
+    )
+    assert "read as 0" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--source", "nowhere"], "folder nowhere does not exist"),
+        (["--source", "=3T"], "a folder must be given as DIR, whose name is the channel's, or as NAME=DIR, got '=3T'"),
+        (["--source", " =3T"], "NAME=DIR, got ' =3T'"),
+        (["--source", "T1="], "NAME=DIR, got 'T1='"),
+        (["--source", ""], "NAME=DIR, got ''"),
+        (["--source", "/"], "NAME=DIR, got '/'"),
+        (["--labels", ""], "NAME=DIR, got ''"),
         (["--name", "a/b"], "--name must be letters, digits, '_', '-' and '.', got 'a/b'"),
         (["-np", "0"], "-np must be at least 1, got 0"),
         (["-o", "1000"], "-o must be a number between 1 and 999, got 1000"),
@@ -262,7 +296,7 @@ def test_channels_of_one_name_are_refused(place, capsys):
         write(place / "other" / "3T" / f"{case}.nii.gz", head(0))
     error = refused(place, capsys, privileged="other/3T")
     assert "channels must have different names, got 3T twice; name them: --source T1=DIR" in error
-    assert pair(place, "--privileged", f"better={place / '7T'}", privileged="7T") == 0
+    assert pair(place, "--privileged", f"better={place / 'other' / '3T'}") == 0
 
 
 def test_a_folder_with_several_channels_is_refused(place, capsys):
@@ -272,6 +306,41 @@ def test_a_folder_with_several_channels_is_refused(place, capsys):
     assert "many must hold one channel, got _0000, _0001; give each channel a folder" in refused(
         place, capsys, source="many"
     )
+
+
+@pytest.mark.parametrize("others", [[], ["b"], ["b_0000"], ["b_0001"]], ids=str)
+def test_two_channels_of_a_case_are_refused_whatever_is_beside_them(place, capsys, others):
+    for name in ("a_0000", "a_0001", *others):
+        for part in ("3T", "7T"):
+            write(place / "all" / part / f"{name}.nii.gz", head(0))
+    error = refused(place, capsys, "--skip-unpaired", source="all/3T", privileged="all/7T")
+    assert "3T must hold one channel, got _0000, _0001; give each channel a folder of its own, or number cases" in error
+
+
+@pytest.mark.parametrize("second", ["s1_0000.nii.gz", "s1.NII.GZ"])
+def test_two_files_of_a_case_are_refused(place, capsys, second):
+    (place / "7T" / second).write_bytes((place / "7T" / "s1.nii.gz").read_bytes())
+    error = refused(place, capsys, "--skip-unpaired")
+    assert f"{place / '7T'} must hold one file for each case, got " in error
+    assert second in error
+    assert error.endswith("; leave one in the folder")
+
+
+def test_the_first_channels_number_is_no_part_of_a_case(place, capsys):
+    for case in CASES[:3]:
+        (place / "7T" / f"{case}.nii.gz").rename(place / "7T" / f"{case}_0000.nii.gz")
+    assert pair(place) == 0
+    assert written(place)[1]["numTraining"] == 5
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_a_folder_given_twice_is_refused(place, capsys):
+    (place / "link").symlink_to(place / "3T")
+    for privileged in ("3T", "link"):
+        error = refused(place, capsys, privileged=privileged)
+        assert f"channels and labels must have a folder each, got {place / '3T'} twice; give each its own" in error
+    assert "7T twice" in refused(place, capsys, "--labels", place / "7T")
+    assert "3T twice" in refused(place, capsys, "--source", f"other={place / '3T'}")
 
 
 def test_formats_without_spacing_are_refused(place, capsys):

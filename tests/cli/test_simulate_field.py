@@ -160,6 +160,70 @@ def test_skull_stripped_scans_have_skull_stripped_twins(raw):
     assert (twin[4:] > 0).all()
 
 
+def report_of(folder):
+    return json.loads((folder / "low_field.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_constant_scan_is_named_and_no_mean_counts_it(raw, capsys, caplog):
+    write(raw / SOURCE / "imagesTr" / "case1_0000.nrrd", np.full(SHAPE, 70, np.int16))
+    assert simulate(604, "--cases", ":3") == 0
+    report = report_of(raw / "Dataset604_Tiny_pairs")
+    assert report["cases"]["case1"] == {"psnr": None, "ssim": None, "nmse": None}
+    defined = [report["cases"][case]["psnr"] for case in ("case0", "case2")]
+    assert report["mean"]["psnr"] == pytest.approx(np.mean(defined))
+    assert f"PSNR {np.mean(defined):.1f} dB" in capsys.readouterr().out
+    assert "case1: scores of the twin are not defined, as for a scan with one value everywhere" in caplog.text
+    assert "case0" not in caplog.text
+
+
+def test_constant_scans_alone_have_no_means(raw, capsys):
+    write(raw / SOURCE / "imagesTr" / "case1_0000.nrrd", np.full(SHAPE, 70, np.int16))
+    assert simulate(604, "--cases", "1:2") == 0
+    assert report_of(raw / "Dataset604_Tiny_pairs")["mean"] == {"psnr": None, "ssim": None, "nmse": None}
+    out = capsys.readouterr().out
+    assert "low-field twins, voxels of 2 mm, SNR 12, contrast 0.7\n" in out
+    assert "nan" not in out
+
+
+@pytest.mark.parametrize(("resolution", "said"), [(0.9, True), (1.0, False)])
+def test_a_resolution_that_blurs_nothing_is_said(raw, caplog, resolution, said):
+    assert simulate(604, "--cases", ":2", "--resolution", resolution) == 0
+    message = (
+        "case0, case1: no voxel edge of the scan is shorter than --resolution 0.9 mm, so that the twin is as sharp"
+    )
+    assert (message in caplog.text) == said
+    assert ("as sharp" in caplog.text) == said
+
+
+def test_pairs_are_no_source(raw, capsys):
+    assert simulate(604, "--cases", ":2") == 0
+    assert main(["simulate-field", "-d", "604", "-o", "605", *OPTIONS, "--channels", "source"]) == 1
+    assert (
+        "error: -d must be a dataset of scans, but dataset.json of Dataset604_Tiny_pairs has "
+        "rehrseg_privileged_channels: it has pairs already; give the dataset of their better scans"
+    ) in capsys.readouterr().err
+    assert names(raw) == [SOURCE, "Dataset604_Tiny_pairs"]
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
+def test_not_finite_values_are_refused_in_every_format(raw, capsys, ending):
+    folder = raw / SOURCE
+    for number in range(6):
+        for name, array in (
+            (f"imagesTr/case{number}_0000", scan(number)),
+            (f"labelsTr/case{number}", scan(number) > 80),
+        ):
+            (folder / f"{name}.nrrd").unlink()
+            write(folder / f"{name}{ending}", array.astype(np.float32))
+    image = scan(2).astype(np.float32)
+    image[0, 0, 0] = np.nan
+    write(folder / "imagesTr" / f"case2_0000{ending}", image)
+    describe(folder, file_ending=ending)
+    assert simulate(604) == 1
+    assert f"case2_0000{ending} must hold finite values, got NaN or infinite ones; mend" in capsys.readouterr().err
+    assert names(raw) == [SOURCE]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

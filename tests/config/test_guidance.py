@@ -59,6 +59,7 @@ def test_cascades_are_refused_with_the_reason():
     ("block", "message"),
     [
         ({"base_feature": 8}, r"^guidance\.base_feature: unknown key$"),
+        ({"base_features": 6}, r"^guidance\.base_features: .*multiple of 4, got 6$"),
         ({"keeper": {"kernel": 4}}, r"^guidance\.keeper: kernel must be odd, got 4$"),
         ({"teacher": {"noise_std": -1}}, r"^guidance\.teacher\.noise_std: .*greater than or equal to 0, got -1$"),
         ({"fusion": {"hidden": 0}}, r"^guidance\.fusion\.hidden: .*greater than 0, got 0$"),

@@ -41,7 +41,7 @@ def test_stages_of_cubes(size, stages):
 
 @pytest.mark.parametrize("size", [(3, 8, 8), (1, 64, 64)])
 def test_too_small_a_patch_is_refused(size):
-    with pytest.raises(ValueError, match=r"2 voxels along every axis .* adversarial_weight 0 trains without"):
+    with pytest.raises(ValueError, match=r"2 voxels along every axis .* guidance\.keeper\.adversarial_weight 0 trains"):
         stages_that_fit(cubes(), size)
 
 

@@ -45,10 +45,12 @@ def test_its_weights_and_how_to_build_it_again(keeper):
 
 def test_the_best_checkpoint_if_the_settings_want_it(keeper):
     final = save(keeper, keeper.run.final_checkpoint, seed=0)
-    assert open_keeper(keeper, VIEW, checkpoint="best").resolved.sha256 == final  # there is no other
     best = save(keeper, keeper.run.best_checkpoint, seed=1)
     assert open_keeper(keeper, VIEW, checkpoint="best").resolved.sha256 == best
     assert open_keeper(keeper, VIEW, checkpoint="final").resolved.sha256 == final
+    keeper.run.best_checkpoint.unlink()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_best.pth is missing, which guidance.checkpoint best"):
+        open_keeper(keeper, VIEW, checkpoint="best")
 
 
 def test_a_control_is_built_like_it_and_does_not_say_that_it_is(keeper):

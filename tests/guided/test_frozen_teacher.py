@@ -86,6 +86,20 @@ def test_a_teacher_that_diverged_is_refused(teacher):
         opened(teacher)
 
 
+def test_another_checkpoint_than_the_settings_want_is_not_taken(teacher):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_best.pth is missing, .* best stands for; set it to final"):
+        open_teacher(replace(teacher.run, trainer="KnowledgeKeeperTrainer"), teacher.configuration, checkpoint="best")
+
+
+def test_plans_without_the_configuration_are_named(teacher):
+    plans = json.loads(teacher.run.plans_file.read_text())
+    configuration = teacher.configuration
+    del plans["configurations"][NAME]
+    teacher.run.plans_file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=rf"must have the configuration {NAME} .*, else train the teacher again"):
+        opened(teacher, configuration)
+
+
 def test_plans_of_the_training_count_and_not_todays(teacher):
     """As the user may change plans between the two trainings."""
     file = teacher.run.folder.parent / "plans.json"

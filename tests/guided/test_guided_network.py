@@ -203,10 +203,17 @@ def test_the_keeper_is_frozen():
     assert {name.split(".")[0] for name in changed} == {"encoder", "decoder"}
 
 
-def test_a_keeper_that_learns_learns():
-    network = guided(stock(), learns=True)
-    assert any(".keeper." in name for name in trained(network))
-    assert guidance_of(network).keeper.training
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_keeper_that_learns_learns(residual):
+    """All of it: DistributedDataParallel would wait for what asks for a gradient and gets none."""
+    network = guided(stock(), keeper=keeper_for(residual=residual), learns=True)
+    keeper = guidance_of(network).keeper
+    for gamma in keeper.gamma if residual else ():
+        torch.nn.init.ones_(gamma)  # as the control begins
+    changed = trained(network)
+    learnt = {name.split(".keeper.")[1] for name in changed if ".keeper." in name}
+    assert learnt == {name for name, _ in keeper.named_parameters()}
+    assert keeper.training
 
 
 def test_the_keeper_sees_its_own_channels_only():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rehrseg_nnunet.evaluation.metrics import psnr, ssim
-from rehrseg_nnunet.guided.image_scores import batch_scores, image_scores
+from rehrseg_nnunet.guided.image_scores import as_json, batch_scores, image_scores, mean_of_defined
 
 SHAPE = (6, 10, 12)
 
@@ -60,7 +60,26 @@ def test_undefined_scores_are_nan():
     assert all(math.isnan(v) for v in image_scores(truth, image, ~inside, [4.0]).values())
     assert all(math.isnan(v) for v in image_scores(truth, np.full_like(image, np.nan), inside, [4.0]).values())
     assert all(math.isnan(v) for v in image_scores(np.full_like(truth, np.inf), image, inside, [4.0]).values())
-    assert math.isnan(image_scores(np.ones_like(truth), image, inside, [4.0])["nmse"])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
+def test_a_constant_truth_has_no_scores(value):
+    """Any line fits it, and rounding makes its variance a little more than 0."""
+    truth, image = np.full((1, *SHAPE), value, np.float32), volumes()[1]
+    truth[0, :, 0] = 5  # outside
+    inside = np.ones(SHAPE, bool)
+    inside[:, 0] = False
+    rounded = truth + 1e-6 * value * np.random.default_rng(0).random(truth.shape)
+    for constant in (truth, rounded):
+        for other in (image, constant):
+            assert all(math.isnan(v) for v in image_scores(constant, other, inside, [4.0]).values())
+
+
+def test_means_and_json_have_finite_numbers_alone():
+    assert mean_of_defined([1.0, math.nan, math.inf, 3.0, -math.inf]) == 2
+    assert math.isnan(mean_of_defined([math.nan, math.inf]))
+    content = {"a": [1.5, math.inf, "x"], "b": {"c": math.nan, "d": 2, "e": None}}
+    assert as_json(content) == {"a": [1.5, None, "x"], "b": {"c": None, "d": 2, "e": None}}
 
 
 def test_the_first_patches_of_a_batch_are_scored():

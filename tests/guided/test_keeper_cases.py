@@ -83,6 +83,21 @@ def test_what_is_not_at_hand_is_said(tmp_path, monkeypatch):
     assert "is not known: splits_final.json of Dataset610_Pairs is not there" in said
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"train": ["a"', "must be JSON, got a mistake: .*"),
+        ("[]", r"must list nnU-Net's folds, each with train and val, got \[\]"),
+        ('{"train": ["a"]}', r"must list nnU-Net's folds, each with train and val, got \{.*\}"),
+        ('[{"val": ["a"]}]', r"must list nnU-Net's folds, each with train and val, got \[\{.*\}\]"),
+    ],
+)
+def test_damaged_folds_are_named(tmp_path, pairs, content, said):
+    (pairs / "splits_final.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{pairs}/splits_final.json {said}; put back the folds that the keeper was"):
+        check_leak(keeper_of(tmp_path), ["a"])
+
+
 def teacher_of_fold(keeper, fold, *, dataset="Dataset610_Pairs"):
     """A finished teacher with weights of its own, and the hash that a keeper has of it."""
     run = replace(keeper.run, dataset=dataset, trainer="GuidanceTeacherTrainer", fold=fold)
@@ -130,6 +145,9 @@ def test_a_teacher_that_is_gone_is_said(tmp_path, pairs):
     keeper = keeper_of(tmp_path)
     teacher_of_fold(keeper, 0)
     (pairs.parents[1] / "results" / "Dataset610_Pairs" / "GuidanceTeacherTrainer__p__3d_fullres" / "fold_x").mkdir()
+    backup = pairs.parents[1] / "results" / "Dataset610_Pairs" / "GuidanceTeacherTrainer__backup" / "fold_0"
+    backup.mkdir(parents=True)
+    (backup / "checkpoint_final.pth").touch()
     broken = replace(keeper.run, trainer="GuidanceTeacherTrainer", fold=2)
     broken.folder.mkdir()
     broken.final_checkpoint.touch()
@@ -165,3 +183,19 @@ def test_other_orientations_are_doubted(tmp_path, pairs, direction, doubt):
 def test_formats_without_orientation_are_not_doubted(tmp_path, pairs):
     write_case(pairs / "p_3d_fullres", properties(np.diag([-1, -1, 1])))
     assert orientation_doubts(write_case(tmp_path / "own", {"spacing": [1, 1, 1]}), keeper_of(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", pickle.dumps(properties(np.eye(3)))[:20], pickle.dumps({"sitk_stuff": {}})],
+    ids=["empty", "cut", "without geometry"],
+)
+@pytest.mark.parametrize("damaged", ["pairs", "own"])
+def test_a_damaged_case_is_said_and_stops_nothing(tmp_path, pairs, damaged, content):
+    folders = {"pairs": pairs / "p_3d_fullres", "own": tmp_path / "own"}
+    for folder in folders.values():
+        write_case(folder, properties(np.eye(3)))
+    (folders[damaged] / "case.pkl").write_bytes(content)
+    (said,) = orientation_doubts(folders["own"], keeper_of(tmp_path))
+    assert said.startswith("orientation of the scans is not compared with that of the keeper's: ")
+    assert f"{folders[damaged]}/case.pkl is damaged" in said

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from keeper_runs import planned, write_keeper
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
 from rehrseg_nnunet.guided.keeper_run import KeeperRun
 from rehrseg_nnunet.guided.keeper_view import doubts_of, view_of
@@ -87,15 +88,18 @@ def test_2d_slices(keeper):
 
 
 def test_ct_numbers_come_in_the_keepers_unit(keeper):
-    hu = np.array([-100.0, 0.0, 40.0, 300.0])
-    ours, theirs = {"mean": 50.0, "std": 80.0}, {"mean": 90.0, "std": 200.0}
+    """Those that neither dataset clips."""
+    hu = np.array([-100.0, 0.0, 40.0, 300.0, -900.0, 1500.0])
+    ours = {"mean": 50.0, "std": 80.0, "percentile_00_5": -100.0, "percentile_99_5": 2000.0}
+    theirs = {"mean": 90.0, "std": 200.0, "percentile_00_5": -1000.0, "percentile_99_5": 400.0}
     view = view_of(
         planned(("CT",), normalization_schemes=["CTNormalization"], intensities={"0": ours}),
         keeper(names=("CT", "CE"), normalization_schemes=["CTNormalization"] * 2, intensities={"0": theirs}),
     )
-    image = torch.tensor((hu - ours["mean"]) / ours["std"]).view(1, 1, 1, 2, 2)
-    expected = (hu - theirs["mean"]) / theirs["std"]
-    np.testing.assert_allclose(view.source(image, (1, 1, 1)).flatten(), expected, rtol=1e-6)
+    image, expected = (CTNormalization(False, side, np.float64).run(hu.copy()) for side in (ours, theirs))
+    seen = view.source(torch.tensor(image).view(1, 1, 1, 2, 3), (1, 1, 1)).flatten().numpy()
+    np.testing.assert_allclose(seen[:4], expected[:4], rtol=1e-6)
+    assert (np.abs(seen - expected) > 1)[4:].all()  # clipped by one dataset alone, as the documentation says
 
 
 def test_other_intensities_are_refused(keeper):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rehrseg_nnunet.guided.low_field import LowField, case_generator, low_field_twin
-from rehrseg_nnunet.guided.pair_checks import doubtful_pairs, edge_correlation
+from rehrseg_nnunet.guided.pair_checks import OTHER_MASK, doubtful_pairs, edge_correlation, mask_difference
 
 SHAPE = (16, 16, 16)
 EVERYWHERE = np.ones(SHAPE, bool)
@@ -61,3 +61,42 @@ def test_few_pairs_and_constant_ones_are_not_judged():
     assert doubtful_pairs({"a": 0.9, "b": 0.8, "c": 0.1}) == {}
     assert doubtful_pairs({"a": 0.9, "b": 0.8, "c": 0.1, "d": float("nan")}) == {}
     assert doubtful_pairs({"a": 0.9, "b": 0.8, "c": 0.1, "d": 0.9, "e": float("nan")}) == {"c": (0.1, 0.9)}
+
+
+def stripped(*, last):
+    """A scan with data in a box that ends at a voxel of the last axis."""
+    image = np.zeros((1, *SHAPE))
+    image[:, 2:12, 2:12, 2:last] = 5
+    return image
+
+
+def test_masks_are_compared_by_what_one_scan_alone_shows():
+    assert mask_difference(stripped(last=12), stripped(last=11)) == pytest.approx(0.1)
+    assert mask_difference(stripped(last=11), 3 * stripped(last=12)) == pytest.approx(0.1)
+    assert mask_difference(np.ones((1, *SHAPE)), stripped(last=12)) == pytest.approx(1 - 1000 / 16**3)
+    both = np.concatenate([stripped(last=11), stripped(last=12)])
+    assert mask_difference(both, stripped(last=12)) == 0  # nnU-Net's mask is of all channels
+
+
+def test_holes_of_a_mask_do_not_count():
+    image = stripped(last=12)
+    image[:, 5:8, 5:8, 5:8] = 0
+    assert mask_difference(image, stripped(last=12)) == 0
+
+
+def test_scans_without_masks_have_none_that_differ():
+    image = np.random.default_rng(0).integers(0, 100, (1, *SHAPE))  # zeros of air
+    assert mask_difference(image, image[:, ::-1]) == 0
+    assert mask_difference(stripped(last=12), np.zeros((1, *SHAPE))) == 0  # which is said as constant
+
+
+def test_under_the_threshold_intensities_move_little():
+    values = np.random.default_rng(0).normal(100, 25, 100_000)
+
+    def moved(share):
+        both = np.append(values, np.zeros(int(share / (1 - share) * len(values))))
+        usual = np.array([50.0, 100, 150])
+        return np.abs((usual - both.mean()) / both.std() - (usual - values.mean()) / values.std()).max()
+
+    assert moved(OTHER_MASK) < 0.2
+    assert moved(0.07) > 0.7

@@ -42,6 +42,10 @@ def test_channels_are_numbers_whatever_their_order_in_the_file():
         (2, "1", "got 1 for"),
         (2, ["T1_7T"], r"got \['T1_7T'\]"),
         (2, {"1": "x"}, "got {'1': 'x'}"),
+        (2, [1.7], r"got \[1.7\]"),
+        (2, [True], r"got \[True\]"),
+        (2, [None], r"got \[None\]"),
+        (2, ["-1"], r"got \['-1'\]"),
     ],
 )
 def test_the_key_is_named(number, privileged, got):
@@ -52,3 +56,17 @@ def test_the_key_is_named(number, privileged, got):
 def test_a_dataset_without_pairs():
     with pytest.raises(ValueError, match="got 0 c0 alone; `rehrseg pair` makes such a dataset"):
         PairedChannels.of_dataset(dataset(1))
+
+
+def test_the_copy_that_nnunet_reads_is_named():
+    with pytest.raises(
+        ValueError, match=r"; mend it there, and in its copy in nnUNet_preprocessed, which nnU-Net reads$"
+    ):
+        PairedChannels.of_dataset(dataset(3))
+
+
+def test_nnunets_older_name_of_the_channels_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^dataset.json must have the key channel_names, got modality; modality is nnU"
+    ):
+        PairedChannels.of_dataset({"modality": {"0": "T1", "1": "T2"}})

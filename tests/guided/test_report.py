@@ -1,10 +1,23 @@
 """What the report compares with, and where it scores."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from rehrseg_nnunet.guided.report import best_line, left_out, mean_rows, scored_voxels
+from rehrseg_nnunet.guided.report import (
+    SOURCE,
+    SYNTHESISED,
+    PairedCase,
+    ValidationReport,
+    best_line,
+    left_out,
+    mean_rows,
+    scored_voxels,
+)
 
 SHAPE = (3, 8, 9)
 
@@ -63,10 +76,15 @@ def test_a_case_without_a_head_is_scored_as_far_as_it_is_seen():
 
 
 def test_means_leave_nan_out():
-    cases = [{"a": {"psnr": 1.0, "nmse": np.nan}}, {"a": {"psnr": 3.0, "nmse": 2.0}}]
+    cases = {"x": {"a": {"psnr": 1.0, "nmse": np.nan}}, "y": {"a": {"psnr": 3.0, "nmse": 2.0}}}
     assert mean_rows(cases) == {"a": {"psnr": 2.0, "nmse": 2.0}}
-    assert np.isnan(mean_rows([cases[0]])["a"]["nmse"])
-    assert mean_rows([]) == {}
+    assert np.isnan(mean_rows({"x": cases["x"]})["a"]["nmse"])
+    assert mean_rows({}) == {}
+
+
+def test_means_of_all_methods_are_of_the_same_cases():
+    cases = {"x": {"a": {"psnr": np.inf}, "b": {"psnr": 1.0}}, "y": {"a": {"psnr": 3.0}, "b": {"psnr": 2.0}}}
+    assert mean_rows(cases) == {"a": {"psnr": 3.0}, "b": {"psnr": 2.0}}
 
 
 def test_what_means_leave_out_is_named():
@@ -75,3 +93,26 @@ def test_what_means_leave_out_is_named():
         "usual": {"source": {"psnr": 20.0, "nmse": 0.2}, "synthesised": {"psnr": 21.0, "nmse": 0.1}},
     }
     assert left_out(rows) == {"constant": ["nmse", "psnr"]}
+    assert left_out({"equal": {"source": {"psnr": np.inf, "nmse": 0.0}}}) == {"equal": ["psnr"]}
+
+
+def test_the_report_of_an_empty_better_scan_has_means_and_is_json(tmp_path):
+    said = []
+    report = object.__new__(ValidationReport)
+    report.image_range = [4.0]
+    report.trainer = SimpleNamespace(
+        is_ddp=False, local_rank=0, output_folder=tmp_path, print_to_log_file=lambda text, **options: said.append(text)
+    )
+    rows = {}
+    for number, (name, size) in enumerate({"empty": 0, "usual": 1}.items()):
+        rng = np.random.default_rng(number)
+        source, privileged = rng.normal(size=(1, *SHAPE)), size * rng.normal(size=(1, *SHAPE))
+        case = PairedCase(torch.from_numpy(source), torch.from_numpy(privileged), np.ones(SHAPE, bool), {})
+        line = best_line(source, privileged, case.inside)
+        rows[name] = report.scores(case, {SOURCE: line, SYNTHESISED: source})
+    report.save(rows, "report.json")
+    content = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert content["mean"] == content["cases"]["usual"] == rows["usual"]
+    assert content["left_out"] == {"empty": ["nmse", "psnr", "ssim"]}
+    assert content["cases"]["empty"][SOURCE] == {"psnr": None, "ssim": None, "nmse": None}
+    assert said[0].startswith("WARNING: 1 of 2 validation cases are left out of means")

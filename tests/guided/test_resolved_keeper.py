@@ -17,6 +17,7 @@ from rehrseg_nnunet.guided.resolved_keeper import (
     guide_by_plans,
 )
 from rehrseg_nnunet.guided.source_view import SourceView
+from rehrseg_nnunet.nnunet import fold_run
 
 
 def resolved(**changes):
@@ -106,6 +107,38 @@ def test_another_keeper_or_fusion_would_break_the_others(model):
         check_other_folds(model / "fold_0", "3d_fullres", resolved(kernel=3), HALF)
     with pytest.raises(ValueError, match=said.format("recalibration, fusion")):
         check_other_folds(model / "fold_0", "3d_fullres", resolved(recalibration=True), FusionConfig())
+
+
+def cut(model):
+    plans = (model / "plans.json").read_text()
+    (model / "plans.json").write_text(plans[:100])
+    return plans
+
+
+def test_plans_that_another_fold_is_writing_are_waited_for(model, monkeypatch):
+    """Folds that start together write them in place."""
+    plans = cut(model)
+    monkeypatch.setattr(fold_run, "sleep", lambda seconds: (model / "plans.json").write_text(plans))
+    check_other_folds(model / "fold_0", "3d_fullres", resolved(), HALF)
+    cut(model)
+    with pytest.raises(ValueError, match=r"plans.json is that of fold_1 too, .* but kernel differs"):
+        check_other_folds(model / "fold_0", "3d_fullres", resolved(kernel=3), HALF)
+
+
+def test_plans_that_stay_damaged_are_named(model, monkeypatch):
+    monkeypatch.setattr(fold_run, "PAUSE_S", 0)
+    cut(model)
+    with pytest.raises(ValueError, match=r"plans.json must be JSON, got a mistake at line 1.*; put back the file"):
+        check_other_folds(model / "fold_0", "3d_fullres", resolved(), HALF)
+    check_own_plans(model / "fold_0", "3d_fullres", resolved(), HALF)  # no reason to lose a checkpoint
+
+
+@pytest.mark.parametrize("check", [check_other_folds, check_own_plans])
+def test_plans_without_the_configuration_are_named(model, check):
+    (model / "plans.json").write_text(json.dumps({"configurations": {"2d": {}}}))
+    said = r"plans.json must have the configuration 3d_fullres .*, got 2d; .* else put back the file as it was, or"
+    with pytest.raises(ValueError, match=said):
+        check(model / "fold_0", "3d_fullres", resolved(), HALF)
 
 
 def test_a_fold_may_be_trained_anew_and_untrained_ones_do_not_count(model):

@@ -6,7 +6,7 @@ import json
 import pytest
 from guidance_shapes import PATCHES, shape_of
 
-from rehrseg_nnunet.guided.shape import GuidanceShape, guidance_shape, level_sizes, require_patch
+from rehrseg_nnunet.guided.shape import GuidanceShape, fitted_to, guidance_shape, level_sizes, require_patch
 
 PLAIN_3D = {
     "n_stages": 6,
@@ -103,9 +103,45 @@ def test_a_bottleneck_of_one_voxel_or_none_is_refused(name, patch):
         require_patch(shape_of(name), patch)
 
 
-def test_patches_of_another_dimension_are_refused():
+@pytest.mark.parametrize("function", [require_patch, fitted_to])
+def test_patches_of_another_dimension_are_refused(function):
     with pytest.raises(ValueError, match=r"patch_size must have 3 axes, got \[32, 32\]"):
-        require_patch(shape_of("cube"), (32, 32))
+        function(shape_of("cube"), (32, 32))
+
+
+@pytest.mark.parametrize(("name", "patch"), PATCHES)
+def test_patches_with_room_for_all_levels_have_all(name, patch):
+    assert fitted_to(shape_of(name), patch) == shape_of(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "levels"),
+    [
+        ("five levels", (16, 16, 16), 4),
+        ("five levels", (8, 8, 17), 4),
+        ("five levels", (8, 8, 8), 3),
+        ("five levels", (3, 64, 64), 2),
+        ("cube", (2, 2, 4), 2),
+        ("plane", (16, 31), 4),
+        ("thick slices", (1, 32, 32), 3),
+    ],
+)
+def test_levels_without_room_are_left_out(name, patch, levels):
+    """The coarsest, so that all of the others are as they were; one level more would be refused."""
+    whole, fitted = shape_of(name), fitted_to(shape_of(name), patch)
+    assert fitted.levels == levels
+    for table in ("strides", "kernels", "widths"):
+        assert getattr(fitted, table) == getattr(whole, table)[:levels]
+    require_patch(fitted, patch)
+    more = {table: getattr(whole, table)[: levels + 1] for table in ("strides", "kernels", "widths")}
+    with pytest.raises(ValueError, match="more than one voxel"):
+        require_patch(shape_of(name, **more), patch)
+
+
+def test_a_patch_without_room_for_two_levels_is_refused_with_a_remedy():
+    message = r"second level .*, got \[2, 2, 3\], which leaves \[1, 1, 1\]; give .* a larger patch_size"
+    with pytest.raises(ValueError, match=message):
+        fitted_to(shape_of("cube"), (2, 2, 3))
 
 
 def test_sizes_are_rounded_down():

@@ -1,7 +1,10 @@
 """Checkpoints that survive a kill, without nnU-Net's trainer."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.nnunet.checkpoints import SafeCheckpoints, checkpoint_interval
 
@@ -121,6 +124,44 @@ def test_a_damaged_checkpoint_gives_the_way_out(tmp_path):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(ValueError, match=rf"{file} must be an nnU-Net checkpoint.*; remove it and continue with --c"):
         trainer.load_checkpoint(str(file))
+
+
+class Changed(Trainer):
+    """Of plans that changed, so that torch refuses the weights; nnU-Net resolves inheritance."""
+
+    configuration_name = "3d_lowres"
+
+    def __init__(self, folder, *, hidden):
+        super().__init__(folder)
+        self.plans_manager = PlansManager(self.plans(hidden))
+
+    def plans(self, hidden):
+        own = {"inherits_from": "3d_fullres", "patch_size": [8, 8, 8]}
+        guidance = {"keeper": {"kernel": 3}, "fusion": {"hidden": hidden}}
+        fullres = {"patch_size": (4, 4, 4), "architecture": {}, "guidance": guidance}
+        return {"configurations": {"3d_fullres": fullres, "3d_lowres": own}}
+
+    def save_checkpoint(self, filename):
+        content = {"network_weights": {}, "init_args": {"plans": self.plans_manager.plans}}
+        torch.save(content, filename)
+
+
+class BaseThatRefuses(Changed):
+    def load_checkpoint(self, filename_or_checkpoint):
+        with patch.object(Base, "load_checkpoint", side_effect=RuntimeError("size mismatch for w")):
+            super().load_checkpoint(filename_or_checkpoint)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_settings_that_changed_since_the_checkpoint_are_named(tmp_path, as_dict):
+    file = tmp_path / "checkpoint_latest.pth"
+    Changed(tmp_path, hidden=0.25).save_checkpoint(str(file))
+    checkpoint = torch.load(file, weights_only=False) if as_dict else str(file)
+    changed = r"guidance.fusion.hidden was 0.25 and is 1.0; put these back, .* plans of another name"
+    with pytest.raises(ValueError, match=rf"in {tmp_path} does not fit the plans, which have changed since: {changed}"):
+        BaseThatRefuses(tmp_path, hidden=1.0).load_checkpoint(checkpoint)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # nothing of the plans has changed
+        BaseThatRefuses(tmp_path, hidden=0.25).load_checkpoint(checkpoint)
 
 
 def test_a_folder_that_takes_no_files_is_refused_before_anything_is_built(tmp_path):

@@ -1,11 +1,14 @@
 """nnU-Net's result folders, read and written."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+from rehrseg_nnunet.nnunet import fold_run
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.weights import hash_weights
 
@@ -112,3 +115,42 @@ def test_a_truncated_checkpoint_is_named(own):
     own.final_checkpoint.write_bytes(own.final_checkpoint.read_bytes()[:-100])
     with pytest.raises(ValueError, match=rf"{own.final_checkpoint} must be an nnU-Net checkpoint, got .*{REMEDY}"):
         own.checkpoint_with("0", remedy=REMEDY)
+
+
+def test_the_chosen_checkpoint_is_no_other(own):
+    finish(own)
+    assert own.chosen_checkpoint("final") == own.final_checkpoint
+    with pytest.raises(FileNotFoundError, match=rf"{own.best_checkpoint} is missing, .*; set it to final, or run: nn"):
+        own.chosen_checkpoint("best")
+    torch.save({}, own.best_checkpoint)
+    assert own.chosen_checkpoint("best") == own.best_checkpoint
+
+
+def test_plans_that_are_kept_with_the_model(own, monkeypatch):
+    """nnU-Net writes them in place, so one may find half of them."""
+    own.folder.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=rf"{own.plans_file} is missing; {REMEDY}"):
+        own.kept_plans(remedy=REMEDY)
+    whole = json.dumps({"configurations": {"3d_fullres": {"architecture": {}}}})
+    own.plans_file.write_text(whole[:20])
+    looks = iter(["", whole[:10], whole])
+    monkeypatch.setattr(fold_run, "sleep", lambda seconds: own.plans_file.write_text(next(looks)))
+    assert own.kept_plans(remedy=REMEDY).get_configuration("3d_fullres").configuration == {"architecture": {}}
+    assert next(looks, None) is None
+
+
+def test_plans_that_stay_wrong_are_named(own, monkeypatch):
+    monkeypatch.setattr(fold_run, "PAUSE_S", 0)
+    own.folder.mkdir(parents=True)
+    whole = json.dumps({"configurations": {"3d_fullres": {}}})
+    faults = {whole[:20]: "must be JSON, got a mistake at .*; mend it there", "{}": "must be nnU-Net plans"}
+    for content, said in faults.items():
+        own.plans_file.write_text(content)
+        with pytest.raises(ValueError, match=rf"{own.plans_file} {said}.*; {REMEDY}$") as error:
+            own.kept_plans(remedy=REMEDY)
+        assert str(error.value).count(REMEDY) == 1
+    own.plans_file.write_text(whole)
+    renamed = replace(own, configuration="3d_fullres_old")
+    own.folder.parent.rename(renamed.folder.parent)
+    with pytest.raises(ValueError, match=rf"the configuration 3d_fullres_old .*, got 3d_fullres; .* else {REMEDY}"):
+        renamed.kept_plans(remedy=REMEDY)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from guided_runs import keeper_in, run_of, without, without_teacher
+from guided_runs import keeper_in, run_of, without
 from workspace import assert_same_field_of_view, log_of, workspace
 
 from rehrseg_nnunet.cases.phantom import write_phantom_dataset
 from rehrseg_nnunet.guided.guided_network import guidance_of
 from rehrseg_nnunet.guided.keeper_run import KEEPER_VARIABLE
+from rehrseg_nnunet.guided.level_restoration import patch_level, standardise
 from rehrseg_nnunet.guided.resolved_keeper import KEEPER_KEY
 from rehrseg_nnunet.nnunet.fold_run import FINAL_CHECKPOINT
 from rehrseg_nnunet.nnunet.weights import hash_weights
@@ -168,9 +169,12 @@ def test_the_control_is_built_like_the_keeper_and_knows_nothing(trained, begin, 
     trainer = begin(mode, f"{BOTH}_randomKeeper")
     keeper = guidance_of(trainer.network).keeper
     taught = torch.load(trained.fold(KEEPER, PAIRS) / FINAL_CHECKPOINT, weights_only=False)["network_weights"]
-    expected = without_teacher(keeper_in(taught, prefix="keeper."))
+    expected = keeper_in(taught, prefix="keeper.")
     assert {n: w.shape for n, w in keeper.state_dict().items()} == {n: w.shape for n, w in expected.items()}
     assert hash_weights(keeper.state_dict()) != hash_weights(expected)
+    patch = torch.randn(1, keeper.shape.source_channels, 16, 16, 16)
+    from_source = keeper.source_features(standardise(patch, patch_level(patch)))
+    assert all((guide != own).any() for guide, own in zip(keeper(patch), from_source, strict=True))  # all is at work
     assert list(trainer.resolved.view.spacing_ratio) == kept_plans(trained, mode)[KEEPER_KEY]["view"]["spacing_ratio"]
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
     assert not keeper.training

@@ -41,11 +41,6 @@ def keeper_in(weights: dict, *, prefix: str = IN_NETWORK) -> dict:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def without_teacher(weights: dict) -> dict:
-    """A keeper's weights without what makes it residual: so controls are built, which have no teacher."""
-    return {name: value for name, value in weights.items() if not name.startswith(("source_features.", "gamma."))}
-
-
 def run_of(folder) -> str:
     """What plans.json says of a keeper."""
     run = FoldRun.parse(folder)

@@ -43,7 +43,7 @@ def stock(kind="plain", dimension=3, *, deep_supervision=False, seed=0):
     return network
 
 
-def keeper_for(dimension=3, *, levels=3, sources=1, seed=1):
+def keeper_for(dimension=3, *, levels=3, sources=1, seed=1, residual=False):
     torch.manual_seed(seed)
     strides, kernels = STRIDES[dimension], KERNELS[dimension]
     more = levels - len(strides)
@@ -54,7 +54,7 @@ def keeper_for(dimension=3, *, levels=3, sources=1, seed=1):
         convs_per_block=1,
         source_channels=sources,
     )
-    return Keeper(shape, kernel=3)
+    return Keeper(shape, kernel=3, residual=residual)
 
 
 def guided(network, *, keeper=None, channels=(0,), learns=False, view=None, seed=2, **fusion):
