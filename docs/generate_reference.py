@@ -186,7 +186,7 @@ def describe_type(entry: Mapping[str, Any]) -> str:
         return (
             f"list of {len(items)}: {describe_type(items[0])}" if items else f"list of {describe_type(entry['items'])}"
         )
-    words = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
+    words = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "multipleOf": "a multiple of"}
     limits = [f"{word} {entry[limit]:g}" for limit, word in words.items() if limit in entry]
     return " ".join((entry["type"], ", ".join(limits))).strip()
 

@@ -680,10 +680,10 @@ def npz_for_viewers(dataset):
     return dataset.says("viewers", "-i", save_probabilities(dataset))
 
 
-def pairs(dataset, *options, cases="abcde", better=None, name="better"):
-    """What `rehrseg pair` says of two folders of scans; `better` are other files of the second."""
+def pairs(dataset, *options, cases="abcde", usual=None, better=None, name="better"):
+    """What `rehrseg pair` says of two folders of scans; `usual` and `better` are other files of them."""
     scans = {case: np.random.default_rng(number).random(SHAPE) for number, case in enumerate(cases)}
-    folders = {"usual": scans, name: scans | (better or {})}
+    folders = {"usual": scans | (usual or {}), name: scans | (better or {})}
     for folder, files in folders.items():
         for case, values in files.items():
             if values is not None:
@@ -744,9 +744,9 @@ def misregistered(dataset):
     return pairs(dataset, better={"b": np.random.default_rng(9).random(SHAPE)})
 
 
-@provoke("One scan of a pair is masked otherwise than the other, or shows less")
+@provoke("The usual scan of a pair is masked where the better one is not")
 def one_masked(dataset):
-    return pairs(dataset, better={"b": np.where(np.arange(SHAPE[2]) < 4, 1.0, 0.0) + np.zeros(SHAPE)})
+    return pairs(dataset, usual={"b": np.where(np.arange(SHAPE[2]) < 4, 1.0, 0.0) + np.zeros(SHAPE)})
 
 
 @provoke("NaN or infinite values in a scan, in any format")
@@ -979,18 +979,23 @@ def scans_of_others(dataset):
     return report_predictions(dataset, "-i", dataset.raw / "others")
 
 
-def fold_of(dataset, *, trained):
-    model = dataset.folder / "results" / "Dataset001_A" / "REHRSegTrainer__nnUNetPlans__3d_fullres"
+def fold_of(dataset, *, trained, trainer="REHRSegTrainer"):
+    model = dataset.folder / "results" / "Dataset001_A" / f"{trainer}__nnUNetPlans__3d_fullres"
     (model / "fold_0" if trained else model).mkdir(parents=True)
     shutil.copy(dataset.raw / "dataset.json", model)
     (model / "plans.json").write_text(json.dumps({"configurations": {}, "image_reader_writer": "SimpleITKIO"}))
     with environment(nnUNet_results=str(dataset.folder / "results")):
-        return report(dataset, "-d", 1, "-c", "3d_fullres")
+        return report(dataset, "-d", 1, "-c", "3d_fullres", "-tr", trainer)
 
 
 @provoke("The fold is not trained")
 def no_fold(dataset):
     return fold_of(dataset, trained=False)
+
+
+@provoke("The training is of a teacher or keeper")
+def report_of_images(dataset):
+    return fold_of(dataset, trained=True, trainer="KnowledgeKeeperTrainer_2epochs")
 
 
 @provoke("The training has no validation yet")
@@ -1484,7 +1489,7 @@ class RefusedWeights(SafeCheckpoints):
 def changed_plans(dataset):
     before, now = (plans_of(1, guidance={"keeper": {"kernel": kernel}}) for kernel in (3, 7))
     trainer = RefusedWeights(dataset.folder, now)
-    with patch.object(TrainerMixin, "load_checkpoint", side_effect=RuntimeError("size mismatch"), create=True):
+    with patch.object(TrainerMixin, "load_checkpoint", side_effect=RuntimeError("in loading state_dict"), create=True):
         return raised(trainer.load_checkpoint, {"init_args": {"plans": before}})
 
 

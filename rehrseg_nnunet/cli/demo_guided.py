@@ -90,7 +90,7 @@ class GuidedDemo(DemoFolder):
         report = self.fold_of(self.dataset(PAIRS_ID), "KnowledgeKeeperTrainer") / SYNTHESIS_REPORT
         means = json.loads(report.read_text())["mean"]
         images = [
-            {"": name, "PSNR": f"{means[key]['psnr']:.1f} dB", "SSIM": f"{means[key]['ssim']:.3f}"}
+            {"": name, "PSNR": _shown(means[key]["psnr"], ".1f", " dB"), "SSIM": _shown(means[key]["ssim"], ".3f")}
             for name, key in (("usual scan, after the best line", SOURCE), ("synthesised", SYNTHESISED))
         ]
         dice = [{"": name, **self._dice(trainer)} for name, trainer in COMPARED.items()]
@@ -119,3 +119,8 @@ class GuidedDemo(DemoFolder):
         scan: Path = sorted((self.folder / "nnUNet_raw" / name / "imagesTr").iterdir())[0]
         words = ["rehrseg", "predict", "-m", self.fold_of(name, "GuidedTrainer").parent, "-i", scan]
         return shlex.join(map(str, [*words, "-o", self.folder / "segmentation.nii.gz"]))
+
+
+def _shown(score: float | None, digits: str, unit: str = "") -> str:
+    """Null in a report: no case has it."""
+    return "not defined" if score is None else f"{score:{digits}}{unit}"

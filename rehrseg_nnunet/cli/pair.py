@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 
 from rehrseg_nnunet.guided.pair_dataset import PairFolders, write_pairs
-from rehrseg_nnunet.guided.pair_files import check_channel_names, check_own_folders, common_cases, find_case_folder
+from rehrseg_nnunet.guided.pair_files import (
+    check_channel_names,
+    check_own_folders,
+    common_cases,
+    find_case_folder,
+    find_label_folder,
+)
 from rehrseg_nnunet.nnunet.each_case import cases_at_a_time
 from rehrseg_nnunet.nnunet.new_dataset import check_free_number, check_name, new_raw_dataset
 from rehrseg_nnunet.nnunet.raw_files import listed
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     check_name(args.name, option="--name")
     source = [find_case_folder(argument) for argument in args.source]
     privileged = [find_case_folder(argument) for argument in args.privileged]
-    labels = None if args.labels is None else find_case_folder(args.labels)
+    labels = None if args.labels is None else find_label_folder(args.labels, [*source, *privileged])
     everything = [*source, *privileged, *([labels] if labels else [])]
     check_own_folders(everything)
     check_channel_names([*source, *privileged])

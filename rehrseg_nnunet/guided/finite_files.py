@@ -8,14 +8,40 @@ from typing import Any
 
 import numpy as np
 
-from rehrseg_nnunet.nnunet.whole_files import WholeFiles, whole_files_of
+from rehrseg_nnunet.nnunet.whole_files import UnusableImageError, WholeFiles, whole_files_of
 
 
 class FiniteFiles(WholeFiles):
-    """Refuses NaN and infinite values in every format, where `WholeFiles` warns that SimpleITK reads them as 0."""
+    """Refuses NaN and infinite values in every format, where `WholeFiles` warns that SimpleITK reads them as 0.
 
-    def _read(self, read: Callable, file: str, argument: Any, *, labels: bool = False) -> tuple[np.ndarray, dict]:
-        return super()._read(read, file, argument, labels=True)  # in label maps they are refused
+    SPM and FSL mark what they did not see with NaN, so that the message says how to take them out.
+    """
+
+    def read_checked(
+        self, read: Callable, file: str, argument: Any, *, labels: bool = False
+    ) -> tuple[np.ndarray, dict]:
+        """As in `WholeFiles`; NaN is named first."""
+
+        def read_finite(argument: Any) -> tuple[np.ndarray, dict]:
+            array, properties = read(argument)
+            if not np.isfinite(array).all():
+                raise _not_finite(file)
+            return array, properties
+
+        return super().read_checked(read_finite, file, argument, labels=labels)
+
+    def check_nifti(self, file: str) -> bool:
+        """As in `WholeFiles`, which returns whether SimpleITK hides NaN: it may not."""
+        if super().check_nifti(file):
+            raise _not_finite(file)
+        return False
+
+
+def _not_finite(file: str) -> UnusableImageError:
+    return UnusableImageError(
+        f"{file} must hold finite values, got NaN or infinite ones; set them to a number, e.g. to 0 with "
+        "fslmaths IN -nan OUT"
+    )
 
 
 def finite_files_of(dataset_json: Mapping[str, Any], example: Path) -> WholeFiles:

@@ -83,6 +83,6 @@ def as_json(content: Any) -> Any:
     """Content of a report with null for what is not finite: JSON has neither NaN nor Infinity."""
     if isinstance(content, Mapping):
         return {key: as_json(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, list | tuple):
         return [as_json(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return None if isinstance(content, float | np.floating) and not math.isfinite(content) else content

@@ -60,6 +60,11 @@ class KeeperRun:
         file = self.run.folder.parent / "dataset.json"
         dataset_json = read_json(file, remedy=remedy)
         check_keys(dataset_json, required=REQUIRED_KEYS, source=str(file))
+        channels = stored_channels(planned.configuration)
+        numbers = {str(number) for number in (*channels.source, *channels.privileged)}
+        missing = ", ".join(sorted(numbers - dataset_json["channel_names"].keys()))
+        if missing:
+            raise ValueError(f"{file} must name the keeper's channels, {missing} is missing; {remedy}")
         return PlannedDataset(manager, planned, dataset_json)
 
     @property

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.ndimage import binary_fill_holes, gaussian_gradient_magnitude
+from scipy.ndimage import find_objects, gaussian_gradient_magnitude, label
 
 from rehrseg_nnunet.guided.foreground import is_masked
 
 SMOOTHING_VOXELS = 1.5
 FAR_UNDER = 0.7  # of the median of the other pairs
 FEWEST_PAIRS = 4  # fewer have no median to speak of
-# Of the voxels of both masks. Where a head's mean is 4 times its spread, z-scores from -2 to 2 move by up to 0.2 for
-# 1 %, by 0.8 for 7 %. A tenth of a voxel, by which grids may differ, makes 0.2 % of a head of 140 mm.
-OTHER_MASK = 0.01
+# Of the usual scan's voxels. Where a head's mean is 4 times its spread, z-scores from -2 to 2 move by up to 0.2 for
+# 1 %, by 0.7 for 7 %. A tenth of a voxel, by which grids may differ, makes 0.2 % of a head of 140 mm.
+TOO_MUCH_ADDED = 0.01
+LARGE_BOX = 3 / 4  # of an image: nnU-Net normalises within boxes that are as large, or else within masks
 
 
 def edge_correlation(source: np.ndarray, privileged: np.ndarray, inside: np.ndarray) -> float:
@@ -44,31 +45,48 @@ def _edges(channels: np.ndarray) -> np.ndarray:
     return edges
 
 
-def mask_difference(source: np.ndarray, privileged: np.ndarray) -> float:
-    """How much of two scans is masked out in one of them alone.
+def added_share(source: np.ndarray, privileged: np.ndarray) -> float:
+    """How much the better scan adds to the voxels within which nnU-Net normalises the usual one.
 
-    nnU-Net crops and normalises within the masks of all channels together: of both scans in the training of teacher and
-    keeper, of the usual scan alone in `rehrseg synthesize` and GuidedTrainer, so that masks must be the same.
+    nnU-Net normalises within the voxels where any channel of a case is not 0, holes filled, or within their box, if
+    that has three quarters of an image: of both scans in the training of teacher and keeper, of the usual scan alone in
+    `rehrseg synthesize` and GuidedTrainer. Where only the better scan is 0, nothing changes for the usual one. (Its
+    choice is by the median box of a dataset, here by the case's.)
 
     Args:
         source: (S, D, H, W).
         privileged: (P, D, H, W).
 
     Returns:
-        The share of the voxels that either mask has; 0 if no channel is masked, or a scan is empty.
+        Voxels that the better scan adds, as a share of the usual scan's; 0 if the usual scan is not masked, or empty.
 
     Example:
         >>> scan = np.ones((1, 4, 4, 4))
-        >>> cut = scan * (np.arange(4) < 3)
-        >>> mask_difference(scan, cut)
-        0.25
+        >>> cut = scan * (np.arange(4) < 2)
+        >>> added_share(cut, scan), added_share(scan, cut)
+        (1.0, 0.0)
     """
-    if not any(is_masked(channel) for channel in (*source, *privileged)):
+    ours = (source != 0).any(axis=0)
+    both = ours | (privileged != 0).any(axis=0)
+    if not is_masked(ours) or not ours.any() or np.array_equal(ours, both):
         return 0.0
-    ours, theirs = (np.asarray(binary_fill_holes((scan != 0).any(axis=0))) for scan in (source, privileged))
-    if not (ours.any() and theirs.any()):
-        return 0.0
-    return float((ours ^ theirs).sum() / (ours | theirs).sum())
+    (box,) = find_objects(both.view(np.uint8))
+    if both[box].size >= LARGE_BOX * both.size:
+        return both[box].size / ours[find_objects(ours.view(np.uint8))[0]].size - 1
+    filled = _without_holes(ours[box])  # outside the box are no holes
+    return float((_without_holes(both[box]) & ~filled).sum() / filled.sum())
+
+
+def _without_holes(mask: np.ndarray) -> np.ndarray:
+    """As scipy's `binary_fill_holes`, in a sixth of its time."""
+    holes = np.empty(mask.shape, dtype=np.int32)
+    label(~mask, output=holes)
+    is_hole = np.ones(int(holes.max()) + 1, dtype=bool)
+    for axis in range(mask.ndim):
+        for end in (0, -1):
+            is_hole[holes.take(end, axis)] = False
+    is_hole[0] = False  # the mask itself
+    return mask | is_hole[holes]
 
 
 def doubtful_pairs(correlations: Mapping[str, float]) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rehrseg_nnunet.guided.foreground import FOREGROUND, foreground
-from rehrseg_nnunet.guided.pair_checks import OTHER_MASK, edge_correlation, mask_difference, registration_doubts
+from rehrseg_nnunet.guided.pair_checks import TOO_MUCH_ADDED, added_share, edge_correlation, registration_doubts
 from rehrseg_nnunet.guided.pair_files import CaseFolder
 from rehrseg_nnunet.guided.paired_channels import KEY
 from rehrseg_nnunet.nnunet.each_case import for_each_case
@@ -70,13 +70,13 @@ class CheckedCase:
     Attributes:
         constant: files whose voxels all have one value.
         correlation: of the edges of the two scans.
-        mask_difference: of the masks of the two scans.
+        added_share: of voxels that are not 0 in the better scan alone.
         labelled: whether a voxel has a label.
     """
 
     constant: list[Path]
     correlation: float
-    mask_difference: float
+    added_share: float
     labelled: bool
 
 
@@ -138,7 +138,7 @@ def write_pair(folders: PairFolders, case: str, *, target: Path, numbers: Mappin
     return CheckedCase(
         constant=[file for file, channel in zip(files, channels, strict=True) if np.ptp(channel) == 0],
         correlation=edge_correlation(channels[:sources], channels[sources:], head),
-        mask_difference=mask_difference(channels[:sources], channels[sources:]),
+        added_share=added_share(channels[:sources], channels[sources:]),
         labelled=bool(labels.any()),
     )
 
@@ -207,7 +207,7 @@ def _say_doubts(found: Mapping[str, CheckedCase]) -> None:
         logger.warning("%s: all voxels have one value, nothing can be learnt from it", listed(constant))
     for doubt in registration_doubts({case: checked.correlation for case, checked in found.items()}):
         logger.warning(doubt)
-    _say_other_masks({case: checked.mask_difference for case, checked in found.items()})
+    _say_added({case: checked.added_share for case, checked in found.items()})
     unlabelled = [case for case, checked in found.items() if not checked.labelled]
     if unlabelled:
         logger.warning("%s: no voxel has a label, patches of these cases are drawn anywhere", listed(unlabelled))
@@ -219,12 +219,12 @@ def _say_doubts(found: Mapping[str, CheckedCase]) -> None:
         )
 
 
-def _say_other_masks(differences: Mapping[str, float]) -> None:
-    other = [f"{case} ({100 * share:.1f} %)" for case, share in differences.items() if share >= OTHER_MASK]
-    if other:
+def _say_added(shares: Mapping[str, float]) -> None:
+    added = [f"{case} ({100 * share:.1f} %)" for case, share in shares.items() if share >= TOO_MUCH_ADDED]
+    if added:
         logger.warning(
-            "%s: this share of voxels is 0 in only one of the two scans; the keeper is trained on intensities that "
-            "nnU-Net normalises within both, and later sees those of the usual scan alone: strip both with one mask, "
-            "and cut both to what both show",
-            listed(other),
+            "%s: the better scan adds this share of voxels to those of the usual scan, outside which that is 0; "
+            "nnU-Net normalises the usual scan within both in training, and later within its own: set the better scan "
+            "to 0 where the usual one is",
+            listed(added),
         )

@@ -40,7 +40,7 @@ def find_case_folder(argument: str) -> CaseFolder:
     """The images of a folder, by case.
 
     The case is the name of a file without its ending, and without `_0000`, which is nnU-Net's first channel. Other
-    numbers are of cases, unless a file of the same name has `_0000`.
+    numbers are of cases, and so is `_0000` where all files have one name with different numbers: `s_0000`, `s_0001`.
 
     Args:
         argument: `DIR`, whose last part names the channel, or `NAME=DIR`.
@@ -51,17 +51,32 @@ def find_case_folder(argument: str) -> CaseFolder:
             keep their spacing.
     """
     name, folder = _name_and_folder(argument)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    endings = {ending for file in image_files(folder, "") if (ending := image_ending(file.name)) is not None}
-    if not endings:
-        raise FileNotFoundError(f"{folder} must hold images in one of nnU-Net's formats, got none")
-    if len(endings) > 1:
-        raise ValueError(f"{folder} must have files of one format, got {', '.join(sorted(endings))}; convert them")
-    (ending,) = endings
-    check_keeps_geometry(ending, source=str(folder))
-    files = [file for file in image_files(folder, "") if image_ending(file.name) == ending]
-    return CaseFolder(name, folder, ending, _by_case(folder, files, ending))
+    ending, files = _files_of_one_format(folder)
+    stems = [file.name[: -len(ending)] for file in files]
+    cases = stems if _are_numbered_cases(folder, stems) else [stem.removesuffix(FIRST_CHANNEL) for stem in stems]
+    return CaseFolder(name, folder, ending, _one_file_each(folder, cases, files))
+
+
+def find_label_folder(argument: str, images: Iterable[CaseFolder]) -> CaseFolder:
+    """The label maps of a folder, by case: nnU-Net gives them no channel's number.
+
+    The case is the name of a file without its ending. `_0000` is left out where that alone makes it one of the images'.
+
+    Args:
+        argument: `DIR` or `NAME=DIR`.
+        images: folders of the cases' images.
+
+    Raises:
+        FileNotFoundError: as in `find_case_folder`.
+        ValueError: as there, but for several channels.
+    """
+    name, folder = _name_and_folder(argument)
+    ending, files = _files_of_one_format(folder)
+    known = set().union(*(images_of.files for images_of in images))
+    stems = [file.name[: -len(ending)] for file in files]
+    short = [stem.removesuffix(FIRST_CHANNEL) for stem in stems]
+    cases = [less if less in known and stem not in known else stem for stem, less in zip(stems, short, strict=True)]
+    return CaseFolder(name, folder, ending, _one_file_each(folder, cases, files))
 
 
 def _name_and_folder(argument: str) -> tuple[str, Path]:
@@ -75,30 +90,48 @@ def _name_and_folder(argument: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def _by_case(folder: Path, files: Sequence[Path], ending: str) -> dict[str, Path]:
-    stems = [file.name[: -len(ending)] for file in files]
-    _check_one_channel(folder, stems)
-    cases: dict[str, list[Path]] = {}
-    for stem, file in zip(stems, files, strict=True):
-        cases.setdefault(stem.removesuffix(FIRST_CHANNEL), []).append(file)
-    twice = [listed([file.name for file in files]) for files in cases.values() if len(files) > 1]
+def _files_of_one_format(folder: Path) -> tuple[str, list[Path]]:
+    """The ending of a folder's images, which must be one, and the images."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder} does not exist")
+    endings = {ending for file in image_files(folder, "") if (ending := image_ending(file.name)) is not None}
+    if not endings:
+        raise FileNotFoundError(f"{folder} must hold images in one of nnU-Net's formats, got none")
+    if len(endings) > 1:
+        raise ValueError(f"{folder} must have files of one format, got {', '.join(sorted(endings))}; convert them")
+    (ending,) = endings
+    check_keeps_geometry(ending, source=str(folder))
+    return ending, [file for file in image_files(folder, "") if image_ending(file.name) == ending]
+
+
+def _one_file_each(folder: Path, cases: Sequence[str], files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their cases, which must differ."""
+    found: dict[str, list[Path]] = {}
+    for case, file in zip(cases, files, strict=True):
+        found.setdefault(case, []).append(file)
+    twice = [listed([file.name for file in files]) for files in found.values() if len(files) > 1]
     if twice:
         raise ValueError(f"{folder} must hold one file for each case, got {listed(twice)}; leave one in the folder")
-    return {case: file for case, (file,) in sorted(cases.items())}
+    return {case: file for case, (file,) in sorted(found.items())}
 
 
-def _check_one_channel(folder: Path, stems: Sequence[str]) -> None:
-    """Refuse nnU-Net's names of several channels: `a_0000` and `a_0001`."""
-    numbers: dict[str, list[str]] = {}
-    for match in filter(None, (re.fullmatch(r"(.+)(_\d{4})", stem) for stem in stems)):
-        numbers.setdefault(match[1], []).append(match[2])
-    several = [found for found in numbers.values() if FIRST_CHANNEL in found and len(found) > 1]
-    if several:
+def _are_numbered_cases(folder: Path, stems: Sequence[str]) -> bool:
+    """Whether the numbers of names, from `_0000` on, are of cases: `s_0000`, `s_0001`, and nothing else.
+
+    Beside other names they would be nnU-Net's channels, of which there may not be several.
+    """
+    numbers: dict[str | None, set[str]] = {}
+    for stem in stems:
+        match = re.fullmatch(r"(.+)(_\d{4})", stem)
+        numbers.setdefault(match and match[1], set()).add(match[2] if match else stem)
+    several = [found for name, found in numbers.items() if name and FIRST_CHANNEL in found and len(found) > 1]
+    if several and len(numbers) > 1:
         found = listed(sorted(set().union(*several)))
         raise ValueError(
-            f"{folder} must hold one channel, got {found}; give each channel a folder of its own, or number cases from "
-            "0001 on, if these are cases"
+            f"{folder} must hold one channel, got {found}; give each channel a folder of its own, or add _0000 to all "
+            "names, if these are cases"
         )
+    return bool(several)
 
 
 def common_cases(folders: Iterable[CaseFolder], *, leave_out: bool) -> tuple[list[str], list[str]]:

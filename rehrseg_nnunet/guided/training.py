@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -118,14 +117,18 @@ class PairedTraining(ImageTraining):
     def check_grids(self) -> None:
         """Refuse pairs on different grids, as far as the raw dataset is at hand; says what was not compared."""
         folder = raw_folder(self.plans_manager.dataset_name)
-        files = RawFiles.of_dataset(folder).files
+        try:
+            files = RawFiles.of_dataset(folder).files
+        except (OSError, ValueError) as error:  # of raw data, which this training does not need
+            self.print_to_log_file(f"WARNING: the grids of the two scans are not compared: {error}")
+            return
         cases = [case for part in self.do_split() for case in part]
         images = {case: files[case][:-1] for case in cases if case in files}  # without the label
-        by_nibabel = issubclass(self.plans_manager.image_reader_writer_class, (NibabelIO, NibabelIOWithReorient))
-        unknown = [case for case in cases if case not in images] + check_grids(images, by_nibabel=by_nibabel)
+        reader = self.plans_manager.image_reader_writer_class
+        unknown = [case for case in cases if case not in images] + check_grids(images, reader=reader)
         if unknown:
             where = "nnUNet_raw is not set" if folder is None else f"there is no header to read in {folder}"
-            self.print_to_log_file(f"the grids of the two scans are not compared: {listed(unknown)} ({where})")
+            self.print_to_log_file(f"WARNING: the grids of the two scans are not compared: {listed(unknown)} ({where})")
 
     def measure_image_range(self) -> None:
         """Measure the range on the training cases, and name those that cannot teach anything or may teach wrong things.

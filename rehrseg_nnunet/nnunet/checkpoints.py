@@ -13,6 +13,7 @@ from rehrseg_nnunet.nnunet.trainer_mixin import TrainerMixin
 from rehrseg_nnunet.nnunet.weights import read_checkpoint
 
 CHECKPOINTS = "checkpoint_*.pth"
+ABSENT = "not there"
 DAMAGED = "remove it and continue with --c, from checkpoint_latest.pth or checkpoint_best.pth if there"
 
 
@@ -74,17 +75,30 @@ class SafeCheckpoints(TrainerMixin):
             checkpoint = read_checkpoint(Path(checkpoint), remedy=DAMAGED)
         try:
             super().load_checkpoint(filename_or_checkpoint)
-        except RuntimeError as error:  # of torch: weights that the network lacks, or of other sizes
-            configurations = (checkpoint["init_args"]["plans"], self.plans_manager.plans)
-            before, now = (settings_of(plans, self.configuration_name) for plans in configurations)
-            changed = [key for key in before.keys() & now.keys() if before[key] != now[key]]
+        except RuntimeError as error:
+            if "state_dict" not in str(error):  # of torch: weights that the network lacks, or of other sizes
+                raise
+            changed = self._changed_settings(checkpoint)
             if not changed:
                 raise
-            values = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in sorted(changed))
             raise ValueError(
-                f"the checkpoint in {self.output_folder} does not fit the plans, which have changed since: {values}; "
-                "put these back, and train with other ones under plans of another name"
+                f"the checkpoint in {self.output_folder} is not of the network that the plans describe; since then "
+                f"these have changed: {'; '.join(changed)}; put back what builds the network, and train with other "
+                "values under plans of another name"
             ) from error
+
+    def _changed_settings(self, checkpoint: Mapping[str, Any]) -> list[str]:
+        """Settings of the plans that were other ones when a checkpoint was saved; none if it does not say them."""
+        try:
+            stored = settings_of(checkpoint["init_args"]["plans"], self.configuration_name)
+        except (KeyError, RuntimeError):  # of something else than nnU-Net, or of another configuration
+            return []
+        now = settings_of(self.plans_manager.plans, self.configuration_name)
+        return [
+            f"{key} was {stored.get(key, ABSENT)} and is {now.get(key, ABSENT)}"
+            for key in sorted(stored.keys() | now.keys())
+            if stored.get(key, ABSENT) != now.get(key, ABSENT)
+        ]
 
 
 def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 from typing import Any, Literal
 
 from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
@@ -20,6 +20,7 @@ FINAL_CHECKPOINT, BEST_CHECKPOINT = "checkpoint_final.pth", "checkpoint_best.pth
 LENGTH_SUFFIX = re.compile(r"_\d+epochs?$")
 FOLD_FOLDER = re.compile(r"fold_(all|\d+)")
 LOOKS, PAUSE_S = 5, 0.2  # at plans that do not parse: nnU-Net writes them in place whenever a fold begins
+SETTLED_S = 10  # nobody is still writing an older file
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,23 @@ class FoldRun:
                 f"{self.plans_file} must have the configuration {self.configuration} of its folder's name, got "
                 f"{', '.join(found)}; name the folder as before if it was renamed, else {remedy}"
             )
-        return PlansManager(plans)
+        try:
+            manager = PlansManager(plans)
+            planned = manager.get_configuration(self.configuration)
+            [float(number) for number in (*planned.patch_size, *planned.spacing)]
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.plans_file} must have a whole configuration {self.configuration}, got a {type(error).__name__} "
+                f"({error}); {remedy}"
+            ) from None
+        return manager
 
     def _plans_at_rest(self, remedy: str) -> dict[str, Any]:
         for _ in range(LOOKS):
             with suppress(ValueError):
                 return read_plans(self.plans_file, remedy=remedy)
+            if time() - self.plans_file.stat().st_mtime > SETTLED_S:
+                break
             sleep(PAUSE_S)
         try:
             return read_plans(self.plans_file, remedy=remedy)

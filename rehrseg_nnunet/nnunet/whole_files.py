@@ -69,7 +69,7 @@ class WholeFiles(BaseReaderWriter):
         Raises:
             UnusableImageError: a file that cannot be used; named.
         """
-        volumes = [self._read(self.plain().read_images, str(file), (str(file),)) for file in image_fnames]
+        volumes = [self.read_checked(self.plain().read_images, str(file), (str(file),)) for file in image_fnames]
         first, properties = volumes[0]
         grid = grid_from_properties(properties, first.shape[1:])
         for file, (volume, own) in zip(image_fnames[1:], volumes[1:], strict=True):
@@ -91,7 +91,7 @@ class WholeFiles(BaseReaderWriter):
         Raises:
             UnusableImageError: a file that cannot be used; named.
         """
-        labels, properties = self._read(self.plain().read_seg, str(seg_fname), str(seg_fname), labels=True)
+        labels, properties = self.read_checked(self.plain().read_seg, str(seg_fname), str(seg_fname), labels=True)
         try:
             return integer_labels(labels, file=str(seg_fname)), properties
         except ValueError as error:
@@ -118,9 +118,12 @@ class WholeFiles(BaseReaderWriter):
             raise NotImplementedError(f"{output_fname}: {error}") from None
         self._write(write, Path(output_fname), values)
 
-    def _read(self, read: Callable, file: str, argument: Any, *, labels: bool = False) -> tuple[np.ndarray, dict]:
+    def read_checked(
+        self, read: Callable, file: str, argument: Any, *, labels: bool = False
+    ) -> tuple[np.ndarray, dict]:
+        """Read one file by nnU-Net's `read`, with all checks; errors name it."""
         try:
-            nans_hidden = self._check_nifti(file)
+            nans_hidden = self.check_nifti(file)
             array, properties = read(argument)
         except UnusableImageError:
             raise
@@ -139,7 +142,7 @@ class WholeFiles(BaseReaderWriter):
             logger.warning("%s: NaN and infinite values are read as 0, as in nnU-Net's training", file)
         return array, properties
 
-    def _check_nifti(self, file: str) -> bool:
+    def check_nifti(self, file: str) -> bool:
         """Refuse a NIfTI file that is no volume or ends early; returns whether SimpleITK hides NaN in it."""
         if not file.lower().endswith(_NIFTI):
             check_whole(file)

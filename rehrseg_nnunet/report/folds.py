@@ -11,6 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from rehrseg_nnunet.config.rehrseg import load_config
 from rehrseg_nnunet.evaluation.upsampling import METHODS, upsample_folder
+from rehrseg_nnunet.guided.frozen import TEACHER
+from rehrseg_nnunet.guided.keeper_run import KEEPER
 from rehrseg_nnunet.nnunet.dataset_json import read_dataset_json, read_plans
 from rehrseg_nnunet.nnunet.fold_run import FOLD_FOLDER, FoldRun
 from rehrseg_nnunet.nnunet.folders import find_dataset, nnunet_folder
@@ -84,6 +86,7 @@ def read_folds(wanted: WantedFolds, scratch: Path) -> Material:
         ValueError: files that cannot be used.
     """
     runs = wanted.runs()
+    _check_segments(runs[0])
     model = runs[0].folder.parent
     dataset_json = read_dataset_json(model / "dataset.json", required=("labels", "file_ending"))
     plans = WholeFilesPlansManager(read_plans(model / "plans.json", remedy="it lies beside the folds of every model"))
@@ -104,6 +107,15 @@ def read_folds(wanted: WantedFolds, scratch: Path) -> Material:
         stage_1=stage_1,
     )
     return _with_cases(material, validated, wanted, plans, scratch) if validated else material
+
+
+def _check_segments(run: FoldRun) -> None:
+    """Refuse teachers and keepers, whose validation has no labels."""
+    if run.trainer.startswith((TEACHER.trainer, KEEPER.trainer)):
+        raise ValueError(
+            f"-tr must be a trainer of segmentations, got {run.trainer}, which gives images: their scores and pictures "
+            f"are in {run.folder}"
+        )
 
 
 def _with_cases(

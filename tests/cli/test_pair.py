@@ -185,18 +185,30 @@ def test_what_looks_wrong_is_said_and_written(place, caplog):
     assert written(place)[1]["numTraining"] == 5
 
 
-def test_other_masks_are_said_by_case(place, caplog):
+def masked(place, part, *, cut):
+    """Five stripped scans in a folder; those of s2 and s4 show less where `cut`."""
     for number, case in enumerate(CASES):
         image = np.zeros(SHAPE, np.float32)
         image[1:9, 1:11, 2:12] = 50 + head(number)[1:9, 1:11, 2:12]
-        write(place / "3T" / f"{case}.nii.gz", image)
-        if case in ("s2", "s4"):
-            image[:, :, 2 : 3 + number // 2] = 0  # a smaller field of view
-        write(place / "7T" / f"{case}.nii.gz", image)
+        if cut and case in ("s2", "s4"):
+            image[:, :, 2 : 3 + number // 2] = 0
+        write(place / part / f"{case}.nii.gz", image)
+
+
+def test_what_better_scans_add_is_said_by_case(place, caplog):
+    masked(place, "3T", cut=True)
+    masked(place, "7T", cut=False)
     assert pair(place) == 0
-    assert "s2 (10.0 %), s4 (20.0 %): this share of voxels is 0 in only one of the two scans; " in caplog.text
-    assert "strip both with one mask, and cut both to what both show" in caplog.text
+    assert "s2 (11.1 %), s4 (25.0 %): the better scan adds this share of voxels to those of the usual" in caplog.text
+    assert "set the better scan to 0 where the usual one is" in caplog.text
     assert "s1 (" not in caplog.text
+
+
+def test_better_scans_that_show_less_are_no_doubt(place, caplog):
+    masked(place, "3T", cut=False)
+    masked(place, "7T", cut=True)
+    assert pair(place) == 0
+    assert "%" not in caplog.text
 
 
 def test_few_cases(place, caplog):
@@ -255,7 +267,8 @@ def test_not_finite_values(place, capsys):
             (place / part / f"{name}.nii.gz").unlink()
         write(place / part / f"{case}.nrrd", np.full(SHAPE, np.nan, np.float32))
     error = refused(place, capsys)
-    assert "s1.nrrd must hold finite values, got NaN or infinite ones; mend the file (and of case s3)" in error
+    assert "s1.nrrd must hold finite values, got NaN or infinite ones; set them to a number" in error
+    assert error.endswith("(and of case s3)")
 
 
 @pytest.mark.parametrize("part", ["3T", "7T"])
@@ -267,7 +280,8 @@ def test_nan_that_simpleitk_hides_is_refused_too(place, capsys, caplog, part, va
         write(place / part / f"{case}.nii.gz", image)
     error = refused(place, capsys)
     assert (
-        f"{part}/s2.nii.gz must hold finite values, got NaN or infinite ones; mend the file (and of case s4)" in error
+        f"{part}/s2.nii.gz must hold finite values, got NaN or infinite ones; set them to a number, e.g. to 0 with "
+        "fslmaths IN -nan OUT (and of case s4)" in error
     )
     assert "read as 0" not in caplog.text
 
@@ -308,13 +322,71 @@ def test_a_folder_with_several_channels_is_refused(place, capsys):
     )
 
 
-@pytest.mark.parametrize("others", [[], ["b"], ["b_0000"], ["b_0001"]], ids=str)
+@pytest.mark.parametrize("others", [["a"], ["b"], ["b_0000"], ["b_0001"]], ids=str)
 def test_two_channels_of_a_case_are_refused_whatever_is_beside_them(place, capsys, others):
     for name in ("a_0000", "a_0001", *others):
         for part in ("3T", "7T"):
             write(place / "all" / part / f"{name}.nii.gz", head(0))
     error = refused(place, capsys, "--skip-unpaired", source="all/3T", privileged="all/7T")
-    assert "3T must hold one channel, got _0000, _0001; give each channel a folder of its own, or number cases" in error
+    assert (
+        "3T must hold one channel, got _0000, _0001; give each channel a folder of its own, or add _0000 to all"
+        in error
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("sub_{}_0000", "sub_{}"),  # nnU-Net's names
+        ("sub_{}", "sub_{}"),
+        ("sub_{}", "sub_{}_0000"),
+        ("sub_{}_0000", "sub_{}_0000"),
+        ("sub_{}_T1", "sub_{}_T1_0000"),
+        ("{}", "{}"),
+    ],
+)
+def test_cases_may_be_numbered_from_0000(place, images, labels):
+    for number in range(3):
+        for part in ("a", "b"):
+            write(place / part / f"{images.format(f'{number:04d}')}.nii.gz", head(number))
+        write(place / "seg" / f"{labels.format(f'{number:04d}')}.nii.gz", (head(number) > 50).astype(np.uint8))
+    assert pair(place, "--labels", place / "seg", source="a", privileged="b") == 0
+    folder, content = written(place)
+    assert content["numTraining"] == 3
+    case = images.removesuffix("_0000").format("0002")
+    assert (folder / "imagesTr" / f"{case}_0001.nii.gz").is_file()
+    np.testing.assert_array_equal(values(folder / "labelsTr" / f"{case}.nii.gz"), head(2) > 50)
+
+
+def test_a_single_pair_in_nnunets_names(place):
+    for part in ("a", "b"):
+        write(place / part / "sub_0000_0000.nii.gz", head(0))
+    write(place / "seg" / "sub_0000.nii.gz", (head(0) > 50).astype(np.uint8))
+    assert pair(place, "--labels", place / "seg", source="a", privileged="b") == 0
+    assert (written(place)[0] / "labelsTr" / "sub_0000.nii.gz").is_file()
+
+
+def test_added_to_names_of_cases_the_first_channels_number_mends_them(place, capsys):
+    """What the refusal advises."""
+    names = [f"{site}_{number:04d}" for site in "ab" for number in range(2)]
+    for name in names:
+        for part in ("usual", "better"):
+            write(place / part / f"{name}.nii.gz", head(0))
+    assert "or add _0000 to all names, if these are cases" in refused(place, capsys, source="usual")
+    for part in ("usual", "better"):
+        for name in names:
+            (place / part / f"{name}.nii.gz").rename(place / part / f"{name}_0000.nii.gz")
+    assert pair(place, source="usual", privileged="better") == 0
+    assert written(place)[1]["numTraining"] == 4
+
+
+@pytest.mark.parametrize("second", ["s1_0000.nii.gz", "s1.NII.GZ"])
+def test_two_label_maps_of_a_case_are_refused(place, capsys, second):
+    for name in [*(f"{case}.nii.gz" for case in CASES), second]:
+        write(place / "seg" / "label.nii.gz", np.ones(SHAPE, np.uint8)).rename(place / "seg" / name)
+    error = refused(place, capsys, "--skip-unpaired", "--labels", place / "seg")
+    assert f"{place / 'seg'} must hold one file for each case, got " in error
+    assert second in error
 
 
 @pytest.mark.parametrize("second", ["s1_0000.nii.gz", "s1.NII.GZ"])

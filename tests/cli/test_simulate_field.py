@@ -220,7 +220,7 @@ def test_not_finite_values_are_refused_in_every_format(raw, capsys, ending):
     write(folder / "imagesTr" / f"case2_0000{ending}", image)
     describe(folder, file_ending=ending)
     assert simulate(604) == 1
-    assert f"case2_0000{ending} must hold finite values, got NaN or infinite ones; mend" in capsys.readouterr().err
+    assert f"case2_0000{ending} must hold finite values, got NaN or infinite ones; set them" in capsys.readouterr().err
     assert names(raw) == [SOURCE]
 
 

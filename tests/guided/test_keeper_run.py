@@ -182,7 +182,30 @@ def without_dataset_json(run):
     run.plans_file.with_name("dataset.json").unlink()
 
 
+def without_patch_size(run):
+    change_plans(run, lambda configurations: [content.pop("patch_size", None) for content in configurations.values()])
+
+
+def of_itself(run):
+    change_plans(run, lambda configurations: configurations["3d_fullres"].update({"inherits_from": "3d_fullres"}))
+
+
+def without_architecture(run):
+    change_plans(run, lambda configurations: [content.pop("architecture", 0) for content in configurations.values()])
+
+
+def with_a_channel_less(run):
+    file = run.plans_file.with_name("dataset.json")
+    content = json.loads(file.read_text())
+    content["channel_names"].pop("1")
+    file.write_text(json.dumps(content))
+
+
 DAMAGES = {
+    without_patch_size: r"must have a whole configuration 3d_fullres, got a KeyError \('patch_size'\); train",
+    of_itself: r"must have a whole configuration 3d_fullres, got a \w+Error \(.*\); train the keeper",
+    without_architecture: r"must have a whole configuration 3d_fullres, got a \w+Error \(.*\); train the keeper",
+    with_a_channel_less: r"dataset.json must name the keeper's channels, 1 is missing; train the keeper again",
     backup: r"folder must be named <trainer>__<plans>__<configuration>/fold_<fold>, got .*__backup/fold_0",
     renamed: r"3d_fullres_old/plans.json must have the configuration 3d_fullres_old .*, got 3d_fullres, 2d; name the",
     cut: r"fullres/plans.json must be JSON, got a mistake at line 1, column \d+",

@@ -88,7 +88,7 @@ def model(tmp_path):
     folder = tmp_path / "GuidedTrainer__p__3d_fullres"
     (folder / "fold_1").mkdir(parents=True)
     (folder / "fold_1" / "checkpoint_best.pth").touch()
-    content = {**configuration(resolved(run="pairs/fold_1"), hidden=0.5), "architecture": {}}
+    content = {**configuration(resolved(run="pairs/fold_1"), hidden=0.5), "architecture": {}, "patch_size": [8, 8, 8]}
     plans = {"configurations": {"3d_fullres": content}}
     (folder / "plans.json").write_text(json.dumps(plans))
     return folder

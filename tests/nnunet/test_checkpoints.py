@@ -147,8 +147,10 @@ class Changed(Trainer):
 
 
 class BaseThatRefuses(Changed):
+    error = RuntimeError("Error(s) in loading state_dict: size mismatch for w")
+
     def load_checkpoint(self, filename_or_checkpoint):
-        with patch.object(Base, "load_checkpoint", side_effect=RuntimeError("size mismatch for w")):
+        with patch.object(Base, "load_checkpoint", side_effect=self.error):
             super().load_checkpoint(filename_or_checkpoint)
 
 
@@ -157,11 +159,24 @@ def test_settings_that_changed_since_the_checkpoint_are_named(tmp_path, as_dict)
     file = tmp_path / "checkpoint_latest.pth"
     Changed(tmp_path, hidden=0.25).save_checkpoint(str(file))
     checkpoint = torch.load(file, weights_only=False) if as_dict else str(file)
-    changed = r"guidance.fusion.hidden was 0.25 and is 1.0; put these back, .* plans of another name"
-    with pytest.raises(ValueError, match=rf"in {tmp_path} does not fit the plans, which have changed since: {changed}"):
+    changed = r"guidance.fusion.hidden was 0.25 and is 1.0; put back what builds the network, .* plans of another name"
+    with pytest.raises(ValueError, match=rf"in {tmp_path} is not of .* these have changed: {changed}"):
         BaseThatRefuses(tmp_path, hidden=1.0).load_checkpoint(checkpoint)
     with pytest.raises(RuntimeError, match="size mismatch"):  # nothing of the plans has changed
         BaseThatRefuses(tmp_path, hidden=0.25).load_checkpoint(checkpoint)
+
+
+def test_settings_are_not_blamed_for_other_errors(tmp_path):
+    file = tmp_path / "checkpoint_latest.pth"
+    Changed(tmp_path, hidden=0.25).save_checkpoint(str(file))
+    trainer = BaseThatRefuses(tmp_path, hidden=1.0)
+    trainer.error = torch.OutOfMemoryError("out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.load_checkpoint(str(file))
+    del trainer.error
+    torch.save({"network_weights": {}}, file)  # which does not say its plans
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        trainer.load_checkpoint(str(file))
 
 
 def test_a_folder_that_takes_no_files_is_refused_before_anything_is_built(tmp_path):

@@ -1,6 +1,7 @@
 """nnU-Net's result folders, read and written."""
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -131,12 +132,22 @@ def test_plans_that_are_kept_with_the_model(own, monkeypatch):
     own.folder.mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=rf"{own.plans_file} is missing; {REMEDY}"):
         own.kept_plans(remedy=REMEDY)
-    whole = json.dumps({"configurations": {"3d_fullres": {"architecture": {}}}})
+    configuration = {"architecture": {}, "patch_size": [4, 4, 4], "spacing": [1, 1, 1]}
+    whole = json.dumps({"configurations": {"3d_fullres": configuration}})
     own.plans_file.write_text(whole[:20])
     looks = iter(["", whole[:10], whole])
     monkeypatch.setattr(fold_run, "sleep", lambda seconds: own.plans_file.write_text(next(looks)))
-    assert own.kept_plans(remedy=REMEDY).get_configuration("3d_fullres").configuration == {"architecture": {}}
+    assert own.kept_plans(remedy=REMEDY).get_configuration("3d_fullres").configuration == configuration
     assert next(looks, None) is None
+
+
+def test_an_old_file_is_not_waited_for(own, monkeypatch):
+    own.folder.mkdir(parents=True)
+    own.plans_file.write_text("{")
+    os.utime(own.plans_file, (0, 0))
+    monkeypatch.setattr(fold_run, "sleep", pytest.fail)
+    with pytest.raises(ValueError, match=rf"must be JSON.*; {REMEDY}"):
+        own.kept_plans(remedy=REMEDY)
 
 
 def test_plans_that_stay_wrong_are_named(own, monkeypatch):

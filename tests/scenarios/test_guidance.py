@@ -691,7 +691,7 @@ def test_settings_that_changed_since_the_checkpoint_are_named(guided):
             changed.plans["configurations"]["3d_fullres"]["guidance"]["fusion"] = {"hidden": 1.0}
             changed.write()
             trainer = guided_trainer(guided, name, start=False)
-            with pytest.raises(ValueError, match=r"guidance\.fusion\.hidden was 0\.25 and is 1\.0; put these back"):
+            with pytest.raises(ValueError, match=r"guidance\.fusion\.hidden was 0\.25 and is 1\.0; put back what"):
                 trainer.load_checkpoint(str(file))
     finally:
         shutil.rmtree(begun.output_folder_base)
@@ -720,15 +720,15 @@ def test_a_training_says_what_may_make_its_guidance_worse(guided):
 
 
 def test_a_teacher_that_knows_a_validation_case_is_refused(guided):
-    """Fold 1's keeper, which does not know it, was taught by fold 0's teacher."""
+    """Fold 2's keeper, which does not know it, was taught by fold 0's teacher."""
     file = guided.plans(PAIRS).parent / "splits_final.json"
-    original, case = file.read_text(), usual_cases(guided, fold=1)[0]
+    original, case = file.read_text(), usual_cases(guided, fold=2)[0]
     splits = json.loads(original)
     splits[0]["train"].append(case)
     file.write_text(json.dumps(splits))
     try:
         with pytest.raises(ValueError, match=rf"must be new to the keeper's teacher, but it was trained on {case} \("):
-            guided_trainer(guided, f"{GUIDED}_1epoch", start=False, fold=1).initialize()
+            guided_trainer(guided, f"{GUIDED}_1epoch", start=False, fold=2).initialize()
     finally:
         file.write_text(original)
         shutil.rmtree(guided.fold(f"{GUIDED}_1epoch", USUAL).parent)
