@@ -65,7 +65,7 @@ class Subject:
 
     kind: str
     width: int = 8
-    kernel: int = 7
+    kernel: int = 3
     hidden: float = 0.25
     residual: bool = True
 

@@ -12,15 +12,15 @@ Data = Literal["pairs", "source", "privileged", "both", "synthesised", "everyone
 # Plans beside the preset's: what each has in its `guidance` block instead.
 PLANS: dict[str, Mapping[str, Any]] = {
     "": {},
-    "kernel3": {"keeper": {"kernel": 3}},
-    "direct": {"keeper": {"kernel": 3, "residual": False}},
-    "width16": {"base_features": 16, "keeper": {"kernel": 3}},
-    "distill1": {"keeper": {"kernel": 3, "distillation_weight": 1.0}},
-    "distill30": {"keeper": {"kernel": 3, "distillation_weight": 30.0}},
-    "polynomial": {"schedule": "polynomial", "keeper": {"kernel": 3}},
+    "kernel7": {"keeper": {"kernel": 7}},
+    "direct": {"keeper": {"residual": False}},
+    "width16": {"base_features": 16},
+    "distill1": {"keeper": {"distillation_weight": 1.0}},
+    "distill30": {"keeper": {"distillation_weight": 30.0}},
+    "polynomial": {"schedule": "polynomial"},
     "scratch": {"from_baseline": False, "fusion": {"start": "identity"}},
     "paperFusion": {"from_baseline": False, "fusion": {"hidden": 1.0, "start": "paper"}},
-    "onecycle": {"schedule": "one_cycle", "keeper": {"kernel": 3}},
+    "onecycle": {"schedule": "one_cycle"},
 }
 
 
@@ -112,8 +112,8 @@ ROWS = {
         Row(key="l1_unet", title="plain U-Net, L1", trainer="L1UNetTrainer", data="pairs", epochs="keeper"),
         _keeper(),
         _keeper("", "noAdversary"),
-        _keeper("kernel3"),
-        _keeper("kernel3", "noAdversary"),
+        _keeper("kernel7"),
+        _keeper("kernel7", "noAdversary"),
         _keeper("direct"),
         _keeper("direct", "noAdversary"),
         _keeper("distill1"),

@@ -3,7 +3,7 @@
 Its paper is Oh et al., arXiv 2402.08409 (UHF-guided segmentation); `paper` and `released code` below are its authors'.
 It stands beside nnU-Net's own keys, with or without a `rehrseg` block::
 
-    "configurations": {"3d_fullres": {..., "guidance": {"base_features": 16, "keeper": {"kernel": 3}}}}
+    "configurations": {"3d_fullres": {..., "guidance": {"base_features": 16, "keeper": {"kernel": 7}}}}
 
 Without the block, every key has its default. Unlike `rehrseg` it needs no thick slices: any 2d or 3d configuration but
 a cascade will do. docs/reference/settings.md is generated from here.
@@ -75,9 +75,9 @@ class KeeperConfig(StrictModel):
         json_schema_extra=RELEASE,
     )
     kernel: PositiveInt = Field(
-        default=7,
-        description="edge of the kernels of its blocks, odd; 3 has a tenth of the parameters",
-        json_schema_extra=RELEASE,
+        default=3,
+        description="edge of the kernels of its blocks, odd (released code: 7, with ten times the parameters)",
+        json_schema_extra=OURS,
     )
     recalibration: bool = Field(
         default=True,

@@ -161,7 +161,7 @@ class Keeper(nn.Module):
         self,
         shape: GuidanceShape,
         *,
-        kernel: int = 7,
+        kernel: int = 3,
         recalibration: bool = True,
         level_restoration: bool = True,
         residual: bool = False,

@@ -49,15 +49,15 @@ def test_images_are_compared_in_features_of_a_teacher_that_is_there(start):
 
 
 def test_seeds_share_baseline_and_keeper(start):
-    steps = start("--rows", "guided", "synthesised", "--seeds", "2", "5", "--keeper", "keeper_kernel3")
+    steps = start("--rows", "guided", "synthesised", "--seeds", "2", "5", "--keeper", "keeper_kernel7")
     trained = [step[1:] for step in steps if step[0] == "train"]
     assert sorted(trained) == sorted(
         [
-            *((key, 2) for key in ("baseline", "teacher", "keeper_kernel3")),
+            *((key, 2) for key in ("baseline", "teacher", "keeper_kernel7")),
             *((key, seed) for seed in (2, 5) for key in ("guided", "synthesised")),
         ]
     )
-    assert steps.index("synthesised") > steps.index(("train", "keeper_kernel3", 2))
+    assert steps.index("synthesised") > steps.index(("train", "keeper_kernel7", 2))
     assert steps.index("source") == 0
     for key in ("guided", "synthesised"):
         assert ("predict", key, 5) in steps
@@ -89,7 +89,7 @@ def test_a_folder_is_of_one_comparison(start):
     start("--rows", "teacher", "--snr", "8", "--number", "614")
     start("--rows", "continued", "--continued-epochs", "9")
     start("--rows", "continued", "--continued-epochs", "3")
-    for option, value, was in (("keeper", "keeper_kernel3", "keeper"), ("keeper-epochs", "2", "None")):
+    for option, value, was in (("keeper", "keeper_kernel7", "keeper"), ("keeper-epochs", "2", "None")):
         name = option.replace("-", "_")
         with pytest.raises(SystemExit, match=f"was made with {name} {was}, got {value}"):
             start("--rows", "guided", f"--{option}", value)

@@ -60,12 +60,12 @@ def test_a_row_comes_after_what_it_builds_on():
 
 
 def test_the_first_seed_lies_where_nnunets_commands_train(make_guided_run, make_guidance, recorder):
-    run = make_guided_run("keeper_kernel3")
+    run = make_guided_run("keeper_kernel7")
     args = trained(run, recorder)
     assert (args.dataset_name_or_id, args.configuration, args.fold) == ("Dataset604_Tiny_pairs", "3d_fullres", "0")
-    assert (args.tr, args.p) == ("KnowledgeKeeperTrainer", "cpu_kernel3")
+    assert (args.tr, args.p) == ("KnowledgeKeeperTrainer", "cpu_kernel7")
     results = make_guidance().work / "nnUNet_results" / "Dataset604_Tiny_pairs"
-    assert run.folder == results / "KnowledgeKeeperTrainer__cpu_kernel3__3d_fullres" / "fold_0"
+    assert run.folder == results / "KnowledgeKeeperTrainer__cpu_kernel7__3d_fullres" / "fold_0"
     (environment,) = recorder.environments
     teacher = results / "GuidanceTeacherTrainer__cpu__3d_fullres" / "fold_0"
     assert environment[TEACHER_VARIABLE] == str(teacher)
@@ -84,7 +84,7 @@ def test_lengths_of_their_own(make_guided_run):
     assert "GuidanceTeacherTrainer_7epochs__cpu_onecycle" in teacher
 
 
-@pytest.mark.parametrize("key", ["teacher", "l1_unet", "keeper_kernel3_noAdversary", "baseline", "guided"])
+@pytest.mark.parametrize("key", ["teacher", "l1_unet", "keeper_kernel7_noAdversary", "baseline", "guided"])
 def test_nothing_is_done_for_a_finished_training(make_guided_run, recorder, key):
     run = make_guided_run(key)
     finish(run)

@@ -73,13 +73,13 @@ def test_images(image_runs):
     assert list(table.rows) == [
         "source, best line",
         "reconstruction by the teacher, width 8, 100 epochs (bound)",
-        "keeper, width 8, kernel 7, distillation 1, not residual, one cycle, 100 epochs",
+        "keeper, width 8, kernel 3, distillation 1, not residual, one cycle, 100 epochs",
         "plain U-Net, L1, 9 epochs",
     ]
     keeper = {
         metric: cell.markdown
         for metric, cell in table.rows[
-            "keeper, width 8, kernel 7, distillation 1, not residual, one cycle, 100 epochs"
+            "keeper, width 8, kernel 3, distillation 1, not residual, one cycle, 100 epochs"
         ].items()
     }
     assert keeper["psnr"] == "21.67"

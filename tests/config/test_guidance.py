@@ -84,6 +84,6 @@ def test_the_papers_preset_spells_out_every_key_that_no_dataset_decides():
     paper = parse_block(written)
     assert paper.base_features == 16
     assert (paper.fusion.hidden, paper.fusion.start, paper.checkpoint) == (1, "paper", "best")
-    keeper = {"source_augmentation": "spatial", "residual": False}
+    keeper = {"source_augmentation": "spatial", "residual": False, "kernel": 7}
     assert paper.keeper == GuidanceConfig().keeper.model_copy(update=keeper)
     assert paper.teacher == GuidanceConfig().teacher

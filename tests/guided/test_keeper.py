@@ -38,9 +38,10 @@ def taught(network):
 def test_the_paper_s_networks_have_their_weights():
     strides = [(1, 1, 1), *[(2, 2, 2)] * 4]
     shape = {"strides": strides, "kernels": [(3, 3, 3)] * 5}
-    assert counted(Keeper(GuidanceShape(**shape, widths=(16, 32, 64, 128, 256), convs_per_block=1))) == 34_960_356
+    widths = (16, 32, 64, 128, 256)
+    assert counted(Keeper(GuidanceShape(**shape, widths=widths, convs_per_block=1), kernel=7)) == 34_960_356
     plane = {"strides": [axes[:2] for axes in strides], "kernels": [(3, 3)] * 5}
-    assert counted(Keeper(GuidanceShape(**plane, widths=(16,) * 5, convs_per_block=2))) == 161_831
+    assert counted(Keeper(GuidanceShape(**plane, widths=(16,) * 5, convs_per_block=2), kernel=7)) == 161_831
 
 
 @pytest.mark.parametrize("settings", [{}, {"recalibration": False}, {"residual": True}])
