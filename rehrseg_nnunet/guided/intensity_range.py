@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rehrseg_nnunet.cases.case_dataset import Cases
-from rehrseg_nnunet.guided.foreground import foreground
 from rehrseg_nnunet.guided.pair_checks import edge_correlation
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 
@@ -61,11 +60,11 @@ def measure_pairs(dataset: Cases, identifiers: Sequence[str], channels: PairedCh
 
 
 def _edges_agree(values: np.ndarray, known: np.ndarray, channels: PairedChannels) -> float:
-    """`edge_correlation` in the head of a case's middle (C, D, H, W), where it has data (D, H, W)."""
+    """`edge_correlation` in the middle of a case (C, D, H, W), where it has data (D, H, W) and is not masked out."""
     starts = [max(0, size - COMPARED_EDGE) // 2 for size in known.shape]
     middle = tuple(slice(start, start + COMPARED_EDGE) for start in starts)
     seen = values[(slice(None), *middle)]
-    inside = foreground(seen) & known[middle]
+    inside = (seen != 0).any(axis=0) & known[middle]
     if not inside.any():
         return float("nan")
     return edge_correlation(seen[list(channels.source)], seen[list(channels.privileged)], inside)
