@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from rehrseg_nnunet.guided.adversary import descend
 from rehrseg_nnunet.guided.losses import TeacherLoss
 from rehrseg_nnunet.guided.networks import build_teacher, check_adversary
-from rehrseg_nnunet.guided.report import TEACHER_REPORT, report_teacher
+from rehrseg_nnunet.guided.report import report_teacher
 from rehrseg_nnunet.guided.teacher import Teacher
 from rehrseg_nnunet.guided.training import PairedTraining
-from rehrseg_nnunet.guided.validation_summary import write_summary
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
 from rehrseg_nnunet.nnunet.precision import mixed_precision
 from rehrseg_nnunet.restoration.image_training import refuse_prediction
@@ -86,5 +83,3 @@ class GuidanceTeacherTrainer(PairedTraining, PluginTrainer, nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Say how well the teacher makes the validation cases again, in `teacher_report.json`."""
         report_teacher(self)
-        if self.local_rank == 0:
-            write_summary(Path(self.output_folder) / TEACHER_REPORT)

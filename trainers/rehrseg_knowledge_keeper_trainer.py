@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from rehrseg_nnunet.guided.frozen import TEACHER, FrozenTeacher, open_teacher
 from rehrseg_nnunet.guided.keeper import KeeperNetwork
 from rehrseg_nnunet.guided.losses import KeeperLoss, feature_error, matching_error
 from rehrseg_nnunet.guided.networks import build_discriminator, build_keeper, hash_tensor
-from rehrseg_nnunet.guided.report import RECONSTRUCTED, SYNTHESIS_REPORT, report_keeper
+from rehrseg_nnunet.guided.report import RECONSTRUCTED, report_keeper
 from rehrseg_nnunet.guided.training import PairedTraining
-from rehrseg_nnunet.guided.validation_summary import write_summary
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.fold_run import FoldRun
 from rehrseg_nnunet.nnunet.plugin_trainer import PluginTrainer
@@ -184,5 +182,3 @@ class KnowledgeKeeperTrainer(PairedTraining, PluginTrainer, nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write the synthesised validation images, pictures of some, and `synthesis_report.json`."""
         report_keeper(self, self.teacher_at_hand())
-        if self.local_rank == 0:
-            write_summary(Path(self.output_folder) / SYNTHESIS_REPORT)

@@ -63,9 +63,9 @@ def header_grid(file: str, *, reader: type[BaseReaderWriter]) -> Grid | None:
         if issubclass(reader, (NibabelIO, NibabelIOWithReorient)):
             return _nibabel_grid(file, turned=issubclass(reader, NibabelIOWithReorient))
         if issubclass(reader, SimpleITKIOWithReorient):
-            return _turned_sitk_grid(file)
+            return _turned_sitk_grid(_sitk_header(file))
         if issubclass(reader, SimpleITKIO):
-            return _sitk_grid(file)
+            return _sitk_grid(_sitk_header(file))
         return None
     except Exception:  # every library has errors of its own; whatever it is, nnU-Net has read the file
         return None
@@ -98,14 +98,13 @@ def _sitk_header(file: str) -> sitk.ImageFileReader:
     return reader
 
 
-def _sitk_grid(file: str) -> Grid:
-    header = _sitk_header(file)
+def _sitk_grid(header: sitk.ImageFileReader) -> Grid:
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     size = header.GetSize()[::-1]
     return grid_from_properties({"sitk_stuff": geometry}, (*(1,) * (3 - len(size)), *size))
 
 
-def _turned_sitk_grid(file: str) -> Grid:
-    grid, direction = _sitk_grid(file), _sitk_header(file).GetDirection()
-    letters = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(direction)
+def _turned_sitk_grid(header: sitk.ImageFileReader) -> Grid:
+    grid = _sitk_grid(header)
+    letters = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(header.GetDirection())
     return _turned_grid(LPS_RAS @ grid.affine[:, [2, 1, 0, 3]], grid.shape[::-1], axcodes2ornt(letters))

@@ -28,6 +28,7 @@ from rehrseg_nnunet.guided.pair_transforms import split_channels
 from rehrseg_nnunet.guided.paired_channels import PairedChannels
 from rehrseg_nnunet.guided.synthesis import file_stems, in_case_grid, planned_spacing, synthesise
 from rehrseg_nnunet.guided.training import PairedTraining
+from rehrseg_nnunet.guided.validation_summary import write_summary
 from rehrseg_nnunet.nnunet.extended_network import unwrap
 from rehrseg_nnunet.nnunet.whole_files import whole_files
 from rehrseg_nnunet.slices.grids import Grid
@@ -103,6 +104,7 @@ class ValidationReport:
         means, missing = mean_rows(cases), left_out(cases)
         content = {"mean": means, "left_out": missing, "cases": cases, "image_range": self.image_range}
         save_json(as_json(content), str(Path(self.trainer.output_folder) / name), sort_keys=False)
+        write_summary(Path(self.trainer.output_folder) / name)
         if missing:
             told = "; ".join(f"{case} ({', '.join(scores)})" for case, scores in missing.items())
             self.trainer.print_to_log_file(
